@@ -1,0 +1,249 @@
+"""The door: the one place where operators are compiled and where NumPy meets JAX.
+
+An operator is a pytree: its arrays are leaves, its code is the tree definition. A method of it is traced once for
+each tree definition, and compiled once for each program (see `trace`); the caches are bounded. A `Door` is an
+operator made ready for many products: flattened once, so that a product costs a few microseconds of Python.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Jaxpr, Literal
+
+from linops.jaxpr import live_bytes, nbytes
+from linops.space import Space, loses_precision, warn_narrowing
+from linops.trace import Program, stage
+
+
+@dataclasses.dataclass(frozen=True)
+class Staged:
+    """A method of an operator, traced and ready to compile: `run(*consts, *leaves, *arguments)` gives new arrays."""
+
+    run: Callable
+    consts: tuple
+    sources: tuple[tuple[bool, int], ...]  # of each result: whether it is an input, passed through, and which
+    out_tree: jax.tree_util.PyTreeDef
+    jaxpr: Jaxpr
+    wanted: tuple[int, ...]  # the results of the jaxpr that are computed
+
+    @functools.cached_property
+    def bytes_out(self):
+        """Bytes of the results, without those passed through."""
+        return sum(nbytes(self.jaxpr.outvars[i].aval) for i in self.wanted)
+
+    @functools.cached_property
+    def bytes_live(self):
+        return live_bytes(self.jaxpr)
+
+
+class Flat:
+    """A pytree flattened once, each array in it once: what a staged method takes."""
+
+    def __init__(self, tree):
+        leaves, self.treedef = jax.tree.flatten(tree)
+        places = {}
+        self.index = tuple(places.setdefault(id(leaf), len(places)) for leaf in leaves)
+        self.leaves = tuple({id(leaf): leaf for leaf in leaves}.values())
+        self.avals = tuple(map(jax.typeof, self.leaves))
+
+    def stage(self, method, *arguments):
+        return _stage(
+            method, self.treedef, self.index, self.avals, tuple(map(jax.typeof, arguments)), jax.config.jax_enable_x64
+        )
+
+    def call(self, method, *arguments):
+        """`method(tree, *arguments)`, a pytree of arrays, in one compiled call."""
+        return self.finish(self.stage(method, *arguments), *arguments)
+
+    def finish(self, staged, *arguments):
+        inputs = (*staged.consts, *self.leaves, *arguments)
+        outputs = staged.run(*inputs)
+        return staged.out_tree.unflatten([(inputs if passed else outputs)[i] for passed, i in staged.sources])
+
+
+def is_traced(tree):
+    """Whether `tree` belongs to a jit, vmap or grad in progress."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def memory_budget(share):
+    """Bytes that a `share` of the default device's memory makes."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    total = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(total * share)
+
+
+class Door:
+    """An operator flattened for products with arrays of the host or of the device.
+
+    It holds arrays and programs and no operator, so that an operator may keep its doors without a cycle.
+    """
+
+    def __init__(self, operator, name):
+        self.name = name
+        self.rows, self.columns = operator.shape
+        self.dtype = operator.dtype
+        self.codomain: Space = operator.codomain
+        self.check_finite = operator._checks_finite
+        self._flat = Flat(operator)
+        self._warned = False
+
+    @functools.cached_property
+    def _vector(self):
+        """The compiled product with a vector, bound to the operator's arrays."""
+        staged = self._flat.stage("_vector", jax.ShapeDtypeStruct((self.columns,), self.dtype))
+        return functools.partial(staged.run, *staged.consts, *self._flat.leaves)
+
+    def matvec(self, v):
+        """A v for a NumPy vector: a fresh, writable NumPy vector of the operator's dtype."""
+        if v.dtype != self.dtype:
+            v = self.coerce(v)
+        if v.shape != (self.columns,):
+            raise ValueError(self._shape_message(v))
+        try:
+            result = np.array(self._vector(v)[0])
+        except jax.errors.TracerArrayConversionError:  # within a jit that has nothing to do with this product
+            with jax.ensure_compile_time_eval():
+                result = np.array(self._vector(v)[0])
+        if self.check_finite and not np.isfinite(result).all():
+            raise FloatingPointError(self._nonfinite_message(result, v))
+        return result
+
+    def matmat(self, block):
+        """A V for a NumPy block of columns, in as many compiled calls as the memory budget asks."""
+        block = self.coerce(block)
+        if block.ndim != 2 or block.shape[0] != self.columns:
+            raise ValueError(self._shape_message(block))
+        result = np.empty((self.rows, block.shape[1]), self.dtype)
+        for start in range(0, block.shape[1], self.block_width):
+            piece = block[:, start : start + self.block_width]
+            result[:, start : start + piece.shape[1]] = self._padded("_block", piece)[:, : piece.shape[1]]
+        if self.check_finite and not np.isfinite(result).all():
+            raise FloatingPointError(self._nonfinite_message(result, block))
+        return result
+
+    def diagonal_of(self, block, start):
+        """The entries (start + i, i) of A V."""
+        diagonal = self._padded("_block_diagonal", block, np.int32(start))[: block.shape[1]]
+        if self.check_finite and not np.isfinite(diagonal).all():
+            raise FloatingPointError(f"the diagonal of {self.name} has NaN or Inf; expected finite numbers")
+        return diagonal
+
+    def _padded(self, method, block, *arguments):
+        """Call with the block filled up with zeros to one of a few widths, so that few programs are compiled."""
+        missing = _round_up(block.shape[1]) - block.shape[1]
+        block = np.pad(block, ((0, 0), (0, missing))) if missing else block
+        with jax.ensure_compile_time_eval():
+            return np.asarray(self._flat.call(method, block, *arguments))
+
+    def device_product(self, v):
+        """A v or A V for a concrete device array, which stays there."""
+        if v.ndim not in (1, 2) or v.shape[0] != self.columns:
+            raise ValueError(self._shape_message(v))
+        v = self.coerce(v)
+        if v.ndim == 1:
+            return self._vector(v)[0]
+        starts = range(0, max(v.shape[1], 1), self.block_width)
+        pieces = [self._flat.call("_block", v[:, start : start + self.block_width]) for start in starts]
+        return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=1)
+
+    def tree_product(self, v):
+        """A v for an element of the domain, a tree of device arrays."""
+        return self._flat.call("_tree", *jax.tree.leaves(v))
+
+    @functools.cached_property
+    def block_width(self):
+        """How many columns to take at once: a power of two, such that intermediates stay within the budget."""
+        staged = self._flat.stage("_vector", jax.ShapeDtypeStruct((self.columns,), self.dtype))
+        per_column = staged.bytes_live + (self.rows + self.columns) * self.dtype.itemsize
+        return 1 << max(0, (memory_budget(BLOCK_SHARE) // per_column).bit_length() - 1)
+
+    def coerce(self, v):
+        """`v` in the operator's dtype; digits lost are said once."""
+        if v.dtype == self.dtype:
+            return v
+        if not (jnp.issubdtype(v.dtype, jnp.number) or v.dtype == bool):
+            raise TypeError(f"{self.name} got an array of dtype {v.dtype}, expected numbers")
+        if not self._warned and loses_precision(v.dtype, self.dtype):
+            self._warned = True
+            warn_narrowing(f"the vector multiplied by {self.name}", v.dtype, self.dtype)
+        return v.astype(self.dtype)
+
+    def _shape_message(self, v):
+        return (
+            f"{self.name} got an array of shape {v.shape}, expected ({self.columns},) for a vector or "
+            f"({self.columns}, k) for k columns; a pytree goes to .mv"
+        )
+
+    def _nonfinite_message(self, result, v):
+        if not np.isfinite(v).all():
+            cause = "the array that it multiplies holds NaN or Inf already"
+        else:
+            rows = np.flatnonzero(~np.isfinite(result.reshape(self.rows, -1)).all(axis=1))
+            cause = f"{len(rows)} of {self.rows} rows, the first at {self.codomain.locate(int(rows[0])) or 'the value'}"
+        return (
+            f"a product with {self.name} has NaN or Inf: {cause}; expected finite numbers: look at the function near "
+            "its point (jax.config.jax_debug_nans shows where), or pass check_finite=False"
+        )
+
+
+# Shares of memory: residuals kept for one operator, and the intermediates of one block of columns.
+RESIDUAL_SHARE = 1 / 4
+BLOCK_SHARE = 1 / 64
+
+
+def _round_up(count):
+    """The next of 1, 2, 3, 4, 6, 8, 12, 16, ...: few widths, so few compilations, and at most a third in vain."""
+    power = 1 << max(0, count - 1).bit_length()
+    return power * 3 // 4 if power >= 4 and count <= power * 3 // 4 else power
+
+
+@functools.lru_cache(maxsize=512)
+def _stage(method, treedef, index, leaf_avals, argument_avals, x64):
+    del x64  # part of the key only: it changes what is traced
+    out_tree = None
+
+    def flat(*values):
+        nonlocal out_tree
+        leaves, arguments = values[: len(leaf_avals)], values[len(leaf_avals) :]
+        tree = treedef.unflatten([leaves[i] for i in index])
+        results, out_tree = jax.tree.flatten(getattr(tree, method)(*arguments))
+        return results
+
+    structs = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in (*leaf_avals, *argument_avals)]
+    program, consts = stage(flat, *structs)
+    sources, wanted = _sources(program.jaxpr, len(consts) + len(leaf_avals))
+    return Staged(_compiled(program, wanted), tuple(consts), sources, out_tree, program.jaxpr, wanted)
+
+
+def _sources(jaxpr, held):
+    """Where each result comes from, as pairs (is one of the first `held` inputs, index), and which to compute.
+
+    XLA would copy a result that is an input, and compute one that is asked for twice as two.
+    """
+    inputs = {var: i for i, var in enumerate((*jaxpr.constvars, *jaxpr.invars)[:held])}
+    computed = {}
+    sources = []
+    for i, atom in enumerate(jaxpr.outvars):
+        key = i if isinstance(atom, Literal) else atom
+        sources.append(
+            (True, inputs[key]) if key in inputs else (False, computed.setdefault(key, (len(computed), i))[0])
+        )
+    return tuple(sources), tuple(i for _, i in computed.values())
+
+
+@functools.lru_cache(maxsize=512)
+def _compiled(program: Program, wanted):
+    """The jitted function of a program, from consts and arguments to the wanted results."""
+    consts = len(program.jaxpr.constvars)
+
+    def run(*values):
+        results = program(values[:consts], *values[consts:])
+        return [results[i] for i in wanted]
+
+    return jax.jit(run)

@@ -1,0 +1,115 @@
+"""Products of Jacobians: the Gauss-Newton matrix, and the Gram matrix of the Jacobian's rows."""
+
+from linops.algebra import Product
+from linops.hessian import Hessian, require_scalar
+from linops.jacobian import Derived, Jacobian, point
+from linops.space import Space
+from linops.trace import Function
+
+
+class Expanded(Derived):
+    """An operator that is a product of others: a subclass adds `_expand`, the product in traceable JAX."""
+
+    def _mv(self, v):
+        return self._expand()._mv(v)
+
+    def _linear(self):
+        return self._expand().linearize()
+
+    def _options(self):
+        return {"function": self.function, "keep": self.keep, "check_finite": self.check_finite}
+
+    def _jacobian(self, x):
+        return Jacobian._make(x=x, **self._options())
+
+
+class GaussNewton(Expanded):
+    """The Gauss-Newton matrix Jᵀ (∇² loss) J of loss(f(x)), a symmetric operator of shape (n, n); Jᵀ J without a loss.
+
+    Parameters
+    ----------
+    f, x, args, linearize, check_finite
+        As for `Jacobian`.
+    loss : callable, optional
+        A scalar function of f(x). For a convex loss the operator is positive semidefinite.
+
+    Raises
+    ------
+    TypeError
+        As `Jacobian` does, and where the loss is not scalar.
+
+    Source: Schraudolph, Fast curvature matrix-vector products for second-order gradient descent, Neural Computation
+    14 (2002).
+
+    >>> G = GaussNewton(lambda x: x**2, np.array([1.0, 2.0], np.float32))
+    >>> G.toarray().tolist()
+    [[4.0, 0.0], [0.0, 16.0]]
+    """
+
+    loss: Function | None
+
+    def __init__(self, f, x, loss=None, *, args=(), linearize=None, check_finite=True):
+        x, domain = point(x)
+        function = Function.trace(f, domain, args)
+        if loss is not None:
+            loss = Function.trace(loss, function.codomain, what="loss")
+            require_scalar(loss, "a loss", "GaussNewton", "weight its values")
+        vars(self).update(function=function, x=x, loss=loss, keep=linearize, check_finite=check_finite)
+
+    symmetric = True
+    codomain = property(lambda self: self.domain)
+
+    def _expand(self):
+        J = self._jacobian(self.x)
+        if self.loss is None:
+            return Product.of(J.T, J)
+        H = Hessian._make(x=self.function(self.x), weights=None, **{**self._options(), "function": self.loss})
+        return Product.of(J.T, Product.of(H, J))
+
+
+class JacobianGram(Expanded):
+    """J(x1) J(x2)ᵀ, an operator of shape (m, m); without x2, J Jᵀ, symmetric positive semidefinite.
+
+    It is the Gauss-Newton matrix in the space of outputs; for a network, the empirical neural tangent kernel.
+
+    Parameters
+    ----------
+    f, args, linearize, check_finite
+        As for `Jacobian`.
+    x1, x2 : pytrees of arrays
+        Points of the same structure and shapes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `Jacobian` does, and where x2 is not like x1.
+
+    Source: Jacot, Gabriel, Hongler, Neural tangent kernel, NeurIPS (2018).
+
+    >>> K = JacobianGram(lambda x: jnp.stack([x[0] * x[1], x[1]]), np.array([1.0, 2.0], np.float32))
+    >>> K.toarray().tolist()
+    [[5.0, 1.0], [1.0, 1.0]]
+    """
+
+    x2: object
+
+    def __init__(self, f, x1, x2=None, *, args=(), linearize=None, check_finite=True):
+        x1, domain = point(x1)
+        x2 = None if x2 is None else domain.point(x2)
+        function = Function.trace(f, domain, args)
+        vars(self).update(function=function, x=x1, x2=x2, keep=linearize, check_finite=check_finite)
+
+    symmetric = property(lambda self: self.x2 is None)
+    domain = codomain = property(lambda self: self.function.codomain)
+
+    def at(self, x1, x2=None):
+        """The same operator at other points of the same structure and shapes; nothing is traced or compiled."""
+        space = Space.of(self.x)
+        return self._replace(x=space.point(x1), x2=None if x2 is None else space.point(x2))
+
+    def _transposed(self):
+        return self._replace(x=self.x2, x2=self.x)
+
+    def _expand(self):
+        J = self._jacobian(self.x)
+        return Product.of(J, (J if self.x2 is None else self._jacobian(self.x2)).T)

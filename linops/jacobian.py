@@ -1,0 +1,150 @@
+"""The Jacobian, and the derivatives of traced functions that everything else is built on."""
+
+import contextlib
+import functools
+
+import jax
+
+from linops.algebra import Operator, Transposed, static
+from linops.door import RESIDUAL_SHARE, Flat, memory_budget
+from linops.space import Space, to_device
+from linops.trace import Function
+
+
+class Linear(Operator):
+    """A linear function that carries its residuals: what `jax.linearize` and `jax.vjp` return."""
+
+    function: jax.tree_util.Partial
+    domain: Space = static()
+    codomain: Space = static()
+    symmetric: bool = static()
+
+    def _mv(self, v):
+        return self.function(v)
+
+
+class Derived(Operator):
+    """An operator made of derivatives of a function at a point x.
+
+    A subclass adds `_linear`, itself linearized, in traceable JAX. `keep` says what becomes of the residuals: True
+    keeps them, False computes them anew in each product, None keeps them while they fit the memory budget.
+    """
+
+    function: Function
+    x: object
+    keep: bool | None = static()
+    check_finite: bool = static()
+
+    domain = functools.cached_property(lambda self: Space.of(self.x))
+
+    def at(self, x):
+        """The same operator at another point of the same structure and shapes; nothing is traced or compiled."""
+        return self._replace(x=self.domain.point(x))
+
+    def _residual_form(self):
+        if self.keep is False:
+            return self
+        if self._traced:
+            return self._linear()
+        flat = Flat(self)
+        staged = flat.stage("_linear")
+        if self.keep is None and staged.bytes_out > memory_budget(RESIDUAL_SHARE):
+            return self
+        with jax.ensure_compile_time_eval():  # an operator made outside of a jit keeps arrays, not tracers, also inside
+            return flat.finish(staged)
+
+
+class Jacobian(Derived):
+    """The Jacobian J(x) of f, an operator of shape (m, n): v -> d/dt f(x + t v) at t = 0.
+
+    Parameters
+    ----------
+    f : callable
+        `f(x, *args)`, a JAX function from a pytree of n real numbers to a pytree of m.
+    x : pytree of arrays
+        The point. NumPy arrays and Python floats are copied to the device.
+    args : tuple
+        Further arguments of f. Arrays and floats in it are traced, never compiled in.
+    linearize : bool, optional
+        True keeps the residuals of one linearization for all products, False recomputes them in each; by default they
+        are kept while they take at most a quarter of the device's memory.
+    check_finite : bool
+        Whether a NumPy product with NaN or Inf raises `FloatingPointError`.
+
+    Raises
+    ------
+    TypeError
+        Where x or f(x) is not of real floating point, f cannot be traced, or a product needs a derivative rule
+        (forward for `J @ v`, reverse for `J.T @ w`) that f does not have.
+
+    Products with J are `jax.jvp`, those with `J.T` `jax.vjp`. A function with `jax.custom_vjp`, which has no forward
+    rule, is multiplied by the transpose of its vjp, where that is made of linear operations.
+
+    >>> J = Jacobian(lambda x: x[1:] * x[:-1], np.array([1.0, 2.0, 3.0], np.float32))
+    >>> J.toarray().tolist()
+    [[2.0, 1.0, 0.0], [0.0, 3.0, 2.0]]
+    """
+
+    def __init__(self, f, x, *, args=(), linearize=None, check_finite=True):
+        x, domain = point(x)
+        function = Function.trace(f, domain, args)
+        vars(self).update(function=function, x=x, keep=linearize, check_finite=check_finite)
+
+    codomain = property(lambda self: self.function.codomain)
+
+    def _mv(self, v):
+        if not self.function.forward:
+            return Transposed(self._linear().operator)._mv(v)
+        with differentiating("forward", "J @ v"):
+            return jax.jvp(self.function, (self.x,), (v,))[1]
+
+    def _mv_transposed(self, w):
+        with differentiating("reverse", "J.T @ w"):
+            return jax.vjp(self.function, self.x)[1](w)[0]
+
+    def _linear(self):
+        if self.function.forward:
+            return pushforward(self.function, self.x, self.domain, self.codomain)
+        return Transposed(pullback(self.function, self.x, self.domain, self.codomain))
+
+
+def point(x):
+    """A point given by a user, its leaves on the device, and the Space it lives in."""
+    paths, treedef = jax.tree_util.tree_flatten_with_path(x)
+    x = treedef.unflatten([to_device(leaf, f"x{jax.tree_util.keystr(path)}") for path, leaf in paths])
+    return x, Space.of(x)
+
+
+def pushforward(f, x, domain, codomain, symmetric=False):
+    """The derivative of f at x by one linearization, from tangents to tangents."""
+    with differentiating("forward", "products"):
+        return Linear(jax.linearize(f, x)[1], domain, codomain, symmetric)
+
+
+def pullback(f, x, domain, codomain, symmetric=False):
+    """The transposed derivative of f at x, from cotangents to cotangents."""
+    with differentiating("reverse", "products"):
+        return Linear(jax.tree_util.Partial(_single, jax.vjp(f, x)[1]), codomain, domain, symmetric)
+
+
+def _single(pull, w):
+    return pull(w)[0]
+
+
+@contextlib.contextmanager
+def differentiating(mode, product):
+    """Say which derivative rule a product lacks. The function is traced before, so that errors here are of rules."""
+    try:
+        yield
+    except (TypeError, ValueError, NotImplementedError, AssertionError) as error:
+        raise TypeError(
+            f"{product} needs {mode}-mode differentiation, and the function has an operation without a {mode} rule; "
+            f"{_REMEDY[mode]}. JAX said: {str(error).splitlines()[0] if str(error) else repr(error)}"
+        ) from error
+
+
+_REMEDY = {
+    "forward": "expected jax.custom_jvp rules rather than custom_vjp, and no callbacks: J.T @ w may work where J @ v does not",
+    "reverse": "expected lax.scan or fori_loop with fixed bounds rather than while_loop, and no callbacks: J @ v may "
+    "work where J.T @ w does not",
+}

@@ -1,0 +1,185 @@
+"""Jaxprs as data: what they compute, the arrays they hold, the memory they need.
+
+JAX 0.12 has one class for open and closed jaxprs, before there were two; `_open` reads both.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import Literal
+
+
+def hoist(closed):
+    """Split a traced function in its jaxpr and the arrays that it closes over, those of nested jitted functions too."""
+    if _has_inner_consts(closed.jaxpr):
+        structs = [
+            jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype, weak_type=v.aval.weak_type) for v in closed.jaxpr.invars
+        ]
+        closed = jax.make_jaxpr(functools.partial(_evaluate, closed.jaxpr, closed.consts))(*structs)
+    return closed.jaxpr, [getattr(const, "val", const) for const in closed.consts]
+
+
+def structure(jaxpr, rules):
+    """A nested tuple, equal for equal computations whatever their variables are called.
+
+    With `rules`, the custom derivative rules in it, Python callables, take part and compare by identity.
+    """
+    numbers = {}
+
+    def number(var):
+        return numbers.setdefault(var, len(numbers)), var.aval
+
+    def read(atom):
+        return _value(atom.val, rules) + (atom.aval,) if isinstance(atom, Literal) else numbers[atom]
+
+    inputs = [number(var) for var in (*jaxpr.constvars, *jaxpr.invars)]
+    equations = [
+        (eqn.primitive, _params(eqn, rules), tuple(map(read, eqn.invars)), tuple(map(number, eqn.outvars)), eqn.ctx)
+        for eqn in jaxpr.eqns
+    ]
+    return tuple(inputs), tuple(equations), tuple(map(read, jaxpr.outvars))
+
+
+def contains(jaxpr, primitive):
+    """Whether a primitive of that name occurs, however deep."""
+    return any(
+        eqn.primitive.name == primitive or any(contains(inner, primitive) for inner, _ in _inner(eqn))
+        for eqn in jaxpr.eqns
+    )
+
+
+def nbytes(aval):
+    return int(np.prod(aval.shape)) * aval.dtype.itemsize
+
+
+def live_bytes(jaxpr):
+    """An upper bound of the bytes that the intermediates of a jaxpr take at one time: nothing fused, nothing reused."""
+    last = {atom: i for i, eqn in enumerate(jaxpr.eqns) for atom in eqn.invars if not isinstance(atom, Literal)}
+    kept = {*jaxpr.constvars, *jaxpr.invars, *(atom for atom in jaxpr.outvars if not isinstance(atom, Literal))}
+    live = peak = 0
+    for i, eqn in enumerate(jaxpr.eqns):
+        live += sum(nbytes(var.aval) for var in eqn.outvars)
+        peak = max(peak, live + max((live_bytes(inner) for inner, _ in _inner(eqn)), default=0))
+        dead = {a for a in eqn.invars if not isinstance(a, Literal) and last[a] == i and a not in kept}
+        live -= sum(nbytes(var.aval) for var in dead)
+    return peak
+
+
+class _Opaque:
+    """An object that equals only itself."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __hash__(self):
+        return id(self.value)
+
+    def __eq__(self, other):
+        return isinstance(other, _Opaque) and self.value is other.value
+
+
+def _params(eqn, rules):
+    params = eqn.params
+    if not rules and eqn.primitive.name in ("custom_jvp_call", "custom_vjp_call"):
+        params = {"call_jaxpr": params["call_jaxpr"], "num_consts": params["num_consts"]}
+    return tuple((name, _value(params[name], rules)) for name in sorted(params))
+
+
+def _value(value, rules):
+    if _is_jaxpr(value):
+        jaxpr, consts = _open(value)
+        return structure(jaxpr, rules), tuple(map(_Opaque, consts))
+    if isinstance(value, tuple | list):
+        return type(value), tuple(_value(item, rules) for item in value)
+    if isinstance(value, dict):
+        return dict, tuple((key, _value(item, rules)) for key, item in value.items())
+    array = getattr(value, "val", value)  # JAX wraps NumPy constants to make them compare by identity
+    if isinstance(array, np.ndarray | np.generic) and array.dtype != object:
+        return array.dtype, array.shape, array.tobytes()
+    try:
+        hash(value)
+    except TypeError:
+        value = _Opaque(value)
+    return type(value), value
+
+
+def _is_jaxpr(value):
+    return hasattr(value, "eqns")
+
+
+def _open(value):
+    return getattr(value, "jaxpr", value), tuple(getattr(value, "consts", ()))
+
+
+def _inner(eqn):
+    """The jaxprs among the parameters of an equation, opened, with their consts."""
+    for value in eqn.params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if _is_jaxpr(item):
+                yield _open(item)
+
+
+def _has_inner_consts(jaxpr):
+    return any(consts or _has_inner_consts(inner) for eqn in jaxpr.eqns for inner, consts in _inner(eqn))
+
+
+# Evaluation that inlines what holds arrays of its own, so that a new trace finds them at the top.
+
+
+def _evaluate(jaxpr, consts, *arguments):
+    env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arguments), strict=True))
+
+    def read(atom):
+        return atom.val if isinstance(atom, Literal) else env[atom]
+
+    for eqn in jaxpr.eqns:
+        inputs = map(read, eqn.invars)
+        lift = _LIFT.get(eqn.primitive.name)
+        if lift and any(consts or _has_inner_consts(inner) for inner, consts in _inner(eqn)):
+            outputs = lift(eqn.params, *inputs)
+        else:
+            outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
+        outputs = outputs if eqn.primitive.multiple_results else [outputs]
+        env.update(zip(eqn.outvars, outputs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _lift_jit(params, *inputs):
+    return _evaluate(*_open(params["jaxpr"]), *inputs)
+
+
+def _lift_scan(params, *inputs):
+    if "ft_in" in params:  # JAX 0.12
+        consts, carry, _ = (len(list(part)) for part in params["ft_in"].unpack())
+    else:
+        consts, carry = params["num_consts"], params["num_carry"]
+    jaxpr, inner = _open(params["jaxpr"])
+
+    def body(state, xs):
+        outputs = _evaluate(jaxpr, inner, *inputs[:consts], *state, *xs)
+        return outputs[:carry], outputs[carry:]
+
+    options = {name: params[name] for name in ("length", "reverse", "unroll")}
+    state, ys = jax.lax.scan(body, list(inputs[consts : consts + carry]), list(inputs[consts + carry :]), **options)
+    return [*state, *ys]
+
+
+def _lift_while(params, *inputs):
+    cond_consts, body_consts = params["cond_nconsts"], params["body_nconsts"]
+    cond, body = _open(params["cond_jaxpr"]), _open(params["body_jaxpr"])
+    for_cond, for_body = inputs[:cond_consts], inputs[cond_consts : cond_consts + body_consts]
+    return jax.lax.while_loop(
+        lambda state: _evaluate(*cond, *for_cond, *state)[0],
+        lambda state: _evaluate(*body, *for_body, *state),
+        list(inputs[cond_consts + body_consts :]),
+    )
+
+
+def _lift_cond(params, index, *inputs):
+    branches = [functools.partial(_evaluate, *_open(branch)) for branch in params["branches"]]
+    return jax.lax.switch(index, branches, *inputs)
+
+
+_LIFT = {"jit": _lift_jit, "pjit": _lift_jit, "scan": _lift_scan, "while": _lift_while, "cond": _lift_cond}

@@ -1,0 +1,67 @@
+"""Explicit operators: those whose numbers are given."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse
+
+from linops.algebra import Operator, static
+from linops.space import Space, to_device
+
+
+class Matrix(Operator):
+    """A dense (m, n) array as an operator, real or complex.
+
+    >>> (Matrix(np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)) @ np.array([1, 1])).tolist()
+    [3.0, 7.0]
+    """
+
+    array: jax.Array
+
+    def __init__(self, array):
+        if scipy.sparse.issparse(array):
+            raise TypeError(
+                f"Matrix got a sparse {type(array).__name__}, expected a dense array: combine the sparse matrix with "
+                "operators as it is (SciPy's algebra takes it), or pass array.toarray()"
+            )
+        array = _inexact(to_device(array, "the array of a Matrix"))
+        if array.ndim != 2:
+            raise ValueError(f"Matrix got an array of shape {array.shape}, expected (m, n)")
+        object.__setattr__(self, "array", array)
+
+    domain = property(lambda self: Space.flat(self.array.shape[1], self.array.dtype))
+    codomain = property(lambda self: Space.flat(self.array.shape[0], self.array.dtype))
+
+    def _mv(self, v):
+        return self.array @ v
+
+    def _transposed(self):
+        return Matrix._make(array=self.array.T)
+
+
+class Diagonal(Operator):
+    """The diagonal matrix of a vector, or of a pytree of arrays that is multiplied elementwise.
+
+    >>> (Diagonal(np.array([1.0, 2.0], np.float32)) @ np.array([3, 3])).tolist()
+    [3.0, 6.0]
+    """
+
+    entries: object
+    space: Space = static()
+
+    def __init__(self, d):
+        paths, treedef = jax.tree_util.tree_flatten_with_path(d)
+        leaves = [_inexact(to_device(leaf, f"d{jax.tree_util.keystr(path)}")) for path, leaf in paths]
+        entries = treedef.unflatten(leaves)
+        object.__setattr__(self, "entries", entries)
+        object.__setattr__(self, "space", Space.of(entries, "d", kind=jnp.inexact))
+
+    symmetric = True
+    domain = codomain = property(lambda self: self.space)
+
+    def _mv(self, v):
+        return jax.tree.map(jnp.multiply, self.entries, v)
+
+
+def _inexact(array):
+    return array if jnp.issubdtype(array.dtype, jnp.inexact) else array.astype(jnp.result_type(float))

@@ -1,0 +1,162 @@
+"""Space: a pytree of arrays seen as a flat vector space."""
+
+import dataclasses
+import functools
+import math
+import os
+import sys
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_PACKAGE = os.path.dirname(__file__)
+
+
+class PrecisionWarning(UserWarning):
+    """Numbers were narrowed, float64 to float32 say, before a computation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """The vector space of all pytrees with a given structure, shapes and dtypes.
+
+    A tree is flattened leaf by leaf in pytree order, each leaf in C order, as
+    `jax.flatten_util.ravel_pytree` does. `dtype` is the promoted dtype of the leaves.
+    A Space holds no arrays: it is hashable, and static under `jit`.
+
+    >>> space = Space.of({"a": jnp.zeros(2), "b": jnp.zeros((2, 2))})
+    >>> space.size
+    6
+    >>> space.unravel(jnp.arange(6.0))["b"].tolist()
+    [[2.0, 3.0], [4.0, 5.0]]
+    """
+
+    treedef: jax.tree_util.PyTreeDef
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[np.dtype, ...]
+
+    @classmethod
+    def of(cls, tree, what="x", kind=jnp.floating):
+        """The space in which `tree` (of arrays, or of shapes and dtypes) lives; `what` names it in errors."""
+        leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
+        if not leaves:
+            raise TypeError(f"{what} holds no arrays: got {tree!r}, expected a pytree with at least one array")
+        for path, leaf in leaves:
+            if not jnp.issubdtype(leaf.dtype, kind):
+                raise TypeError(_dtype_message(f"{what}{jax.tree_util.keystr(path)}", leaf.dtype))
+        shapes = tuple(tuple(leaf.shape) for _, leaf in leaves)
+        return cls(treedef, shapes, tuple(np.dtype(leaf.dtype) for _, leaf in leaves))
+
+    @classmethod
+    def flat(cls, size, dtype):
+        """The space of vectors of shape (size,)."""
+        return cls(jax.tree.structure(0), ((size,),), (np.dtype(dtype),))
+
+    @functools.cached_property
+    def size(self):
+        return sum(map(math.prod, self.shapes))
+
+    @functools.cached_property
+    def dtype(self):
+        return np.dtype(jnp.result_type(*self.dtypes))
+
+    @functools.cached_property
+    def is_flat(self):
+        """Whether an element is one vector, not a tree or a matrix."""
+        return self.treedef == jax.tree.structure(0) and len(self.shapes[0]) == 1
+
+    @functools.cached_property
+    def struct(self):
+        """The shapes and dtypes of an element, as a tree of `jax.ShapeDtypeStruct`."""
+        return self.treedef.unflatten(map(jax.ShapeDtypeStruct, self.shapes, self.dtypes))
+
+    def ravel(self, tree):
+        """The vector, of shape (size,), of an element."""
+        leaves = [jnp.ravel(leaf).astype(self.dtype) for leaf in jax.tree.leaves(tree)]
+        return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves)
+
+    def unravel(self, vector):
+        """The element with a given vector of shape (size,)."""
+        if jnp.shape(vector) != (self.size,):
+            raise ValueError(f"got an array of shape {jnp.shape(vector)}, expected a vector of shape ({self.size},)")
+        vector = jnp.asarray(vector)
+        parts = [vector] if len(self.shapes) == 1 else jnp.split(vector, self._ends[:-1])
+        leaves = [part.reshape(s).astype(d) for part, s, d in zip(parts, self.shapes, self.dtypes, strict=True)]
+        return self.treedef.unflatten(leaves)
+
+    def leaves(self, tree):
+        """The leaves of an element, as device arrays of the dtypes of the space; narrowing warns."""
+        paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
+        shapes = tuple(jnp.shape(leaf) for _, leaf in paths)
+        if treedef != self.treedef or shapes != self.shapes:
+            raise ValueError(
+                f"got a pytree of structure {treedef} and shapes {list(shapes)}, expected one like the point's: "
+                f"{self.treedef} and shapes {list(self.shapes)}"
+            )
+        leaves = []
+        for (path, leaf), dtype in zip(paths, self.dtypes, strict=True):
+            leaf = to_device(leaf, f"leaf {jax.tree_util.keystr(path)}")
+            if not jnp.can_cast(leaf.dtype, dtype, "same_kind"):
+                raise TypeError(f"leaf {jax.tree_util.keystr(path)} has dtype {leaf.dtype}, expected {dtype}")
+            if loses_precision(leaf.dtype, dtype):
+                warn_narrowing(f"leaf {jax.tree_util.keystr(path)}", leaf.dtype, dtype)
+            leaves.append(leaf.astype(dtype))
+        return leaves
+
+    def point(self, tree):
+        """`tree` as an element: the same structure and shapes, on the device, in the dtypes of the space."""
+        return self.treedef.unflatten(self.leaves(tree))
+
+    def locate(self, index):
+        """Where entry `index` of the vector lies in the tree: a key path with its index, such as "['w'][2, 0]"."""
+        leaf = int(np.searchsorted(self._ends, index, side="right"))
+        start = self._ends[leaf] - math.prod(self.shapes[leaf])
+        path = jax.tree_util.tree_flatten_with_path(self.struct)[0][leaf][0]
+        where = np.unravel_index(index - start, self.shapes[leaf])
+        return jax.tree_util.keystr(path) + (str([int(i) for i in where]) if where else "")
+
+    @functools.cached_property
+    def _ends(self):
+        return np.cumsum([math.prod(shape) for shape in self.shapes])
+
+
+def to_device(leaf, what):
+    """A JAX array that shares no memory with `leaf`, which SciPy may overwrite; narrowing warns."""
+    if isinstance(leaf, jax.Array):
+        return leaf
+    array = np.asarray(leaf)
+    if array.dtype.kind not in "?biufc" and not jnp.issubdtype(array.dtype, jnp.inexact):
+        raise TypeError(f"{what} is {leaf!r}; expected an array or a number")
+    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+    if isinstance(leaf, np.ndarray | np.generic) and loses_precision(array.dtype, dtype):
+        warn_narrowing(what, array.dtype, dtype)
+    return jnp.array(array, dtype=dtype)
+
+
+def loses_precision(source, target):
+    """Whether `target` keeps fewer digits than `source`; integers count as exact at any float width."""
+    return jnp.issubdtype(source, jnp.inexact) and jnp.finfo(source).bits > jnp.finfo(target).bits
+
+
+def warn_narrowing(what, source, target):
+    """Say, on the line that called into linops, that `what` is narrowed and how to avoid it."""
+    remedy = (
+        "build the operator at a float64 point to compute in float64"
+        if jax.config.jax_enable_x64
+        else 'call jax.config.update("jax_enable_x64", True) before making arrays to compute in float64'
+    )
+    message = f"{what} is {source} and is narrowed to {target}; {remedy}"
+    depth, frame = 1, sys._getframe()
+    while frame.f_back and os.path.dirname(frame.f_code.co_filename).startswith(_PACKAGE):
+        depth, frame = depth + 1, frame.f_back
+    warnings.warn(message, PrecisionWarning, stacklevel=depth)
+
+
+def _dtype_message(what, dtype):
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        remedy = "write the function on real and imaginary parts, as a pytree of two real arrays"
+        return f"{what} has dtype {dtype}, expected real floating point (complex functions are refused); {remedy}"
+    remedy = "convert it with .astype(float), or pass what is not differentiated through args= or a closure"
+    return f"{what} has dtype {dtype}, expected real floating point, since a derivative is taken there; {remedy}"
