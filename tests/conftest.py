@@ -1,0 +1,11 @@
+"""Settings for all tests: float64 is off, as JAX has it by default; a test that wants it asks for the fixture `x64`."""
+
+import jax
+import pytest
+
+
+@pytest.fixture
+def x64():
+    """JAX with float64, for one test."""
+    with jax.enable_x64(True):
+        yield
