@@ -1,7 +1,5 @@
-"""Operators and their closure: sums, products, scalings, powers, transposes, conjugates."""
+"""The algebra of operators and its closure: sums, products, scalings, powers, transposes, conjugates."""
 
-import dataclasses
-import functools
 import numbers
 import operator
 
@@ -11,14 +9,11 @@ import numpy as np
 import scipy.sparse
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
-from linops import dense
-from linops.door import Door, is_traced
+from linops.products import Products, as_array, is_complex, less_precise, static
 from linops.space import Space
 
-static = functools.partial(dataclasses.field, metadata={"static": True})
 
-
-class Operator(LinearOperator):
+class Operator(Products):
     """A linear map between two Spaces of pytrees: a SciPy `LinearOperator` of shape (m, n), and a JAX pytree.
 
     A subclass is a frozen dataclass. Its annotated fields are arrays, pytrees and operators, which are the leaves of
@@ -29,136 +24,7 @@ class Operator(LinearOperator):
     transfer to the host, also under `jit`, `vmap` and `grad`.
     """
 
-    domain: Space
-    codomain: Space
-    ndim = 2
-    symmetric = False
-    _xp = getattr(aslinearoperator(np.eye(1)), "_xp", None)  # what SciPy 1.18 sets in an __init__ that we do not run
-
-    def __init_subclass__(cls):
-        super().__init_subclass__()
-        dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
-        is_static = {field.name: "static" in field.metadata for field in dataclasses.fields(cls)}
-        data = tuple(name for name, no in is_static.items() if not no)
-        code = tuple(name for name, yes in is_static.items() if yes)
-
-        def flatten_with_keys(self):
-            leaves = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in data]
-            return leaves, tuple(getattr(self, name) for name in code)
-
-        def flatten(self):
-            return tuple(getattr(self, name) for name in data), tuple(getattr(self, name) for name in code)
-
-        def unflatten(aux, leaves):
-            return cls._make(**dict(zip(data, leaves, strict=True)), **dict(zip(code, aux, strict=True)))
-
-        jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
-
-    @classmethod
-    def _make(cls, **fields):
-        """An instance with these fields, whatever the constructor of the class takes."""
-        self = object.__new__(cls)
-        for name, value in fields.items():
-            object.__setattr__(self, name, value)
-        return self
-
-    def _replace(self, **changes):
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return self._make(**{**fields, **changes})
-
-    # What a subclass may define beside its product.
-
-    def _mv_transposed(self, w):
-        return jax.linear_transpose(self._mv, self.domain.struct)(w)[0]
-
-    def _transposed(self):
-        return Transposed(self)
-
-    def _residual_form(self):
-        """The same operator after one linearization, in traceable JAX; composites linearize their factors."""
-        factors = {name: factor.linearize() for name, factor in self._factors().items()}
-        return self._replace(**factors) if factors else self
-
-    def _factors(self):
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: value for name, value in fields.items() if isinstance(value, Operator)}
-
-    # Shapes and dtypes.
-
-    @functools.cached_property
-    def shape(self):
-        return self.codomain.size, self.domain.size
-
-    @functools.cached_property
-    def dtype(self):
-        """The dtype that is computed in: the less precise one where domain and codomain, or factors, differ."""
-        return _less_precise(self.domain.dtype, self.codomain.dtype, *(f.dtype for f in self._firm_factors()))
-
-    def _firm_factors(self):
-        return [factor for factor in self._factors().values() if not factor._adapts]
-
-    @property
-    def _adapts(self):
-        """Whether the operator takes the Space and dtype of what it is combined with, as `Identity(n)` does."""
-        return False
-
-    @property
-    def _checks_finite(self):
-        return getattr(self, "check_finite", True) and all(f._checks_finite for f in self._factors().values())
-
-    def _on(self, domain, codomain):
-        """The same matrix between other Spaces of the same sizes."""
-        return self if (domain, codomain) == (self.domain, self.codomain) else Respaced(self, domain, codomain)
-
-    # Products.
-
-    def linearize(self):
-        """The same operator with the residuals of one linearization kept; an operator without any is returned as is.
-
-        Products do this by themselves; call it where many products with one operator are made inside a jitted function.
-        """
-        return self._linearized or self
-
-    @functools.cached_property
-    def _linearized(self):
-        """The linearized operator, or None: an operator that kept itself would be a cycle, freed late."""
-        linearized = self._residual_form()
-        return None if linearized is self else linearized
-
-    @functools.cached_property
-    def _traced(self):
-        return is_traced(self)
-
-    @functools.cached_property
-    def _door(self):
-        return Door(self.linearize(), repr(self))
-
-    @functools.cached_property
-    def _adjoint_door(self):
-        return Door(self.H.linearize(), f"the adjoint of {self!r}")
-
-    @functools.cached_property
-    def _complex_door(self):
-        return Door(Complexified(self).linearize(), repr(self))
-
-    def mv(self, v):
-        """The product with a pytree of `domain`, a pytree of `codomain` on the device."""
-        v = self.domain.point(v)
-        return self._mv(v) if self._traced or is_traced(v) else self._door.tree_product(v)
-
-    def _vector(self, v):
-        """The product with a vector, in traceable JAX."""
-        return self.codomain.ravel(self._mv(self.domain.unravel(v))).astype(self.dtype)
-
-    def _block(self, block):
-        return jax.vmap(self._vector, in_axes=1, out_axes=1)(block)
-
-    def _block_diagonal(self, block, start):
-        columns = jnp.arange(block.shape[1])
-        return self._block(block)[start + columns, columns]
-
-    def _tree(self, *leaves):
-        return self._mv(self.domain.treedef.unflatten(leaves))
+    # Products with operators and scalars; those with arrays are inherited.
 
     def __matmul__(self, other):
         if type(other) is np.ndarray and other.ndim == 1 and not self._traced and other.dtype == self.dtype:
@@ -175,64 +41,19 @@ class Operator(LinearOperator):
             return Scaled.of(other, self)
         if (foreign := _as_foreign(other)) is not None:
             return LinearOperator.dot(self, foreign)
-        other = _as_array(other)
+        other = as_array(other)
         return self.matvec(other) if other.ndim == 1 else self.matmat(other)
 
-    def matvec(self, v):
-        """A v: (n,) to (m,), (n, 1) to (m, 1), and each row of a batch (..., n) to (..., m)."""
-        v = _as_array(v)
-        columns = self.shape[1]
-        if v.ndim == 1:
-            return self._product(v)
-        if v.shape == (columns, 1):
-            return self._product(v)
-        if v.ndim == 0 or v.shape[-1] != columns:
-            raise ValueError(f"{self!r} got an array of shape {v.shape}, expected ({columns},), ({columns}, 1) or (..., {columns})")
-        return self._product(v.reshape(-1, columns).T).T.reshape(*v.shape[:-1], self.shape[0])
+    # Transposes, and the same matrix over other Spaces.
 
-    def matmat(self, block):
-        """A V: (n, k) to (m, k)."""
-        block = _as_array(block)
-        if block.ndim != 2:
-            raise ValueError(f"{self!r} got an array of shape {block.shape}, expected a block ({self.shape[1]}, k)")
-        return self._product(block)
+    def _transposed(self):
+        return Transposed(self)
 
-    def rmatvec(self, w):
-        """Aᴴ w, with the shapes of `matvec`."""
-        if type(w) is np.ndarray and w.ndim == 1 and not self._traced and w.dtype == self.dtype:
-            return self._adjoint_door.matvec(w)
-        return self.H.matvec(w)
+    def _complexified(self):
+        return Complexified(self)
 
-    def rmatmat(self, block):
-        """Aᴴ W: (m, k) to (n, k)."""
-        return self.H.matmat(block)
-
-    def _product(self, v):
-        """A v or A V, for an array of one or two dimensions."""
-        if self._traced or isinstance(v, jax.core.Tracer):
-            return self._traced_product(jnp.asarray(v))
-        needs_complex = jnp.issubdtype(v.dtype, jnp.complexfloating) and not _is_complex(self.dtype)
-        door = self._complex_door if needs_complex else self._door
-        if isinstance(v, jax.Array):
-            return door.device_product(v)
-        product = door.matvec(v) if v.ndim == 1 else door.matmat(v)
-        return np.asmatrix(product.reshape(-1, *v.shape[1:])) if isinstance(v, np.matrix) else product
-
-    def _traced_product(self, v):
-        if v.shape[0] != self.shape[1]:
-            raise ValueError(f"{self!r} got an array of shape {v.shape}, expected ({self.shape[1]},) or ({self.shape[1]}, k)")
-        if jnp.issubdtype(v.dtype, jnp.complexfloating) and not _is_complex(self.dtype):
-            return Complexified(self)._traced_product(v)
-        v = v.astype(self.dtype)
-        return self._vector(v) if v.ndim == 1 else self._block(v)
-
-    # SciPy calls these on the factors of its own composites.
-    _matvec = matvec
-    _rmatvec = rmatvec
-    _matmat = matmat
-    _rmatmat = rmatmat
-
-    # Transposes.
+    def _on(self, domain, codomain):
+        return self if (domain, codomain) == (self.domain, self.codomain) else Respaced(self, domain, codomain)
 
     def transpose(self):
         """Aᵀ, of shape (n, m)."""
@@ -266,7 +87,10 @@ class Operator(LinearOperator):
         if isinstance(other, Operator):
             return self + -other
         foreign = _as_foreign(other)
-        return NotImplemented if foreign is None else LinearOperator.__add__(self, -foreign)
+        if foreign is None:
+            return NotImplemented
+        minus_one = -np.ones((), foreign.dtype)[()]  # of its dtype: SciPy's -foreign turns float32 into float64
+        return LinearOperator.__add__(self, foreign * minus_one)
 
     def __rsub__(self, other):
         return -self + other
@@ -283,18 +107,22 @@ class Operator(LinearOperator):
             return foreign @ self
         if _is_scalar(other):
             raise ValueError(f"{other!r} @ {self!r}: a scalar cannot be an operand of @; use * instead")
-        return (self.T @ _as_array(other).T).T
+        return (self.T @ as_array(other).T).T
 
     rdot = __rmatmul__
 
     def __truediv__(self, other):
         if not _is_scalar(other):
-            raise ValueError(f"{self!r} / {other!r}: an operator is divided by scalars only; to solve a system, use scipy.sparse.linalg")
+            raise ValueError(
+                f"{self!r} / {other!r}: an operator is divided by scalars only; to solve a system, use scipy.sparse.linalg"
+            )
         return Scaled.of(1 / other, self)
 
     def __pow__(self, power):
         if not isinstance(power, numbers.Integral) or power < 0:
-            raise ValueError(f"{self!r} ** {power!r}: expected an integer power >= 0; for inverses, use scipy.sparse.linalg")
+            raise ValueError(
+                f"{self!r} ** {power!r}: expected an integer power >= 0; for inverses, use scipy.sparse.linalg"
+            )
         if self.shape[0] != self.shape[1]:
             raise ValueError(f"{self!r} ** {power}: expected a square operator")
         return Power(self._on(self.domain, self.domain), int(power))
@@ -304,25 +132,6 @@ class Operator(LinearOperator):
         if func is np.dot:
             return operator.matmul(*args, **kwargs)
         return func._implementation(*args, **kwargs)
-
-    # Dense forms.
-
-    def toarray(self):
-        """The dense matrix, a NumPy array of shape (m, n): columns or rows, whichever are fewer, in blocks."""
-        self._require_arrays("toarray")
-        return dense.toarray(self.T._door).T.copy() if self.shape[0] < self.shape[1] else dense.toarray(self._door)
-
-    def diagonal(self):
-        """The entries A[i, i], a NumPy array of shape (min(m, n),), from as many products in blocks."""
-        self._require_arrays("diagonal")
-        return dense.diagonal(self._door)
-
-    def _require_arrays(self, method):
-        if self._traced:
-            raise TypeError(
-                f"{self!r}.{method}() was called on an operator that belongs to a jit, vmap or grad in progress; expected "
-                "arrays, since the result is NumPy: call it outside, or multiply a jnp.eye inside"
-            )
 
 
 class Transposed(Operator):
@@ -354,7 +163,7 @@ class Conjugate(Operator):
 
     @classmethod
     def of(cls, operator):
-        if not _is_complex(operator.dtype):
+        if not is_complex(operator.dtype):
             return operator
         return operator.operator if isinstance(operator, Conjugate) else cls(operator)
 
@@ -376,8 +185,11 @@ class Complexified(Operator):
     symmetric = property(lambda self: self.operator.symmetric)
 
     def _mv(self, v):
-        parts = jax.tree.map(lambda leaf: jnp.stack([leaf.real, leaf.imag]), v)
-        return jax.tree.map(lambda leaf: jax.lax.complex(leaf[0], leaf[1]), jax.vmap(self.operator._mv)(parts))
+        parts = jax.tree.map(
+            lambda leaf, s: jnp.stack([leaf.real, leaf.imag]).astype(s.dtype), v, self.operator.domain.struct
+        )
+        products = jax.vmap(self.operator._mv)(parts)
+        return jax.tree.map(lambda p, s: (p[0] + 1j * p[1]).astype(s.dtype), products, self.codomain.struct)
 
     def _transposed(self):
         return Complexified(self.operator.T)
@@ -432,9 +244,9 @@ class Scaled(Operator):
 
     @classmethod
     def of(cls, scalar, operator):
-        if jnp.issubdtype(jnp.result_type(scalar), jnp.complexfloating) and not _is_complex(operator.dtype):
+        if jnp.issubdtype(jnp.result_type(scalar), jnp.complexfloating) and not is_complex(operator.dtype):
             operator = Complexified(operator)
-        return cls(jnp.asarray(scalar).astype(operator.dtype), operator)
+        return cls(_as_scalar(scalar, operator.dtype), operator)
 
     domain = property(lambda self: self.operator.domain)
     codomain = property(lambda self: self.operator.codomain)
@@ -449,7 +261,7 @@ class Scaled(Operator):
 
     def _on(self, domain, codomain):
         operator = self.operator._on(domain, codomain)
-        return Scaled(self.scalar.astype(operator.dtype), operator)
+        return Scaled(_as_scalar(self.scalar, operator.dtype), operator)
 
 
 class Sum(Operator):
@@ -534,24 +346,16 @@ def _is_transpose(left, right):
 def _common_space(*pairs):
     """The Space to combine operators on: one that is firm, rather a tree than flat, of the lower precision."""
     firm = [space for operator, space in pairs if not operator._adapts] or [pairs[0][1]]
-    lowest = _less_precise(*(space.dtype for space in firm))
+    lowest = less_precise(*(space.dtype for space in firm))
     return min(firm, key=lambda space: (space.is_flat, space.dtype != lowest))
 
 
-def _less_precise(*dtypes):
-    return min(map(np.dtype, dtypes), key=lambda dtype: jnp.finfo(dtype).bits)
-
-
 def _over_one_field(left, right):
-    if _is_complex(left.dtype) and not _is_complex(right.dtype):
+    if is_complex(left.dtype) and not is_complex(right.dtype):
         return left, Complexified(right)
-    if _is_complex(right.dtype) and not _is_complex(left.dtype):
+    if is_complex(right.dtype) and not is_complex(left.dtype):
         return Complexified(left), right
     return left, right
-
-
-def _is_complex(dtype):
-    return jnp.issubdtype(dtype, jnp.complexfloating)
 
 
 def _complex_space(space):
@@ -562,12 +366,15 @@ def _is_scalar(value):
     return isinstance(value, numbers.Number) or (isinstance(value, np.ndarray | jax.Array) and value.ndim == 0)
 
 
+def _as_scalar(value, dtype):
+    """A device scalar; by NumPy where it can be, since a conversion by JAX is a compilation."""
+    if isinstance(value, jax.Array):
+        return value if value.dtype == dtype and not value.weak_type else value.astype(dtype)
+    return jnp.asarray(np.asarray(value).astype(dtype))
+
+
 def _as_foreign(value):
     """A SciPy LinearOperator or sparse matrix as a LinearOperator, anything else as None."""
     if isinstance(value, LinearOperator):
         return value
     return aslinearoperator(value) if scipy.sparse.issparse(value) else None
-
-
-def _as_array(value):
-    return value if isinstance(value, np.ndarray | jax.Array) else np.asarray(value)

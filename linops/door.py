@@ -84,12 +84,12 @@ class Door:
     It holds arrays and programs and no operator, so that an operator may keep its doors without a cycle.
     """
 
-    def __init__(self, operator, name):
+    def __init__(self, operator, name, check_finite):
         self.name = name
+        self.check_finite = check_finite
         self.rows, self.columns = operator.shape
         self.dtype = operator.dtype
         self.codomain: Space = operator.codomain
-        self.check_finite = operator._checks_finite
         self._flat = Flat(operator)
         self._warned = False
 

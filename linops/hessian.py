@@ -49,14 +49,15 @@ class Hessian(Derived):
     codomain = property(lambda self: self.domain)
 
     def _gradient(self, x):
-        value, pull = jax.vjp(self.function, x)
-        weights = jax.tree.map(jnp.ones_like, value) if self.weights is None else self.weights
-        return pull(weights)[0]
+        with differentiating("reverse"):
+            value, pull = jax.vjp(self.function, x)
+            weights = jax.tree.map(jnp.ones_like, value) if self.weights is None else self.weights
+            return pull(weights)[0]
 
     def _mv(self, v):
         if not self.function.forward:
             return self._linear()._mv(v)
-        with differentiating("forward", "H @ v"):
+        with differentiating("forward"):
             return jax.jvp(self._gradient, (self.x,), (v,))[1]
 
     def _linear(self):

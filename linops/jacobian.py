@@ -5,8 +5,9 @@ import functools
 
 import jax
 
-from linops.algebra import Operator, Transposed, static
+from linops.algebra import Operator, Transposed
 from linops.door import RESIDUAL_SHARE, Flat, memory_budget
+from linops.products import static
 from linops.space import Space, to_device
 from linops.trace import Function
 
@@ -18,9 +19,14 @@ class Linear(Operator):
     domain: Space = static()
     codomain: Space = static()
     symmetric: bool = static()
+    mode: str = static()
 
     def _mv(self, v):
         return self.function(v)
+
+    def _mv_transposed(self, w):
+        with differentiating("reverse" if self.mode == "forward" else "forward"):
+            return super()._mv_transposed(w)
 
 
 class Derived(Operator):
@@ -95,11 +101,11 @@ class Jacobian(Derived):
     def _mv(self, v):
         if not self.function.forward:
             return Transposed(self._linear().operator)._mv(v)
-        with differentiating("forward", "J @ v"):
+        with differentiating("forward"):
             return jax.jvp(self.function, (self.x,), (v,))[1]
 
     def _mv_transposed(self, w):
-        with differentiating("reverse", "J.T @ w"):
+        with differentiating("reverse"):
             return jax.vjp(self.function, self.x)[1](w)[0]
 
     def _linear(self):
@@ -117,34 +123,41 @@ def point(x):
 
 def pushforward(f, x, domain, codomain, symmetric=False):
     """The derivative of f at x by one linearization, from tangents to tangents."""
-    with differentiating("forward", "products"):
-        return Linear(jax.linearize(f, x)[1], domain, codomain, symmetric)
+    with differentiating("forward"):
+        return Linear(jax.linearize(f, x)[1], domain, codomain, symmetric, "forward")
 
 
 def pullback(f, x, domain, codomain, symmetric=False):
     """The transposed derivative of f at x, from cotangents to cotangents."""
-    with differentiating("reverse", "products"):
-        return Linear(jax.tree_util.Partial(_single, jax.vjp(f, x)[1]), codomain, domain, symmetric)
+    with differentiating("reverse"):
+        return Linear(jax.tree_util.Partial(_single, jax.vjp(f, x)[1]), codomain, domain, symmetric, "reverse")
 
 
 def _single(pull, w):
     return pull(w)[0]
 
 
+class _MissingRule(TypeError):
+    pass
+
+
 @contextlib.contextmanager
-def differentiating(mode, product):
-    """Say which derivative rule a product lacks. The function is traced before, so that errors here are of rules."""
+def differentiating(mode):
+    """Say which derivative rule is missing. The function is traced before, so that errors here are those of rules."""
     try:
         yield
+    except _MissingRule:
+        raise
     except (TypeError, ValueError, NotImplementedError, AssertionError) as error:
-        raise TypeError(
-            f"{product} needs {mode}-mode differentiation, and the function has an operation without a {mode} rule; "
-            f"{_REMEDY[mode]}. JAX said: {str(error).splitlines()[0] if str(error) else repr(error)}"
+        raise _MissingRule(
+            f"the product needs {mode}-mode differentiation, and the function has an operation without a {mode} rule; "
+            f"{_EXPECTED[mode]}. JAX said: {str(error).splitlines()[0] if str(error) else repr(error)}"
         ) from error
 
 
-_REMEDY = {
-    "forward": "expected jax.custom_jvp rules rather than custom_vjp, and no callbacks: J.T @ w may work where J @ v does not",
-    "reverse": "expected lax.scan or fori_loop with fixed bounds rather than while_loop, and no callbacks: J @ v may "
+_EXPECTED = {
+    "forward": "expected jax.custom_jvp rules rather than custom_vjp, and no callbacks; J.T @ w may work where J @ v "
+    "does not",
+    "reverse": "expected lax.scan or fori_loop with fixed bounds rather than while_loop, and no callbacks; J @ v may "
     "work where J.T @ w does not",
 }

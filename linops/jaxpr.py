@@ -18,7 +18,7 @@ def hoist(closed):
             jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype, weak_type=v.aval.weak_type) for v in closed.jaxpr.invars
         ]
         closed = jax.make_jaxpr(functools.partial(_evaluate, closed.jaxpr, closed.consts))(*structs)
-    return closed.jaxpr, [getattr(const, "val", const) for const in closed.consts]
+    return closed.jaxpr, [_unwrapped(const) for const in closed.consts]
 
 
 def structure(jaxpr, rules):
@@ -95,7 +95,7 @@ def _value(value, rules):
         return type(value), tuple(_value(item, rules) for item in value)
     if isinstance(value, dict):
         return dict, tuple((key, _value(item, rules)) for key, item in value.items())
-    array = getattr(value, "val", value)  # JAX wraps NumPy constants to make them compare by identity
+    array = _unwrapped(value)
     if isinstance(array, np.ndarray | np.generic) and array.dtype != object:
         return array.dtype, array.shape, array.tobytes()
     try:
@@ -103,6 +103,11 @@ def _value(value, rules):
     except TypeError:
         value = _Opaque(value)
     return type(value), value
+
+
+def _unwrapped(const):
+    """JAX wraps NumPy constants, to have them compare by identity."""
+    return const if isinstance(const, jax.Array) else getattr(const, "val", const)
 
 
 def _is_jaxpr(value):

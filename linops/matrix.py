@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 
-from linops.algebra import Operator, static
+from linops.algebra import Operator
+from linops.products import static
 from linops.space import Space, to_device
 
 

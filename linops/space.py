@@ -124,6 +124,8 @@ class Space:
 
 def to_device(leaf, what):
     """A JAX array that shares no memory with `leaf`, which SciPy may overwrite; narrowing warns."""
+    if isinstance(leaf, jax.core.Tracer):
+        _require_alive(leaf, what)
     if isinstance(leaf, jax.Array):
         return leaf
     array = np.asarray(leaf)
@@ -133,6 +135,17 @@ def to_device(leaf, what):
     if isinstance(leaf, np.ndarray | np.generic) and loses_precision(array.dtype, dtype):
         warn_narrowing(what, array.dtype, dtype)
     return jnp.array(array, dtype=dtype)
+
+
+def _require_alive(tracer, what):
+    """Refuse a tracer of a jit, vmap or grad that has ended: any operation on it fails."""
+    try:
+        jnp.add(tracer, tracer)
+    except jax.errors.UnexpectedTracerError as error:
+        raise TypeError(
+            f"{what} is a traced value that has left the jit, vmap or grad in which it was made; expected an array: "
+            "return it from the transformed function, or build the operator inside"
+        ) from error
 
 
 def loses_precision(source, target):

@@ -106,11 +106,6 @@ def _make_jaxpr(f, what):
     def make(*arguments):
         try:
             return jax.make_jaxpr(f, return_shape=True)(*arguments)
-        except jax.errors.UnexpectedTracerError as error:
-            raise TypeError(
-                f"{what} uses a traced value that has left the jit, vmap or grad in which it was made; "
-                "expected arrays: pass it through args=, or build the operator inside the same transformation"
-            ) from error
         except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
             raise TypeError(
                 f"{what} could not be traced: it turned a traced array into a NumPy array or a Python value; expected "

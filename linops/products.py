@@ -1,0 +1,234 @@
+"""What every operator is: a frozen dataclass, a JAX pytree, a SciPy LinearOperator, and its products with arrays."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.sparse.linalg import LinearOperator, aslinearoperator
+
+from linops import dense
+from linops.door import Door, is_traced
+from linops.space import Space
+
+static = functools.partial(dataclasses.field, metadata={"static": True})
+
+
+class Products(LinearOperator):
+    """What `Operator` is apart from its algebra: a dataclass that is a pytree, and its products."""
+
+    domain: Space
+    codomain: Space
+    ndim = 2
+    symmetric = False
+    _xp = getattr(aslinearoperator(np.eye(1)), "_xp", None)  # what SciPy 1.18 sets in an __init__ that we do not run
+
+    def __init_subclass__(cls):
+        super().__init_subclass__()
+        dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
+        is_static = {field.name: "static" in field.metadata for field in dataclasses.fields(cls)}
+        data = tuple(name for name, no in is_static.items() if not no)
+        code = tuple(name for name, yes in is_static.items() if yes)
+
+        def flatten_with_keys(self):
+            leaves = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in data]
+            return leaves, tuple(getattr(self, name) for name in code)
+
+        def flatten(self):
+            return tuple(getattr(self, name) for name in data), tuple(getattr(self, name) for name in code)
+
+        def unflatten(aux, leaves):
+            return cls._make(**dict(zip(data, leaves, strict=True)), **dict(zip(code, aux, strict=True)))
+
+        jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+
+    @classmethod
+    def _make(cls, **fields):
+        """An instance with these fields, whatever the constructor of the class takes."""
+        self = object.__new__(cls)
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+        return self
+
+    def _replace(self, **changes):
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return self._make(**{**fields, **changes})
+
+    # What a subclass may define beside its product.
+
+    def _mv_transposed(self, w):
+        return jax.linear_transpose(self._mv, self.domain.struct)(w)[0]
+
+    def _residual_form(self):
+        """The same operator after one linearization, in traceable JAX; composites linearize their factors."""
+        factors = {name: factor.linearize() for name, factor in self._factors().items()}
+        return self._replace(**factors) if factors else self
+
+    def _factors(self):
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in fields.items() if isinstance(value, Products)}
+
+    # Shapes and dtypes.
+
+    @functools.cached_property
+    def shape(self):
+        return self.codomain.size, self.domain.size
+
+    @functools.cached_property
+    def dtype(self):
+        """The dtype that is computed in: the less precise one where domain and codomain, or factors, differ."""
+        return less_precise(self.domain.dtype, self.codomain.dtype, *(f.dtype for f in self._firm_factors()))
+
+    def _firm_factors(self):
+        return [factor for factor in self._factors().values() if not factor._adapts]
+
+    @property
+    def _adapts(self):
+        """Whether the operator takes the Space and dtype of what it is combined with, as `Identity(n)` does."""
+        return False
+
+    @property
+    def _checks_finite(self):
+        return getattr(self, "check_finite", True) and all(f._checks_finite for f in self._factors().values())
+
+    # Products.
+
+    def linearize(self):
+        """The same operator with the residuals of one linearization kept; an operator without any is returned as is.
+
+        Products do this by themselves; call it where many products with one operator are made inside a jitted function.
+        """
+        return self._linearized or self
+
+    @functools.cached_property
+    def _linearized(self):
+        """The linearized operator, or None: an operator that kept itself would be a cycle, freed late."""
+        linearized = self._residual_form()
+        return None if linearized is self else linearized
+
+    @functools.cached_property
+    def _traced(self):
+        return is_traced(self)
+
+    @functools.cached_property
+    def _door(self):
+        return Door(self.linearize(), repr(self), self._checks_finite)
+
+    @functools.cached_property
+    def _adjoint_door(self):
+        return Door(self.H.linearize(), f"the adjoint of {self!r}", self._checks_finite)
+
+    @functools.cached_property
+    def _complex_door(self):
+        return Door(self._complexified().linearize(), repr(self), self._checks_finite)
+
+    def mv(self, v):
+        """The product with a pytree of `domain`, a pytree of `codomain` on the device."""
+        v = self.domain.point(v)
+        return self._mv(v) if self._traced or is_traced(v) else self._door.tree_product(v)
+
+    def _vector(self, v):
+        """The product with a vector, in traceable JAX."""
+        return self.codomain.ravel(self._mv(self.domain.unravel(v))).astype(self.dtype)
+
+    def _block(self, block):
+        return jax.vmap(self._vector, in_axes=1, out_axes=1)(block)
+
+    def _block_diagonal(self, block, start):
+        columns = jnp.arange(block.shape[1])
+        return self._block(block)[start + columns, columns]
+
+    def _tree(self, *leaves):
+        return self._mv(self.domain.treedef.unflatten(leaves))
+
+    def matvec(self, v):
+        """A v: (n,) to (m,), (n, 1) to (m, 1), and each row of a batch (..., n) to (..., m)."""
+        v = as_array(v)
+        columns = self.shape[1]
+        if v.ndim == 1:
+            return self._product(v)
+        if v.shape == (columns, 1):
+            return self._product(v)
+        if v.ndim == 0 or v.shape[-1] != columns:
+            raise ValueError(
+                f"{self!r} got an array of shape {v.shape}, expected ({columns},), ({columns}, 1) or (..., {columns})"
+            )
+        return self._product(v.reshape(-1, columns).T).T.reshape(*v.shape[:-1], self.shape[0])
+
+    def matmat(self, block):
+        """A V: (n, k) to (m, k)."""
+        block = as_array(block)
+        if block.ndim != 2:
+            raise ValueError(f"{self!r} got an array of shape {block.shape}, expected a block ({self.shape[1]}, k)")
+        return self._product(block)
+
+    def rmatvec(self, w):
+        """Aᴴ w, with the shapes of `matvec`."""
+        if type(w) is np.ndarray and w.ndim == 1 and not self._traced and w.dtype == self.dtype:
+            return self._adjoint_door.matvec(w)
+        return self.H.matvec(w)
+
+    def rmatmat(self, block):
+        """Aᴴ W: (m, k) to (n, k)."""
+        return self.H.matmat(block)
+
+    def _product(self, v):
+        """A v or A V, for an array of one or two dimensions."""
+        if self._traced or isinstance(v, jax.core.Tracer):
+            return self._traced_product(jnp.asarray(v))
+        needs_complex = jnp.issubdtype(v.dtype, jnp.complexfloating) and not is_complex(self.dtype)
+        door = self._complex_door if needs_complex else self._door
+        if isinstance(v, jax.Array):
+            return door.device_product(v)
+        product = door.matvec(v) if v.ndim == 1 else door.matmat(v)
+        return np.asmatrix(product.reshape(-1, *v.shape[1:])) if isinstance(v, np.matrix) else product
+
+    def _traced_product(self, v):
+        if v.shape[0] != self.shape[1]:
+            raise ValueError(
+                f"{self!r} got an array of shape {v.shape}, expected ({self.shape[1]},) or ({self.shape[1]}, k)"
+            )
+        if jnp.issubdtype(v.dtype, jnp.complexfloating) and not is_complex(self.dtype):
+            return self._complexified()._traced_product(v)
+        v = v.astype(self.dtype)
+        return self._vector(v) if v.ndim == 1 else self._block(v)
+
+    # SciPy calls these on the factors of its own composites.
+    _matvec = matvec
+    _rmatvec = rmatvec
+    _matmat = matmat
+    _rmatmat = rmatmat
+
+    # Dense forms.
+
+    def toarray(self):
+        """The dense matrix, a NumPy array of shape (m, n): columns or rows, whichever are fewer, in blocks."""
+        self._require_arrays("toarray")
+        return dense.toarray(self.T._door).T.copy() if self.shape[0] < self.shape[1] else dense.toarray(self._door)
+
+    def diagonal(self):
+        """The entries A[i, i], a NumPy array of shape (min(m, n),), from as many products in blocks."""
+        self._require_arrays("diagonal")
+        return dense.diagonal(self._door)
+
+    def _require_arrays(self, method):
+        if self._traced:
+            raise TypeError(
+                f"{self!r}.{method}() was called on an operator that belongs to a jit, vmap or grad in progress; expected "
+                "arrays, since the result is NumPy: call it outside, or multiply a jnp.eye inside"
+            )
+
+
+def as_array(value):
+    """A NumPy or device array, of whatever a user multiplies."""
+    return value if isinstance(value, np.ndarray | jax.Array) else np.asarray(value)
+
+
+def is_complex(dtype):
+    return jnp.issubdtype(dtype, jnp.complexfloating)
+
+
+def less_precise(*dtypes):
+    """The dtype with the fewest digits."""
+    return min(map(np.dtype, dtypes), key=lambda dtype: jnp.finfo(dtype).bits)

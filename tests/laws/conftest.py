@@ -1,0 +1,50 @@
+"""Every law runs over every operator of the zoo, in float32 and float64."""
+
+import jax
+import numpy as np
+import operators
+import pytest
+
+
+@pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
+def dtype(request):
+    with jax.enable_x64(request.param is np.float64):
+        yield request.param
+
+
+@pytest.fixture(params=list(operators.ZOO))
+def pair(request, dtype):
+    """An operator and its dense matrix."""
+    return operators.build(request.param, dtype)
+
+
+@pytest.fixture
+def close(pair):
+    """Compare within the rounding error of the operator's dtype: 64 units, half precision where a leaf has it."""
+    operator, dense = pair
+    dtypes = {*operator.domain.dtypes, *operator.codomain.dtypes}
+    eps = max(float(jax.numpy.finfo(d).eps) for d in dtypes)
+    scale = max(1.0, np.abs(dense).max(initial=0.0))
+
+    def check(got, expected):
+        got, expected = np.asarray(got), np.asarray(expected)
+        assert got.shape == expected.shape
+        np.testing.assert_allclose(got, expected, rtol=64 * eps, atol=64 * eps * scale * max(dense.shape))
+
+    return check
+
+
+@pytest.fixture
+def vectors(pair):
+    """A right-hand vector v and block V, and a left-hand vector w, of the operator's dtype."""
+    operator, _ = pair
+    rng = np.random.default_rng(11)
+
+    def draw(*shape):
+        array = rng.normal(size=shape)
+        if np.issubdtype(operator.dtype, np.complexfloating):
+            array = array + 1j * rng.normal(size=shape)
+        return array.astype(operator.dtype)
+
+    m, n = operator.shape
+    return draw(n), draw(n, 3), draw(m)

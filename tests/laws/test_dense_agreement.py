@@ -1,0 +1,43 @@
+"""Products, the dense matrix and the diagonal agree with a matrix made without linops."""
+
+import numpy as np
+
+
+def test_shape(pair):
+    A, D = pair
+    assert A.shape == D.shape
+
+
+def test_vector(pair, vectors, close):
+    (A, D), (v, _, w) = pair, vectors
+    close(A @ v, D @ v)
+    close(A.matvec(v), D @ v)
+    close(A.T @ w, D.T @ w)
+    close(A.rmatvec(w), D.conj().T @ w)
+    close(w @ A, w @ D)
+
+
+def test_block(pair, vectors, close):
+    (A, D), (_, V, w) = pair, vectors
+    W = np.stack([w, 2 * w], axis=1)
+    close(A @ V, D @ V)
+    close(A.matmat(V), D @ V)
+    close(A.rmatmat(W), D.conj().T @ W)
+
+
+def test_tree(pair, vectors, close):
+    (A, D), (v, _, w) = pair, vectors
+    close(A.codomain.ravel(A.mv(A.domain.unravel(v))), D @ np.asarray(A.domain.ravel(A.domain.unravel(v))))
+    close(A.domain.ravel(A.T.mv(A.codomain.unravel(w))), D.T @ np.asarray(A.codomain.ravel(A.codomain.unravel(w))))
+
+
+def test_dense(pair, close):
+    A, D = pair
+    close(A.toarray(), D)
+    close(A.T.toarray(), D.T)
+    close(A.H.toarray(), D.conj().T)
+
+
+def test_diagonal(pair, close):
+    A, D = pair
+    close(A.diagonal(), np.diagonal(D))
