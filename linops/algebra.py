@@ -102,7 +102,7 @@ class Operator(Products):
         return Scaled.of(other, self) if _is_scalar(other) else self.__rmatmul__(other)
 
     def __rmatmul__(self, other):
-        """v A, which is Aᵀ v for a vector and (Aᵀ Vᵀ)ᵀ for rows."""
+        """The product v A from the left: Aᵀ v for a vector, (Aᵀ Vᵀ)ᵀ for rows."""
         if (foreign := _as_foreign(other)) is not None:
             return foreign @ self
         if _is_scalar(other):
@@ -113,9 +113,7 @@ class Operator(Products):
 
     def __truediv__(self, other):
         if not _is_scalar(other):
-            raise ValueError(
-                f"{self!r} / {other!r}: an operator is divided by scalars only; to solve a system, use scipy.sparse.linalg"
-            )
+            raise ValueError(f"{self!r} / {other!r}: expected a scalar; to solve a system, use scipy.sparse.linalg")
         return Scaled.of(1 / other, self)
 
     def __pow__(self, power):
@@ -181,7 +179,7 @@ class Complexified(Operator):
 
     domain = property(lambda self: _complex_space(self.operator.domain))
     codomain = property(lambda self: _complex_space(self.operator.codomain))
-    dtype = property(lambda self: np.dtype(jnp.result_type(self.operator.dtype, jnp.complex64)))
+    dtype = property(lambda self: np.dtype(jnp.promote_types(self.operator.dtype, jnp.complex64)))
     symmetric = property(lambda self: self.operator.symmetric)
 
     def _mv(self, v):
@@ -359,7 +357,7 @@ def _over_one_field(left, right):
 
 
 def _complex_space(space):
-    return Space(space.treedef, space.shapes, tuple(np.dtype(jnp.result_type(d, jnp.complex64)) for d in space.dtypes))
+    return Space(space.treedef, space.shapes, tuple(np.dtype(jnp.promote_types(d, jnp.complex64)) for d in space.dtypes))
 
 
 def _is_scalar(value):

@@ -25,8 +25,8 @@ def main(arguments=None):
     spectrum = commands.add_parser(
         "spectrum",
         help="extreme Hessian eigenvalues of a scalar JAX function",
-        description="Extreme Hessian eigenvalues of a scalar JAX function at a point, by SciPy's eigsh, with residuals. "
-        "Without a target: a small network trained on scikit-learn's digits.",
+        description="Extreme Hessian eigenvalues of a scalar JAX function at a point, by SciPy's eigsh, with "
+        "residuals. Without a target: a small network trained on scikit-learn's digits.",
     )
     spectrum.add_argument("target", nargs="?", metavar="MODULE:FUNCTION", help="a scalar JAX function of a pytree")
     spectrum.add_argument("--at", metavar="MODULE:POINT", help="the point: a pytree, or a function that returns it")
@@ -184,8 +184,8 @@ def digits_problem():
     seconds = time.perf_counter() - start
     accuracy = float(accuracy_and_loss(single(result.x))[0])
     title = (
-        f"a 64-32-10 network on scikit-learn's {len(labels):,} digits\n  trained by {result.nit} steps of scipy.optimize "
-        f"Newton-CG in {seconds:.1f} s to a loss of {result.fun:.4f}, accuracy {accuracy:.1%}"
+        f"a 64-32-10 network on scikit-learn's {len(labels):,} digits\n  trained by {result.nit} steps of "
+        f"scipy.optimize Newton-CG in {seconds:.1f} s to a loss of {result.fun:.4f}, accuracy {accuracy:.1%}"
     )
     return title, loss, single(result.x)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from linops.door import BLOCK_SHARE, Flat, is_traced, memory_budget
+from linops.door import Flat, block_budget, is_traced
 from linops.space import Space, to_device
 from linops.trace import Function
 
@@ -105,7 +105,7 @@ def _batched(block, f, X, args):
         return blocks.all(*leaves)
     flat = Flat(blocks)
     staged = flat.stage("one", *one)
-    chunk = max(1, memory_budget(BLOCK_SHARE) // max(1, staged.bytes_live + staged.bytes_out))
+    chunk = max(1, block_budget() // max(1, staged.bytes_live + staged.bytes_out))
     is_numpy = not any(isinstance(leaf, jax.Array) for _, leaf in paths)
     convert, join = (np.array, np.concatenate) if is_numpy else (jnp.asarray, jnp.concatenate)
     pieces = [

@@ -44,7 +44,7 @@ class Derived(Operator):
     domain = functools.cached_property(lambda self: Space.of(self.x))
 
     def at(self, x):
-        """The same operator at another point of the same structure and shapes; nothing is traced or compiled."""
+        """The same operator at another point, a pytree like x or its vector; nothing is traced or compiled."""
         return self._replace(x=self.domain.point(x))
 
     def _residual_form(self):
@@ -137,7 +137,7 @@ def _single(pull, w):
     return pull(w)[0]
 
 
-class _MissingRule(TypeError):
+class _MissingRuleError(TypeError):
     pass
 
 
@@ -146,10 +146,10 @@ def differentiating(mode):
     """Say which derivative rule is missing. The function is traced before, so that errors here are those of rules."""
     try:
         yield
-    except _MissingRule:
+    except _MissingRuleError:
         raise
     except (TypeError, ValueError, NotImplementedError, AssertionError) as error:
-        raise _MissingRule(
+        raise _MissingRuleError(
             f"the product needs {mode}-mode differentiation, and the function has an operation without a {mode} rule; "
             f"{_EXPECTED[mode]}. JAX said: {str(error).splitlines()[0] if str(error) else repr(error)}"
         ) from error

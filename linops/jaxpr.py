@@ -32,7 +32,7 @@ def structure(jaxpr, rules):
         return numbers.setdefault(var, len(numbers)), var.aval
 
     def read(atom):
-        return _value(atom.val, rules) + (atom.aval,) if isinstance(atom, Literal) else numbers[atom]
+        return (_value(atom.val, rules), atom.aval) if isinstance(atom, Literal) else numbers[atom]
 
     inputs = [number(var) for var in (*jaxpr.constvars, *jaxpr.invars)]
     equations = [

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import scipy.sparse
 
 from linops.algebra import Operator

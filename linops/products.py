@@ -125,7 +125,7 @@ class Products(LinearOperator):
 
     def mv(self, v):
         """The product with a pytree of `domain`, a pytree of `codomain` on the device."""
-        v = self.domain.point(v)
+        v = self.domain.treedef.unflatten(self.domain.leaves(v))
         return self._mv(v) if self._traced or is_traced(v) else self._door.tree_product(v)
 
     def _vector(self, v):
@@ -215,8 +215,8 @@ class Products(LinearOperator):
     def _require_arrays(self, method):
         if self._traced:
             raise TypeError(
-                f"{self!r}.{method}() was called on an operator that belongs to a jit, vmap or grad in progress; expected "
-                "arrays, since the result is NumPy: call it outside, or multiply a jnp.eye inside"
+                f"{self!r}.{method}() was called on an operator that belongs to a jit, vmap or grad in progress; "
+                "expected arrays, since the result is NumPy: call it outside, or multiply a jnp.eye inside"
             )
 
 

@@ -60,7 +60,7 @@ class Space:
 
     @functools.cached_property
     def dtype(self):
-        return np.dtype(jnp.result_type(*self.dtypes))
+        return np.dtype(functools.reduce(jnp.promote_types, self.dtypes))
 
     @functools.cached_property
     def is_flat(self):
@@ -106,7 +106,9 @@ class Space:
         return leaves
 
     def point(self, tree):
-        """`tree` as an element: the same structure and shapes, on the device, in the dtypes of the space."""
+        """An element, given as a tree or as its vector of shape (size,): on the device, in the dtypes of the space."""
+        if not self.is_flat and isinstance(tree, np.ndarray | jax.Array) and tree.shape == (self.size,):
+            tree = self.unravel(Space.flat(self.size, self.dtype).point(tree))
         return self.treedef.unflatten(self.leaves(tree))
 
     def locate(self, index):

@@ -1,0 +1,225 @@
+"""What a law over the zoo cannot say: points, Spaces, dense forms, batches, settings, pieces of structure."""
+
+import gc
+import weakref
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import problems
+import pytest
+
+import linops
+from linops import door
+
+X = problems.tree_point("dict", np.float32)
+SIZE = 11
+
+
+def test_at_takes_a_tree_or_its_vector():
+    other = problems.tree_point("dict", np.float32, seed=5)
+    vector = np.asarray(linops.Space.of(other).ravel(other))
+    v = np.ones(SIZE, np.float32)
+    for make in (
+        lambda x: linops.Jacobian(problems.values, x),
+        lambda x: linops.Hessian(problems.scalar, x),
+        lambda x: linops.GaussNewton(problems.values, x, problems.loss),
+        lambda x: linops.JacobianGram(problems.values, x).T,
+    ):
+        u = v[: make(X).shape[1]]
+        expected = make(other) @ u
+        np.testing.assert_allclose(make(X).at(other) @ u, expected, rtol=1e-6)
+        np.testing.assert_allclose(make(X).at(vector) @ u, expected, rtol=1e-6)
+    K = linops.JacobianGram(problems.values, X).at(X, other)
+    D1, D2 = problems.jacobian(problems.values, X), problems.jacobian(problems.values, other)
+    np.testing.assert_allclose(K.toarray(), D1 @ D2.T, rtol=1e-4, atol=1e-4)
+
+
+def test_space():
+    space = linops.Space.of(X)
+    assert (space.size, space.dtype, space.is_flat) == (SIZE, np.float32, False)
+    vector = space.ravel(X)
+    np.testing.assert_array_equal(vector, jax.flatten_util.ravel_pytree(X)[0])
+    jax.tree.map(np.testing.assert_array_equal, space.unravel(vector), X)
+    assert hash(space) == hash(linops.Space.of(jax.tree.map(jnp.asarray, X)))
+    assert [space.locate(i) for i in (0, 2, 10)] == ["['b'][0]", "['w'][0, 0]", "['w'][2, 2]"]
+    mixed = linops.Space.of(problems.tree_point("mixed", np.float32))
+    assert mixed.dtype == np.float32
+    assert [leaf.dtype for leaf in mixed.unravel(np.ones(11))] == [np.float16, np.float32]
+
+
+def test_points_are_copied():
+    x = np.ones(3, np.float32)
+    H = linops.Hessian(lambda x: jnp.sum(x**3), x)
+    x[:] = 5
+    np.testing.assert_array_equal(H @ np.ones(3, np.float32), [6, 6, 6])
+
+
+def test_float64_operators_keep_float64_where_it_is_off():
+    with jax.enable_x64(True):
+        x = {"a": np.linspace(0, 1, 4), "b": np.ones(2)}
+        J = linops.Jacobian(lambda x: jnp.tanh(x["a"]) @ jnp.ones((4, 3)) + jnp.exp(x["b"][0]), x)
+        fresh = J.at(x)
+        D = J.toarray()
+    assert D.dtype == np.float64
+    v = np.linspace(1, 2, 6)
+    np.testing.assert_allclose(J @ v, D @ v, rtol=1e-14)
+    np.testing.assert_allclose(fresh.T @ np.ones(3), D.T @ np.ones(3), rtol=1e-14)
+    np.testing.assert_allclose((fresh.T @ fresh) @ np.ones((6, 2)), D.T @ D @ np.ones((6, 2)), rtol=1e-13)
+
+
+@pytest.mark.parametrize("budget", [1, 200, 2**20])
+def test_blocks_within_a_budget(monkeypatch, budget):
+    monkeypatch.setattr(door, "CACHE_BYTES", budget)
+    J, D = linops.Jacobian(problems.values, X), problems.jacobian(problems.values, X)
+    assert J._door.block_width == (1 if budget < 2**20 else J._door.block_width)
+    V = problems.normal((SIZE, 7), np.float32)
+    np.testing.assert_allclose(J @ V, D @ V, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(J @ jnp.asarray(V), D @ V, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(J.toarray(), D, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(J.diagonal(), np.diagonal(D), rtol=1e-4, atol=1e-4)
+
+
+def test_dense_matrix_by_the_shorter_side(monkeypatch):
+    """A gradient as a Jacobian of one row is one product with the transpose, not n products."""
+    widths = []
+    matmat = door.Door.matmat
+    monkeypatch.setattr(door.Door, "matmat", lambda self, block: widths.append(block.shape) or matmat(self, block))
+    linops.Jacobian(problems.scalar, X).toarray()
+    assert widths == [(1, 1)]
+
+
+def test_residuals_beyond_the_budget_are_recomputed(monkeypatch):
+    v = np.ones(SIZE, np.float32)
+    J = linops.Jacobian(problems.values, X)
+    assert J.linearize() is not J
+    expected = J @ v
+    monkeypatch.setattr(door, "RESIDUAL_SHARE", 0)
+    monkeypatch.setattr("linops.jacobian.RESIDUAL_SHARE", 0)
+    lean = linops.Jacobian(problems.values, X)
+    assert lean.linearize() is lean
+    np.testing.assert_allclose(lean @ v, expected, rtol=1e-6)
+    forced = linops.Jacobian(problems.values, X, linearize=True)
+    assert forced.linearize() is not forced
+
+
+def test_operators_are_freed_at_once():
+    """No cycles: residuals go with their operator, not at some later collection."""
+    gc.disable()
+    try:
+        J = linops.Jacobian(problems.values, X)
+        A = J.T @ J + 0.1 * linops.Identity(SIZE)
+        A @ np.ones(SIZE, np.float32)
+        J.rmatvec(J @ np.ones(SIZE, np.float32))
+        J @ np.ones(SIZE, np.complex64)
+        dead = [weakref.ref(J), weakref.ref(A), weakref.ref(J.linearize())]
+        del J, A
+        assert [ref() for ref in dead] == [None] * 3
+    finally:
+        gc.enable()
+
+
+def test_a_thousand_points_hold_memory_flat():
+    H = linops.Hessian(lambda x: jnp.sum(x**4), np.ones(100, np.float32))
+    v = np.ones(100, np.float32)
+
+    def bytes_after(points):
+        for i in range(points):
+            H.at(np.full(100, i % 7, np.float32)) @ v
+        gc.collect()
+        return sum(array.nbytes for array in jax.live_arrays())
+
+    assert bytes_after(20) >= bytes_after(1000)
+
+
+def test_operators_built_inside_transformations():
+    def curvature(s):
+        H = linops.Hessian(lambda x: s * jnp.sum(x**3), jnp.arange(3.0))
+        v = jnp.ones(3)
+        return v @ (H @ v)
+
+    assert float(jax.jit(curvature)(2.0)) == 36
+    assert float(jax.grad(curvature)(2.0)) == 18
+    assert jax.vmap(curvature)(jnp.array([1.0, 2.0])).tolist() == [18, 36]
+
+
+def test_operator_from_outside_first_used_inside_jit():
+    J = linops.Jacobian(problems.values, X)
+    D = problems.jacobian(problems.values, X)
+    v = np.ones(SIZE, np.float32)
+    inside = []
+
+    @jax.jit
+    def f(v):
+        inside.append(J @ np.ones(SIZE, np.float32))  # NumPy in, NumPy out, here too
+        return J @ v + J.linearize() @ v
+
+    np.testing.assert_allclose(f(v), 2 * D @ v, rtol=1e-5, atol=1e-5)
+    assert type(inside[0]) is np.ndarray
+    np.testing.assert_allclose(J @ v, D @ v, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "jax"])
+def test_batches(kind, monkeypatch):
+    X = {"a": problems.normal((7, 3), np.float32), "s": problems.normal(7, np.float32, 1)}
+    X = X if kind == "numpy" else jax.tree.map(jnp.asarray, X)
+
+    def flat(f):
+        return lambda v: jax.flatten_util.ravel_pytree(f({"a": v[:3], "s": v[3]}))[0]
+
+    def wide(x, c):
+        return {"y": jnp.sin(x["a"]) * x["s"] * c, "z": x["a"] ** 2}
+
+    def narrow(x, c):
+        return c * jnp.prod(x["a"]) * x["s"] ** 2
+
+    rows = jnp.concatenate([jnp.asarray(X["a"]), jnp.asarray(X["s"])[:, None]], axis=1)
+    for budget in (2**20, 300):
+        monkeypatch.setattr(door, "CACHE_BYTES", budget)
+        for f, shape in ((wide, (7, 6, 4)), (narrow, (7, 1, 4))):
+            blocks = linops.batch_jacobian(f, X, args=(2.0,))
+            assert blocks.shape == shape
+            assert isinstance(blocks, np.ndarray if kind == "numpy" else jax.Array)
+            np.testing.assert_allclose(
+                blocks, jax.vmap(jax.jacobian(flat(lambda x, f=f: f(x, 2.0))))(rows), rtol=1e-5, atol=1e-6
+            )
+        blocks = linops.batch_hessian(wide, X, args=(2.0,))
+        assert blocks.shape == (7, 6, 4, 4)
+        np.testing.assert_allclose(
+            blocks, jax.vmap(jax.hessian(flat(lambda x: wide(x, 2.0))))(rows), rtol=1e-5, atol=1e-5
+        )
+        blocks = linops.batch_hessian(narrow, X, args=(2.0,))
+        assert blocks.shape == (7, 4, 4)
+        expected = jax.vmap(jax.hessian(lambda v: flat(lambda x: narrow(x, 2.0))(v)[0]))(rows)
+        np.testing.assert_allclose(blocks, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_batches_inside_jit_and_empty():
+    f = lambda x: jnp.sin(x)[:2] * x[2]  # noqa: E731
+    X = problems.normal((4, 3), np.float32)
+    np.testing.assert_allclose(
+        jax.jit(lambda X: linops.batch_jacobian(f, X))(X), jax.vmap(jax.jacobian(f))(X), rtol=1e-5
+    )
+    assert linops.batch_hessian(f, X[:0]).shape == (0, 2, 3, 3)
+
+
+def test_identity_takes_the_space_of_its_partner():
+    H = linops.Hessian(problems.scalar, X)
+    for A in (
+        H + linops.Identity(SIZE),
+        linops.Identity(SIZE) * 2 - H,
+        linops.Identity(SIZE) @ H @ linops.Identity(SIZE),
+    ):
+        assert A.domain == A.codomain == H.domain
+        assert A.mv(X)["w"].shape == (3, 3)
+        assert A.dtype == np.float32
+    with jax.enable_x64(True):
+        assert (H + linops.Identity(SIZE)).dtype == np.float32
+        assert linops.Identity(3).dtype == np.float64
+
+
+def test_dtype_is_the_one_computed_in(x64):
+    H = linops.Hessian(problems.scalar, X)
+    assert (H + linops.Diagonal(np.ones(SIZE))).dtype == np.float32
+    assert (H @ linops.Matrix(np.ones((SIZE, 2)))).dtype == np.float32
+    assert linops.Jacobian(lambda x: x["w"].astype(jnp.float64), X).dtype == np.float32
