@@ -222,4 +222,7 @@ def test_dtype_is_the_one_computed_in(x64):
     H = linops.Hessian(problems.scalar, X)
     assert (H + linops.Diagonal(np.ones(SIZE))).dtype == np.float32
     assert (H @ linops.Matrix(np.ones((SIZE, 2)))).dtype == np.float32
-    assert linops.Jacobian(lambda x: x["w"].astype(jnp.float64), X).dtype == np.float32
+    wider = lambda x: x["w"].astype(jnp.float64) ** 2  # noqa: E731
+    for A in (linops.Jacobian(wider, X), linops.JacobianGram(wider, X), linops.GaussNewton(wider, X, problems.loss)):
+        assert A.dtype == np.float32
+        assert (A @ np.ones(A.shape[1], np.float32)).dtype == np.float32
