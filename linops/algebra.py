@@ -16,9 +16,9 @@ from linops.space import Space
 class Operator(Products):
     """A linear map between two Spaces of pytrees: a SciPy `LinearOperator` of shape (m, n), and a JAX pytree.
 
-    A subclass is a frozen dataclass. Its annotated fields are arrays, pytrees and operators, which are the leaves of
-    the pytree, or `static()`, which is code. It defines `domain`, `codomain` and `_mv`, the product of trees in
-    traceable JAX; where it knows more than `jax.linear_transpose` finds, `_mv_transposed` or `_transposed` as well.
+    A subclass becomes a frozen dataclass. Its annotated fields are arrays, pytrees and operators, the leaves of the
+    pytree, or are marked as code by `linops.products.static()`. It defines `domain`, `codomain` and `_mv`, the product
+    of trees in traceable JAX; where it knows more than `jax.linear_transpose` finds, `_mv_transposed` or `_transposed`.
 
     NumPy in gives NumPy out: fresh, writable, of the operator's dtype. A `jax.Array` in gives a `jax.Array`, with no
     transfer to the host, also under `jit`, `vmap` and `grad`.
@@ -357,7 +357,9 @@ def _over_one_field(left, right):
 
 
 def _complex_space(space):
-    return Space(space.treedef, space.shapes, tuple(np.dtype(jnp.promote_types(d, jnp.complex64)) for d in space.dtypes))
+    return Space(
+        space.treedef, space.shapes, tuple(np.dtype(jnp.promote_types(d, jnp.complex64)) for d in space.dtypes)
+    )
 
 
 def _is_scalar(value):

@@ -1,6 +1,7 @@
 """The console script: `linops spectrum`."""
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -44,7 +45,8 @@ def main(arguments=None):
             x = x() if callable(x) else x
         else:
             title, f, x = digits_problem()
-        report = extreme_eigenvalues(f, x, options.k, compilations)
+        with _one_blas_thread():
+            report = extreme_eigenvalues(f, x, options.k, compilations)
     except (ImportError, AttributeError, TypeError, ValueError, FloatingPointError) as error:
         print(f"linops: {error}", file=sys.stderr)
         return 1
@@ -65,6 +67,15 @@ def _listen_to_compilations():
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     return compilations
+
+
+def _one_blas_thread():
+    """A context that keeps ARPACK's BLAS threads from stealing the cores of XLA, where threadpoolctl is installed."""
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        return contextlib.nullcontext()
+    return threadpool_limits(1, "blas")
 
 
 def extreme_eigenvalues(f, x, k, compilations):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from linops.door import Flat, block_budget, is_traced
-from linops.space import Space, to_device
+from linops.space import Space, space_of, to_device
 from linops.trace import Function
 
 
@@ -99,7 +99,7 @@ def _batched(block, f, X, args):
         raise ValueError(f"X has leaves of shapes {shapes}, expected arrays with a common leading axis of examples")
     count = leaves[0].shape[0]
     one = [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in leaves]
-    domain = Space.of(treedef.unflatten(one), "X")
+    domain = space_of(treedef.unflatten(one), "X")
     blocks = _Blocks(Function.trace(f, domain, args), block, domain)
     if is_traced((blocks, leaves)):
         return blocks.all(*leaves)

@@ -1,14 +1,21 @@
 """Products of Jacobians: the Gauss-Newton matrix, and the Gram matrix of the Jacobian's rows."""
 
+import functools
+
 from linops.algebra import Product
 from linops.hessian import Hessian, require_scalar
 from linops.jacobian import Derived, Jacobian, point
+from linops.products import less_precise
 from linops.space import Space
 from linops.trace import Function
 
 
 class Expanded(Derived):
     """An operator that is a product of others: a subclass adds `_expand`, the product in traceable JAX."""
+
+    @functools.cached_property
+    def dtype(self):
+        return less_precise(Space.of(self.x).dtype, self.function.codomain.dtype)
 
     def _mv(self, v):
         return self._expand()._mv(v)
@@ -38,9 +45,13 @@ class GaussNewton(Expanded):
     TypeError
         As `Jacobian` does, and where the loss is not scalar.
 
+    Notes
+    -----
     Source: Schraudolph, Fast curvature matrix-vector products for second-order gradient descent, Neural Computation
     14 (2002).
 
+    Examples
+    --------
     >>> G = GaussNewton(lambda x: x**2, np.array([1.0, 2.0], np.float32))
     >>> G.toarray().tolist()
     [[4.0, 0.0], [0.0, 16.0]]
@@ -84,8 +95,12 @@ class JacobianGram(Expanded):
     TypeError, ValueError
         As `Jacobian` does, and where x2 is not like x1.
 
+    Notes
+    -----
     Source: Jacot, Gabriel, Hongler, Neural tangent kernel, NeurIPS (2018).
 
+    Examples
+    --------
     >>> K = JacobianGram(lambda x: jnp.stack([x[0] * x[1], x[1]]), np.array([1.0, 2.0], np.float32))
     >>> K.toarray().tolist()
     [[5.0, 1.0], [1.0, 1.0]]

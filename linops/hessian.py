@@ -26,9 +26,13 @@ class Hessian(Derived):
     ValueError
         Where the weights are not like f(x).
 
+    Notes
+    -----
     Products are forward over reverse; reverse over reverse where f uses `jax.custom_vjp`, which has no forward rule.
     Source: Pearlmutter, Fast exact multiplication by the Hessian, Neural Computation 6 (1994).
 
+    Examples
+    --------
     >>> H = Hessian(lambda x: x[0] ** 2 * x[1], np.array([1.0, 2.0], np.float32))
     >>> H.toarray().tolist()
     [[4.0, 2.0], [2.0, 0.0]]

@@ -8,7 +8,7 @@ import jax
 from linops.algebra import Operator, Transposed
 from linops.door import RESIDUAL_SHARE, Flat, memory_budget
 from linops.products import static
-from linops.space import Space, to_device
+from linops.space import Space, space_of, to_device
 from linops.trace import Function
 
 
@@ -83,9 +83,13 @@ class Jacobian(Derived):
         Where x or f(x) is not of real floating point, f cannot be traced, or a product needs a derivative rule
         (forward for `J @ v`, reverse for `J.T @ w`) that f does not have.
 
+    Notes
+    -----
     Products with J are `jax.jvp`, those with `J.T` `jax.vjp`. A function with `jax.custom_vjp`, which has no forward
     rule, is multiplied by the transpose of its vjp, where that is made of linear operations.
 
+    Examples
+    --------
     >>> J = Jacobian(lambda x: x[1:] * x[:-1], np.array([1.0, 2.0, 3.0], np.float32))
     >>> J.toarray().tolist()
     [[2.0, 1.0, 0.0], [0.0, 3.0, 2.0]]
@@ -118,7 +122,7 @@ def point(x):
     """A point given by a user, its leaves on the device, and the Space it lives in."""
     paths, treedef = jax.tree_util.tree_flatten_with_path(x)
     x = treedef.unflatten([to_device(leaf, f"x{jax.tree_util.keystr(path)}") for path, leaf in paths])
-    return x, Space.of(x)
+    return x, space_of(x, "x")
 
 
 def pushforward(f, x, domain, codomain, symmetric=False):
@@ -137,24 +141,21 @@ def _single(pull, w):
     return pull(w)[0]
 
 
-class _MissingRuleError(TypeError):
-    pass
-
-
 @contextlib.contextmanager
 def differentiating(mode):
     """Say which derivative rule is missing. The function is traced before, so that errors here are those of rules."""
     try:
         yield
-    except _MissingRuleError:
-        raise
     except (TypeError, ValueError, NotImplementedError, AssertionError) as error:
-        raise _MissingRuleError(
-            f"the product needs {mode}-mode differentiation, and the function has an operation without a {mode} rule; "
+        if _NEEDS in str(error):
+            raise
+        raise TypeError(
+            f"a product {_NEEDS} {mode}-mode differentiation, and the function has an operation without a {mode} rule; "
             f"{_EXPECTED[mode]}. JAX said: {str(error).splitlines()[0] if str(error) else repr(error)}"
         ) from error
 
 
+_NEEDS = "with a derivative needs"
 _EXPECTED = {
     "forward": "expected jax.custom_jvp rules rather than custom_vjp, and no callbacks; J.T @ w may work where J @ v "
     "does not",

@@ -6,7 +6,7 @@ import scipy.sparse
 
 from linops.algebra import Operator
 from linops.products import static
-from linops.space import Space, to_device
+from linops.space import Space, space_of, to_device
 
 
 class Matrix(Operator):
@@ -54,7 +54,7 @@ class Diagonal(Operator):
         leaves = [_inexact(to_device(leaf, f"d{jax.tree_util.keystr(path)}")) for path, leaf in paths]
         entries = treedef.unflatten(leaves)
         object.__setattr__(self, "entries", entries)
-        object.__setattr__(self, "space", Space.of(entries, "d", kind=jnp.inexact))
+        object.__setattr__(self, "space", space_of(entries, "d", jnp.inexact))
 
     symmetric = True
     domain = codomain = property(lambda self: self.space)

@@ -10,7 +10,7 @@ from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 from linops import dense
 from linops.door import Door, is_traced
-from linops.space import Space
+from linops.space import Space, to_device
 
 static = functools.partial(dataclasses.field, metadata={"static": True})
 
@@ -42,6 +42,14 @@ class Products(LinearOperator):
             return cls._make(**dict(zip(data, leaves, strict=True)), **dict(zip(code, aux, strict=True)))
 
         jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+
+    def __post_init__(self):
+        """For subclasses that leave their constructor to dataclasses: NumPy leaves go to the device."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if "static" not in field.metadata and not isinstance(value, Products):
+                on_device = functools.partial(_on_device, what=field.name)
+                object.__setattr__(self, field.name, jax.tree.map(on_device, value))
 
     @classmethod
     def _make(cls, **fields):
@@ -77,7 +85,7 @@ class Products(LinearOperator):
 
     @functools.cached_property
     def dtype(self):
-        """The dtype that is computed in: the less precise one where domain and codomain, or factors, differ."""
+        """The dtype computed in, the less precise one where those of domain, codomain and factors differ."""
         return less_precise(self.domain.dtype, self.codomain.dtype, *(f.dtype for f in self._firm_factors()))
 
     def _firm_factors(self):
@@ -222,7 +230,16 @@ class Products(LinearOperator):
 
 def as_array(value):
     """A NumPy or device array, of whatever a user multiplies."""
-    return value if isinstance(value, np.ndarray | jax.Array) else np.asarray(value)
+    if isinstance(value, np.ndarray | jax.Array):
+        return value
+    array = np.asarray(value)
+    if array.dtype == object:
+        raise TypeError(f"got {value!r}, expected an array of numbers; a pytree goes to .mv")
+    return array
+
+
+def _on_device(leaf, what):
+    return to_device(leaf, what) if isinstance(leaf, np.ndarray | np.generic) else leaf
 
 
 def is_complex(dtype):

@@ -38,16 +38,9 @@ class Space:
     dtypes: tuple[np.dtype, ...]
 
     @classmethod
-    def of(cls, tree, what="x", kind=jnp.floating):
-        """The space in which `tree` (of arrays, or of shapes and dtypes) lives; `what` names it in errors."""
-        leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
-        if not leaves:
-            raise TypeError(f"{what} holds no arrays: got {tree!r}, expected a pytree with at least one array")
-        for path, leaf in leaves:
-            if not jnp.issubdtype(leaf.dtype, kind):
-                raise TypeError(_dtype_message(f"{what}{jax.tree_util.keystr(path)}", leaf.dtype))
-        shapes = tuple(tuple(leaf.shape) for _, leaf in leaves)
-        return cls(treedef, shapes, tuple(np.dtype(leaf.dtype) for _, leaf in leaves))
+    def of(cls, tree):
+        """The space in which `tree`, of real floating-point arrays, lives."""
+        return space_of(tree, "the tree")
 
     @classmethod
     def flat(cls, size, dtype):
@@ -122,6 +115,18 @@ class Space:
     @functools.cached_property
     def _ends(self):
         return np.cumsum([math.prod(shape) for shape in self.shapes])
+
+
+def space_of(tree, what, kind=jnp.floating):
+    """The Space of a tree of arrays, or of shapes and dtypes, all of a `kind` of dtype; `what` names it in errors."""
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    if not leaves:
+        raise TypeError(f"{what} holds no arrays: got {tree!r}, expected a pytree with at least one array")
+    for path, leaf in leaves:
+        if not jnp.issubdtype(leaf.dtype, kind):
+            raise TypeError(_dtype_message(f"{what}{jax.tree_util.keystr(path)}", leaf.dtype))
+    shapes = tuple(tuple(leaf.shape) for _, leaf in leaves)
+    return Space(treedef, shapes, tuple(np.dtype(leaf.dtype) for _, leaf in leaves))
 
 
 def to_device(leaf, what):

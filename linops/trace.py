@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from linops.jaxpr import contains, hoist, structure
-from linops.space import Space, to_device
+from linops.space import Space, space_of, to_device
 
 
 class Program:
@@ -90,7 +90,7 @@ class Function:
         jaxpr, consts = hoist(jaxpr)
         program = Program(jaxpr).shared()
         consts = tuple(to_device(const, f"an array that {what} closes over") for const in consts)
-        codomain = Space.of(value, f"the value of {what}")
+        codomain = space_of(value, f"the value of {what}")
         return cls(consts, tuple(data), program, codomain, not contains(jaxpr, "custom_vjp_call"))
 
 

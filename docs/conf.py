@@ -1,0 +1,104 @@
+"""Sphinx configuration. A line `<!-- generated: name -->` in a page is replaced by what `GENERATED[name]()` returns."""
+
+import ast
+import importlib
+import inspect
+import re
+import sys
+from pathlib import Path
+
+import linops
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+project = "linops"
+author = "the linops developers"
+version = release = linops.__version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"linops {version}"
+html_copy_source = False
+default_role = "code"
+myst_heading_anchors = 2
+autodoc_typehints = "none"
+autodoc_inherit_docstrings = False
+napoleon_google_docstring = False
+napoleon_use_param = False
+
+
+def examples():
+    """A section for each file of examples/: its docstring, then its code."""
+    for path in sorted((ROOT / "examples").glob("*.py")):
+        tree = ast.parse(path.read_text())
+        title, _, text = ast.get_docstring(tree).partition("\n")
+        yield f"## {title.rstrip('.')}\n{text}\n\n`examples/{path.name}`:\n"
+        yield f"```{{literalinclude}} ../examples/{path.name}\n:lines: {tree.body[0].end_lineno + 2}-\n```\n"
+
+
+def api():
+    """Each public name, in the order of the package's contents page."""
+    names = [name for name, value in vars(linops).items() if name[0] != "_" and callable(value)]
+    for name in names:
+        value = getattr(linops, name)
+        lines = [f"## {name}\n", "```{eval-rst}"]
+        if not isinstance(value, type):
+            lines.append(f".. autofunction:: linops.{name}")
+        elif issubclass(value, Warning):
+            lines.append(f".. autoclass:: linops.{name}()")
+        else:
+            parameters = list(inspect.signature(value.__init__).parameters.values())[1:]
+            parameters = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in parameters]
+            bases = "LinearOperator" if value is linops.Operator else "Operator, Products"
+            lines += [
+                f".. autoclass:: linops.{name}{inspect.Signature(parameters)}",
+                "   :members:",
+                f"   :inherited-members: {bases}",
+            ]
+        yield "\n".join([*lines, "```\n"])
+
+
+def layers():
+    """The modules by layer, with the first line of each docstring."""
+    yield from ("| layer | module | |", "| --- | --- | --- |")
+    for number, layer in enumerate(importlib.import_module("test_architecture").ORDER):
+        for module in layer:
+            text = ast.get_docstring(ast.parse((ROOT / "linops" / f"{module}.py").read_text()))
+            yield f"| {number} | `{module}` | {text.splitlines()[0]} |"
+
+
+def scipy_operators():
+    """What the SciPy contract is tested with, by kind."""
+    kinds = {}
+    for name, (kind, *_) in importlib.import_module("test_scipy_contract").KINDS.items():
+        kinds.setdefault(kind, []).append(f"`{name}`")
+    yield from ("| kind | operators |", "| --- | --- |")
+    yield from (f"| {kind} | {', '.join(names)} |" for kind, names in kinds.items())
+
+
+def scipy_entries():
+    """The entry points of the SciPy contract, variants of one function on one line."""
+    rows = {}
+    for name, entry in importlib.import_module("test_scipy_contract").ENTRIES.items():
+        function, _, variant = name.partition(", ")
+        forms, kinds, dtypes = rows.setdefault(function, ([], set(), set()))
+        forms += [f"`{variant}`"] if variant else []
+        kinds |= entry.kinds
+        dtypes.add("float64 only" if entry.float64_only else "yes")
+    yield from ("| entry point | tested forms | kinds | float32 |", "| --- | --- | --- | --- |")
+    for function, (forms, kinds, dtypes) in rows.items():
+        yield f"| `{function}` | {', '.join(forms)} | {'; '.join(sorted(kinds))} | {', '.join(sorted(dtypes))} |"
+
+
+GENERATED = {function.__name__: function for function in (examples, api, layers, scipy_operators, scipy_entries)}
+
+
+def generate(app, docname, source):
+    """Fill in what a page asks for."""
+    source[0] = re.sub(r"<!-- generated: (\w+) -->", lambda m: "\n".join(GENERATED[m[1]]()), source[0])
+
+
+def setup(app):
+    """Register the generator of pages."""
+    app.connect("source-read", generate)
