@@ -9,8 +9,9 @@ import numpy as np
 import scipy.sparse
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
-from linops.products import Products, as_array, is_complex, less_precise, static
-from linops.space import Space
+from linops.holomorphy import complex_space
+from linops.products import Products, as_array, less_precise, static
+from linops.space import Space, is_complex
 
 
 class Operator(Products):
@@ -57,11 +58,13 @@ class Operator(Products):
 
     def transpose(self):
         """Aᵀ, of shape (n, m)."""
-        return self if self.symmetric else self._transposed()
+        if self.symmetric:
+            return self
+        return Conjugate.of(self) if self.hermitian else self._transposed()
 
     def adjoint(self):
         """Aᴴ, the conjugate of Aᵀ."""
-        return Conjugate.of(self.T)
+        return self if self.hermitian else Conjugate.of(self.T)
 
     T = property(transpose)
     H = property(adjoint)
@@ -158,6 +161,7 @@ class Conjugate(Operator):
     domain = property(lambda self: self.operator.domain)
     codomain = property(lambda self: self.operator.codomain)
     symmetric = property(lambda self: self.operator.symmetric)
+    hermitian = property(lambda self: self.operator.hermitian)
 
     @classmethod
     def of(cls, operator):
@@ -173,24 +177,24 @@ class Conjugate(Operator):
 
 
 class Complexified(Operator):
-    """A real operator on complex vectors: A (x + iy) = A x + i A y."""
+    """A real-linear operator from real vectors on complex ones: A (u + iv) = A u + i A v."""
 
     operator: Operator
 
-    domain = property(lambda self: _complex_space(self.operator.domain))
-    codomain = property(lambda self: _complex_space(self.operator.codomain))
+    domain = property(lambda self: complex_space(self.operator.domain))
+    codomain = property(lambda self: complex_space(self.operator.codomain))
     dtype = property(lambda self: np.dtype(jnp.promote_types(self.operator.dtype, jnp.complex64)))
     symmetric = property(lambda self: self.operator.symmetric)
 
     def _mv(self, v):
-        parts = jax.tree.map(
-            lambda leaf, s: jnp.stack([leaf.real, leaf.imag]).astype(s.dtype), v, self.operator.domain.struct
-        )
-        products = jax.vmap(self.operator._mv)(parts)
-        return jax.tree.map(lambda p, s: (p[0] + 1j * p[1]).astype(s.dtype), products, self.codomain.struct)
+        return _extended(self.operator._mv, v, self.operator.domain, self.codomain)
+
+    def _mv_transposed(self, w):
+        # The transpose of a real-linear map to complex vectors is w -> Re(Aᵀ w).
+        return _extended(self.operator._mv_transposed, w, self.operator.codomain, self.domain)
 
     def _transposed(self):
-        return Complexified(self.operator.T)
+        return Complexified(self.operator.T) if not is_complex(self.operator.codomain.dtype) else Transposed(self)
 
 
 class Respaced(Operator):
@@ -334,6 +338,17 @@ class Power(Operator):
         return self._replace(operator=self.operator.T)
 
 
+def _extended(mv, v, domain, codomain):
+    """Real-linear `mv` on v and on -iv, both restricted to `domain`, as real and imaginary part of a complex product."""
+
+    def restricted(leaf, struct):
+        return leaf.astype(struct.dtype) if is_complex(struct.dtype) else leaf.real.astype(struct.dtype)
+
+    parts = jax.tree.map(lambda z, s: jnp.stack([restricted(z, s), restricted(-1j * z, s)]), v, domain.struct)
+    products = jax.vmap(mv)(parts)
+    return jax.tree.map(lambda p, s: (p[0] + 1j * p[1]).astype(s.dtype), products, codomain.struct)
+
+
 def _is_transpose(left, right):
     """Whether one operator is known to be the transpose of the other, as in J.T @ J."""
     return (isinstance(left, Transposed) and left.operator is right) or (
@@ -354,12 +369,6 @@ def _over_one_field(left, right):
     if is_complex(right.dtype) and not is_complex(left.dtype):
         return Complexified(left), right
     return left, right
-
-
-def _complex_space(space):
-    return Space(
-        space.treedef, space.shapes, tuple(np.dtype(jnp.promote_types(d, jnp.complex64)) for d in space.dtypes)
-    )
 
 
 def _is_scalar(value):

@@ -3,12 +3,16 @@
 import jax
 import jax.numpy as jnp
 
+from linops.holomorphy import any_complex, trace_linear
 from linops.jacobian import Derived, differentiating, point, pullback, pushforward
-from linops.trace import Function
+from linops.space import Space
 
 
 class Hessian(Derived):
     """The Hessian of a scalar function at x, a symmetric operator of shape (n, n): v -> d/dt grad f(x + t v) at t = 0.
+
+    For a real function of n complex numbers it is the real (2n, 2n) Hessian on [Re x, Im x]; for a holomorphic one the
+    complex symmetric (n, n) matrix.
 
     Parameters
     ----------
@@ -42,14 +46,21 @@ class Hessian(Derived):
 
     def __init__(self, f, x, *, args=(), weights=None, linearize=None, check_finite=True):
         x, domain = point(x)
-        function = Function.trace(f, domain, args)
+        function, x, realified = trace_linear(f, x, domain, args)
+        if any_complex(function.codomain) and not any_complex(Space.of(x)):
+            raise TypeError(
+                "Hessian got f with complex values of a real point, expected real values; take the real or imaginary "
+                "part, or the absolute value"
+            )
         if weights is None:
             require_scalar(function, "f", "Hessian", "pass weights=w for the Hessian of w . f")
         else:
             weights = function.codomain.point(weights)
-        vars(self).update(function=function, x=x, weights=weights, keep=linearize, check_finite=check_finite)
+        vars(self).update(function=function, x=x, realified=realified, weights=weights)
+        vars(self).update(keep=linearize, check_finite=check_finite)
 
     symmetric = True
+    hermitian = property(lambda self: not any_complex(self.domain))
     codomain = property(lambda self: self.domain)
 
     def _gradient(self, x):
@@ -76,4 +87,12 @@ def require_scalar(function, what, operator, remedy):
         raise TypeError(
             f"{operator} got {what} with values of shapes {shapes}, expected a scalar (shape ()); sum or squeeze the "
             f"value, or {remedy}"
+        )
+
+
+def require_real(function):
+    """Refuse a loss with complex values."""
+    if any_complex(function.codomain):
+        raise TypeError(
+            "GaussNewton got a loss with complex values, expected real ones; take the real part or the absolute value"
         )

@@ -54,7 +54,7 @@ class Diagonal(Operator):
         leaves = [_inexact(to_device(leaf, f"d{jax.tree_util.keystr(path)}")) for path, leaf in paths]
         entries = treedef.unflatten(leaves)
         object.__setattr__(self, "entries", entries)
-        object.__setattr__(self, "space", space_of(entries, "d", jnp.inexact))
+        object.__setattr__(self, "space", space_of(entries, "d"))
 
     symmetric = True
     domain = codomain = property(lambda self: self.space)

@@ -10,7 +10,7 @@ from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 from linops import dense
 from linops.door import Door, is_traced
-from linops.space import Space, to_device
+from linops.space import Space, is_complex, to_device
 
 static = functools.partial(dataclasses.field, metadata={"static": True})
 
@@ -22,6 +22,7 @@ class Products(LinearOperator):
     codomain: Space
     ndim = 2
     symmetric = False
+    hermitian = False
     _xp = getattr(aslinearoperator(np.eye(1)), "_xp", None)  # what SciPy 1.18 sets in an __init__ that we do not run
 
     def __init_subclass__(cls):
@@ -240,10 +241,6 @@ def as_array(value):
 
 def _on_device(leaf, what):
     return to_device(leaf, what) if isinstance(leaf, np.ndarray | np.generic) else leaf
-
-
-def is_complex(dtype):
-    return jnp.issubdtype(dtype, jnp.complexfloating)
 
 
 def less_precise(*dtypes):

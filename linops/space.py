@@ -39,7 +39,7 @@ class Space:
 
     @classmethod
     def of(cls, tree):
-        """The space in which `tree`, of real floating-point arrays, lives."""
+        """The space in which `tree`, of real or complex floating-point arrays, lives."""
         return space_of(tree, "the tree")
 
     @classmethod
@@ -117,14 +117,18 @@ class Space:
         return np.cumsum([math.prod(shape) for shape in self.shapes])
 
 
-def space_of(tree, what, kind=jnp.floating):
-    """The Space of a tree of arrays, or of shapes and dtypes, all of a `kind` of dtype; `what` names it in errors."""
+def space_of(tree, what):
+    """The Space of a tree of arrays, or of shapes and dtypes; `what` names it in errors."""
     leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
     if not leaves:
         raise TypeError(f"{what} holds no arrays: got {tree!r}, expected a pytree with at least one array")
     for path, leaf in leaves:
-        if not jnp.issubdtype(leaf.dtype, kind):
-            raise TypeError(_dtype_message(f"{what}{jax.tree_util.keystr(path)}", leaf.dtype))
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise TypeError(
+                f"{what}{jax.tree_util.keystr(path)} has dtype {leaf.dtype}, expected floating point, since a derivative "
+                "is taken there; convert it with .astype(float), or pass what is not differentiated through args= or a "
+                "closure"
+            )
     shapes = tuple(tuple(leaf.shape) for _, leaf in leaves)
     return Space(treedef, shapes, tuple(np.dtype(leaf.dtype) for _, leaf in leaves))
 
@@ -174,9 +178,6 @@ def warn_narrowing(what, source, target):
     warnings.warn(message, PrecisionWarning, stacklevel=depth)
 
 
-def _dtype_message(what, dtype):
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        remedy = "write the function on real and imaginary parts, as a pytree of two real arrays"
-        return f"{what} has dtype {dtype}, expected real floating point (complex functions are refused); {remedy}"
-    remedy = "convert it with .astype(float), or pass what is not differentiated through args= or a closure"
-    return f"{what} has dtype {dtype}, expected real floating point, since a derivative is taken there; {remedy}"
+def is_complex(dtype):
+    """Whether a dtype is complex."""
+    return jnp.issubdtype(dtype, jnp.complexfloating)

@@ -1,0 +1,136 @@
+"""Complex functions: which derivatives are complex-linear, and the realification of those that are not.
+
+The derivative of f at x is always linear over the reals. Linear over the complex numbers, and so a complex matrix, it
+is in two cases:
+
+- f is holomorphic, C^n -> C^m. This is decided on the jaxpr of its derivative: all that depends on the tangent is
+  complex, and nothing is conjugated. The decision does not depend on numbers, and errs only toward "no".
+- f maps R^n -> C^m: then the derivative extends to complex vectors as A (u + iv) = A u + i A v.
+
+In all other cases (C^n -> R^m, a conjugation or an absolute value inside, leaves of both kinds) f is realified: taken
+as a function of the pair (Re x, Im x), with the pair (Re f, Im f) for its value where that is complex. The operator then
+is real, and its vectors are [Re, Im]. Leaves that are real have no imaginary part.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Literal
+
+from linops.jaxpr import open_jaxpr, scan_counts
+from linops.space import Space, is_complex, space_of
+from linops.trace import Function
+
+
+def trace_linear(f, x, domain, args, what="f", realify=False):
+    """Trace f at x, of the Space `domain`; realified where its derivative is not complex-linear, or as asked.
+
+    Returns the Function, the point in its domain, and `domain` if f is realified, else None.
+    """
+    function = Function.trace(f, domain, args, what)
+    if realify or not _has_complex_derivative(function, domain):
+        if any_complex(domain):
+            real = realified_space(domain)
+            function = Function.trace(lambda pair, *args: realified(f(join(pair, domain), *args)), real, args, what)
+            return function, split(x), domain
+        if any_complex(function.codomain):
+            function = Function.trace(lambda x, *args: realified(f(x, *args)), domain, args, what)
+    return function, x, None
+
+
+def _has_complex_derivative(function, domain):
+    if not any_complex(domain):
+        return True
+    if not (all(map(is_complex, domain.dtypes)) and all(map(is_complex, function.codomain.dtypes))):
+        return False
+    if function.forward:
+        closed = jax.make_jaxpr(lambda x, v: jax.jvp(function, (x,), (v,))[1])(domain.struct, domain.struct)
+    else:
+        closed = jax.make_jaxpr(lambda x, w: jax.vjp(function, x)[1](w))(domain.struct, function.codomain.struct)
+    points = len(domain.shapes)
+    inputs = len(closed.jaxpr.invars)
+    outputs = _dependence(closed.jaxpr, [NOT] * points + [LINEARLY] * (inputs - points))
+    return OTHERWISE not in outputs
+
+
+def any_complex(space):
+    """Whether a Space has complex leaves."""
+    return any(map(is_complex, space.dtypes))
+
+
+def realified(tree):
+    """The pair (Re, Im) of a tree with complex leaves, any other tree as it is."""
+    return split(tree) if any(is_complex(jnp.result_type(leaf)) for leaf in jax.tree.leaves(tree)) else tree
+
+
+def split(tree):
+    """The pair (Re, Im) of a tree; where a leaf is real, Im has None."""
+    return jax.tree.map(jnp.real, tree), jax.tree.map(lambda z: z.imag if is_complex(z.dtype) else None, tree)
+
+
+def join(pair, space):
+    """The element of a Space with complex leaves of a pair (Re, Im)."""
+    real, imaginary = jax.tree.leaves(pair[0]), iter(jax.tree.leaves(pair[1]))
+    leaves = [jax.lax.complex(re, next(imaginary)) if is_complex(d) else re for re, d in zip(real, space.dtypes, strict=True)]
+    return space.treedef.unflatten(leaves)
+
+
+def realified_space(space):
+    """The Space of the pairs (Re, Im) of the elements of a Space."""
+    return space_of(jax.eval_shape(split, space.struct), "x")
+
+
+def complex_space(space):
+    """The Space with the complex counterparts of the leaves' dtypes."""
+    return Space(space.treedef, space.shapes, tuple(np.dtype(jnp.promote_types(d, jnp.complex64)) for d in space.dtypes))
+
+
+# The analysis: how each variable depends on the tangent.
+NOT, LINEARLY, OTHERWISE = range(3)
+
+
+def _dependence(jaxpr, inputs):
+    """How each output depends on the tangent, from how each input does; complex-linearity is lost once and for all."""
+    levels = dict(zip(jaxpr.invars, inputs, strict=True))
+
+    def level(atom):
+        return NOT if isinstance(atom, Literal) else levels.get(atom, NOT)
+
+    for eqn in jaxpr.eqns:
+        before = [level(atom) for atom in eqn.invars]
+        for var, after in zip(eqn.outvars, _dependence_of(eqn, before), strict=True):
+            levels[var] = OTHERWISE if after and not is_complex(var.aval.dtype) else after
+    return [level(atom) for atom in jaxpr.outvars]
+
+
+def _dependence_of(eqn, inputs):
+    """The same for one equation; a variable that is real and depends is marked by the caller."""
+    name, params = eqn.primitive.name, eqn.params
+    if not any(inputs) or name == "conj":
+        return [OTHERWISE if any(inputs) else NOT] * len(eqn.outvars)
+    if name == "scan":
+        return _loop(open_jaxpr(params["jaxpr"])[0], inputs, *scan_counts(params))
+    if name == "while":
+        condition = params["cond_nconsts"]
+        outputs = _loop(
+            open_jaxpr(params["body_jaxpr"])[0], inputs[condition:], params["body_nconsts"], len(eqn.outvars)
+        )
+        stops = _dependence(open_jaxpr(params["cond_jaxpr"])[0], [*inputs[:condition], *outputs])
+        return [OTHERWISE] * len(outputs) if any(stops) else outputs
+    if name == "cond":
+        outputs = [_dependence(open_jaxpr(branch)[0], inputs[1:]) for branch in params["branches"]]
+        return [OTHERWISE if inputs[0] else max(levels) for levels in zip(*outputs, strict=True)]
+    for key in ("jaxpr", "call_jaxpr"):
+        if key in params and len(open_jaxpr(params[key])[0].invars) == len(inputs):
+            return _dependence(open_jaxpr(params[key])[0], inputs)
+    return [max(inputs)] * len(eqn.outvars)
+
+
+def _loop(body, inputs, consts, carries):
+    """A body that takes (consts, carries, xs) and gives (carries, ys), until no more carries depend on the tangent."""
+    while True:
+        outputs = _dependence(body, inputs)
+        after = [*inputs[:consts], *map(max, inputs[consts:], outputs[:carries]), *inputs[consts + carries :]]
+        if after == inputs:
+            return outputs
+        inputs = after
