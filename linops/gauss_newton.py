@@ -4,7 +4,7 @@ import functools
 
 from linops.algebra import Conjugate, Product
 from linops.hessian import Hessian, require_real, require_scalar
-from linops.holomorphy import any_complex, join, trace_linear
+from linops.holomorphy import OnPairs, any_complex, trace_linear
 from linops.jacobian import Derived, Jacobian, point
 from linops.space import Space, is_complex
 from linops.trace import Function
@@ -68,8 +68,8 @@ class GaussNewton(Expanded):
         function, x, realified = trace_linear(f, x, domain, args, realify=loss is not None)
         if loss is not None:
             outputs = Function.trace(f, domain, args).codomain
-            values = (lambda pair: loss(join(pair, outputs))) if any_complex(outputs) else loss
-            traced = Function.trace(values, function.codomain, what="loss")
+            through = OnPairs(outputs, values=False) if any_complex(outputs) else None
+            traced = Function.trace(loss, function.codomain, what="loss", through=through)
             require_scalar(traced, "a loss", "GaussNewton", "weight its values")
             require_real(traced)
         vars(self).update(function=function, x=x, realified=realified, loss=loss and traced)
@@ -77,6 +77,7 @@ class GaussNewton(Expanded):
 
     symmetric = property(lambda self: not is_complex(self.dtype))
     hermitian = True
+    positive_semidefinite = property(lambda self: self.loss is None)
     domain = functools.cached_property(lambda self: self._jacobian(self.x).domain)
     codomain = property(lambda self: self.domain)
 
@@ -125,6 +126,7 @@ class JacobianGram(Expanded):
         vars(self).update(x2=None if x2 is None else self._point(x2))
 
     hermitian = property(lambda self: self.x2 is None)
+    positive_semidefinite = hermitian
     symmetric = property(lambda self: self.hermitian and not is_complex(self.dtype))
     codomain = functools.cached_property(lambda self: self._jacobian(self.x).codomain)
     domain = property(lambda self: self.codomain)

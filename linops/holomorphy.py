@@ -12,6 +12,8 @@ as a function of the pair (Re x, Im x), with the pair (Re f, Im f) for its value
 is real, and its vectors are [Re, Im]. Leaves that are real have no imaginary part.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,10 +33,10 @@ def trace_linear(f, x, domain, args, what="f", realify=False):
     if realify or not _has_complex_derivative(function, domain):
         if any_complex(domain):
             real = realified_space(domain)
-            function = Function.trace(lambda pair, *args: realified(f(join(pair, domain), *args)), real, args, what)
+            function = Function.trace(f, real, args, what, through=OnPairs(domain))
             return function, split(x), domain
         if any_complex(function.codomain):
-            function = Function.trace(lambda x, *args: realified(f(x, *args)), domain, args, what)
+            function = Function.trace(f, domain, args, what, through=OnPairs(None))
     return function, x, None
 
 
@@ -63,6 +65,24 @@ def realified(tree):
     return split(tree) if any(is_complex(jnp.result_type(leaf)) for leaf in jax.tree.leaves(tree)) else tree
 
 
+@dataclasses.dataclass(frozen=True)
+class OnPairs:
+    """The realification of functions: of a pair (Re, Im) instead of an element of `domain`, and with values like that.
+
+    `domain` is None where it is real. Values are left as they are where `values` is False.
+    """
+
+    domain: Space | None
+    values: bool = True
+
+    def __call__(self, f):
+        def on_pairs(x, *args):
+            value = f(join(x, self.domain) if self.domain else x, *args)
+            return realified(value) if self.values else value
+
+        return on_pairs
+
+
 def split(tree):
     """The pair (Re, Im) of a tree; where a leaf is real, Im has None."""
     return jax.tree.map(jnp.real, tree), jax.tree.map(lambda z: z.imag if is_complex(z.dtype) else None, tree)
@@ -71,7 +91,9 @@ def split(tree):
 def join(pair, space):
     """The element of a Space with complex leaves of a pair (Re, Im)."""
     real, imaginary = jax.tree.leaves(pair[0]), iter(jax.tree.leaves(pair[1]))
-    leaves = [jax.lax.complex(re, next(imaginary)) if is_complex(d) else re for re, d in zip(real, space.dtypes, strict=True)]
+    leaves = [
+        jax.lax.complex(re, next(imaginary)) if is_complex(d) else re for re, d in zip(real, space.dtypes, strict=True)
+    ]
     return space.treedef.unflatten(leaves)
 
 
@@ -82,7 +104,9 @@ def realified_space(space):
 
 def complex_space(space):
     """The Space with the complex counterparts of the leaves' dtypes."""
-    return Space(space.treedef, space.shapes, tuple(np.dtype(jnp.promote_types(d, jnp.complex64)) for d in space.dtypes))
+    return Space(
+        space.treedef, space.shapes, tuple(np.dtype(jnp.promote_types(d, jnp.complex64)) for d in space.dtypes)
+    )
 
 
 # The analysis: how each variable depends on the tangent.

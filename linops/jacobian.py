@@ -22,6 +22,12 @@ class Linear(Operator):
     symmetric: bool = static()
     mode: str = static()
 
+    def __reduce__(self):
+        raise TypeError(
+            f"{self!r}, a linearized operator, was pickled; expected the operator that it was made from: pickle that, "
+            "and linearize it where it is loaded"
+        )
+
     def _mv(self, v):
         return self.function(v)
 

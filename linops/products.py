@@ -1,5 +1,6 @@
 """What every operator is: a frozen dataclass, a JAX pytree, a SciPy LinearOperator, and its products with arrays."""
 
+import copy
 import dataclasses
 import functools
 
@@ -9,7 +10,7 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 from linops import dense
-from linops.door import Door, is_traced
+from linops.door import WIDE, Door, is_traced
 from linops.space import Space, is_complex, to_device
 
 static = functools.partial(dataclasses.field, metadata={"static": True})
@@ -23,6 +24,7 @@ class Products(LinearOperator):
     ndim = 2
     symmetric = False
     hermitian = False
+    positive_semidefinite = False
     _xp = getattr(aslinearoperator(np.eye(1)), "_xp", None)  # what SciPy 1.18 sets in an __init__ that we do not run
 
     def __init_subclass__(cls):
@@ -63,6 +65,22 @@ class Products(LinearOperator):
     def _replace(self, **changes):
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return self._make(**{**fields, **changes})
+
+    # Copies are of the fields only: doors and residuals are found again when they are needed.
+
+    def __copy__(self):
+        return self._replace()
+
+    def __deepcopy__(self, memo):
+        copied = functools.partial(copy.deepcopy, memo=memo)
+        tree = functools.partial(jax.tree.map, copied, is_leaf=lambda value: isinstance(value, Products))
+        fields = {field: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return self._make(**{f.name: v if "static" in f.metadata else tree(v) for f, v in fields.items()})
+
+    def __reduce__(self):
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        wide = any(getattr(leaf, "dtype", None) in WIDE for leaf in jax.tree.leaves(self))
+        return _unpickle, (type(self), fields, repr(self), wide)
 
     # What a subclass may define beside its product.
 
@@ -229,14 +247,34 @@ class Products(LinearOperator):
             )
 
 
+def _unpickle(cls, fields, name, wide):
+    if wide and not jax.config.jax_enable_x64:
+        raise TypeError(
+            f"{name} was pickled with arrays of 64 bits, which JAX would narrow here; expected float64 to be enabled: "
+            'call jax.config.update("jax_enable_x64", True) before loading it'
+        )
+    return cls._make(**fields)
+
+
 def as_array(value):
     """A NumPy or device array, of whatever a user multiplies."""
-    if isinstance(value, np.ndarray | jax.Array):
+    if type(value) is np.ndarray or isinstance(value, jax.Array):
         return value
-    array = np.asarray(value)
-    if array.dtype == object:
-        raise TypeError(f"got {value!r}, expected an array of numbers; a pytree goes to .mv")
-    return array
+    try:
+        array = np.asanyarray(value)
+    except (TypeError, ValueError) as error:  # ragged lists, and objects that refuse in their __array__
+        raise TypeError(f"got {_brief(value)}, expected an array of numbers; NumPy said: {error}") from error
+    # Their hidden numbers would be taken for numbers: np.asarray drops the mask, also that of rows in a list.
+    if any(map(np.ma.is_masked, [array, *(value if isinstance(value, list | tuple) else ())])):
+        raise TypeError(f"got {_brief(value)} with masked entries, expected numbers in all; use .filled(0), say")
+    if array.dtype == object and array is not value:
+        raise TypeError(f"got {_brief(value)}, expected an array of numbers; a pytree goes to .mv")
+    return array if isinstance(array, np.matrix) else np.asarray(array)
+
+
+def _brief(value):
+    text = repr(value)
+    return text if len(text) <= 200 else f"a {type(value).__name__}, {text[:100]} ..."
 
 
 def _on_device(leaf, what):

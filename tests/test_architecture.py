@@ -7,8 +7,9 @@ import linops
 
 ROOT = Path(linops.__file__).parent
 ORDER = [
-    ["space", "jaxpr"],
+    ["space", "jaxpr", "probe"],
     ["trace"],
+    ["holomorphy"],
     ["door"],
     ["dense"],
     ["products"],
@@ -16,6 +17,7 @@ ORDER = [
     ["matrix", "jacobian"],
     ["hessian"],
     ["gauss_newton"],
+    ["differences", "claims", "check"],
     ["cli"],
 ]
 RANK = {module: rank for rank, layer in enumerate(ORDER) for module in layer}
@@ -60,7 +62,7 @@ def test_the_core_imports_only_the_card():
         "threadpoolctl",
     }  # the last two only in the console script
     standard = {"argparse", "collections", "contextlib", "dataclasses", "functools", "importlib", "json", "math"}
-    standard |= {"numbers", "operator", "os", "sys", "time", "typing", "warnings"}
+    standard |= {"copy", "numbers", "operator", "os", "sys", "time", "typing", "warnings"}
     used = {name.split(".")[0] for path in ROOT.glob("*.py") for name in imports(path)}
     assert used <= allowed | standard
 
