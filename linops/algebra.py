@@ -73,11 +73,11 @@ class Operator(Products):
     def __add__(self, other):
         if isinstance(other, Operator):
             return Sum.of(self, other)
-        foreign = _as_foreign(other)
+        foreign = _as_summand(other)
         return NotImplemented if foreign is None else LinearOperator.__add__(self, foreign)
 
     def __radd__(self, other):
-        foreign = _as_foreign(other)
+        foreign = _as_summand(other)
         return NotImplemented if foreign is None else foreign + self
 
     def __neg__(self):
@@ -86,7 +86,7 @@ class Operator(Products):
     def __sub__(self, other):
         if isinstance(other, Operator):
             return self + -other
-        foreign = _as_foreign(other)
+        foreign = _as_summand(other)
         if foreign is None:
             return NotImplemented
         minus_one = -np.ones((), foreign.dtype)[()]  # of its dtype: SciPy's -foreign turns float32 into float64
@@ -371,6 +371,16 @@ def _as_scalar(value, dtype):
     if isinstance(value, jax.Array):
         return value if value.dtype == dtype and not value.weak_type else value.astype(dtype)
     return jnp.asarray(np.asarray(value).astype(dtype))
+
+
+def _as_summand(value):
+    """As `_as_foreign`; arrays and numbers, which are no operators, are refused with the way to make them such."""
+    if isinstance(value, np.ndarray | jax.Array | numbers.Number):
+        raise TypeError(
+            f"got {type(value).__name__} to add to an operator, expected an operator: write linops.Matrix(M) for a "
+            "dense matrix, lam * linops.Identity(n) for a shift, linops.Diagonal(d) for a diagonal"
+        )
+    return _as_foreign(value)
 
 
 def _as_foreign(value):

@@ -5,7 +5,6 @@ each tree definition, and compiled once for each program (see `trace`); the cach
 operator made ready for many products: flattened once, so that a product costs a few microseconds of Python.
 """
 
-import contextlib
 import dataclasses
 import functools
 import os
@@ -17,7 +16,7 @@ import numpy as np
 from jax.extend.core import Jaxpr, Literal
 
 from linops.jaxpr import live_bytes, nbytes
-from linops.space import Space, loses_precision, warn_narrowing
+from linops.space import Space, float64_if, loses_precision, warn_narrowing
 from linops.trace import Program, stage
 
 
@@ -54,8 +53,8 @@ class Flat:
         self.wide = any(aval.dtype.itemsize == 8 for aval in self.avals)
 
     def scope(self):
-        """The context to trace and call in: what was made with float64 enabled keeps it where it is off."""
-        return jax.enable_x64(True) if self.wide and not jax.config.jax_enable_x64 else contextlib.nullcontext()
+        """The context to trace and call in."""
+        return float64_if(self.wide)
 
     def stage(self, method, *arguments):
         with self.scope():

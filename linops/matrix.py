@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import scipy.sparse
 
 from linops.algebra import Operator
@@ -50,6 +51,11 @@ class Diagonal(Operator):
     space: Space = static()
 
     def __init__(self, d):
+        if isinstance(d, np.ndarray | jax.Array) and d.ndim > 1:
+            raise ValueError(
+                f"Diagonal got an array of shape {d.shape}, expected a vector of diagonal entries, or a pytree of "
+                "arrays; a matrix goes to Matrix, its diagonal is np.diag(d), all entries of an array as a diagonal d.ravel()"
+            )
         paths, treedef = jax.tree_util.tree_flatten_with_path(d)
         leaves = [_inexact(to_device(leaf, f"d{jax.tree_util.keystr(path)}")) for path, leaf in paths]
         entries = treedef.unflatten(leaves)

@@ -1,5 +1,6 @@
 """Space: a pytree of arrays seen as a flat vector space."""
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -67,19 +68,21 @@ class Space:
 
     def ravel(self, tree):
         """The vector, of shape (size,), of an element."""
-        leaves = [jnp.ravel(leaf).astype(self.dtype) for leaf in jax.tree.leaves(tree)]
-        return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves)
+        with self._scope():
+            leaves = [jnp.ravel(leaf).astype(self.dtype) for leaf in jax.tree.leaves(tree)]
+            return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves)
 
     def unravel(self, vector):
         """The element with a given vector of shape (size,)."""
         if jnp.shape(vector) != (self.size,):
             raise ValueError(f"got an array of shape {jnp.shape(vector)}, expected a vector of shape ({self.size},)")
-        vector = jnp.asarray(vector)
-        parts = [vector] if len(self.shapes) == 1 else jnp.split(vector, self._ends[:-1])
-        leaves = [part.reshape(s).astype(d) for part, s, d in zip(parts, self.shapes, self.dtypes, strict=True)]
+        with self._scope():
+            vector = jnp.asarray(vector)
+            parts = [vector] if len(self.shapes) == 1 else jnp.split(vector, self._ends[:-1])
+            leaves = [part.reshape(s).astype(d) for part, s, d in zip(parts, self.shapes, self.dtypes, strict=True)]
         return self.treedef.unflatten(leaves)
 
-    def leaves(self, tree):
+    def leaves(self, tree, what="the tree"):
         """The leaves of an element, as device arrays of the dtypes of the space; narrowing warns."""
         paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
         shapes = tuple(jnp.shape(leaf) for _, leaf in paths)
@@ -88,21 +91,18 @@ class Space:
                 f"got a pytree of structure {treedef} and shapes {list(shapes)}, expected one like the point's: "
                 f"{self.treedef} and shapes {list(self.shapes)}"
             )
-        leaves = []
-        for (path, leaf), dtype in zip(paths, self.dtypes, strict=True):
-            leaf = to_device(leaf, f"leaf {jax.tree_util.keystr(path)}")
-            if not jnp.can_cast(leaf.dtype, dtype, "same_kind"):
-                raise TypeError(f"leaf {jax.tree_util.keystr(path)} has dtype {leaf.dtype}, expected {dtype}")
-            if loses_precision(leaf.dtype, dtype):
-                warn_narrowing(f"leaf {jax.tree_util.keystr(path)}", leaf.dtype, dtype)
-            leaves.append(leaf.astype(dtype))
-        return leaves
+        with self._scope():
+            return [
+                _as_dtype(leaf, dtype, what + jax.tree_util.keystr(path))
+                for (path, leaf), dtype in zip(paths, self.dtypes, strict=True)
+            ]
 
-    def point(self, tree):
+    def point(self, tree, what="x"):
         """An element, given as a tree or as its vector of shape (size,): on the device, in the dtypes of the space."""
         if not self.is_flat and isinstance(tree, np.ndarray | jax.Array) and tree.shape == (self.size,):
-            tree = self.unravel(Space.flat(self.size, self.dtype).point(tree))
-        return self.treedef.unflatten(self.leaves(tree))
+            vector = Space.flat(self.size, self.dtype)
+            tree = self.unravel(vector.point(tree, what))
+        return self.treedef.unflatten(self.leaves(tree, what))
 
     def locate(self, index):
         """Where entry `index` of the vector lies in the tree: a key path with its index, such as "['w'][2, 0]"."""
@@ -111,6 +111,9 @@ class Space:
         path = jax.tree_util.tree_flatten_with_path(self.struct)[0][leaf][0]
         where = np.unravel_index(index - start, self.shapes[leaf])
         return jax.tree_util.keystr(path) + (str([int(i) for i in where]) if where else "")
+
+    def _scope(self):
+        return float64_if(any(jnp.finfo(dtype).bits == 64 for dtype in self.dtypes))
 
     @functools.cached_property
     def _ends(self):
@@ -142,6 +145,20 @@ def to_device(leaf, what):
     if isinstance(leaf, np.ndarray | np.generic) and loses_precision(array.dtype, dtype):
         warn_narrowing(what, array.dtype, dtype)
     return jnp.array(array, dtype=dtype)
+
+
+def float64_if(needed):
+    """A context with float64 enabled, if it is needed: what was made with it keeps it where it is off."""
+    return jax.enable_x64(True) if needed and not jax.config.jax_enable_x64 else contextlib.nullcontext()
+
+
+def _as_dtype(leaf, dtype, what):
+    leaf = to_device(leaf, what)
+    if not jnp.can_cast(leaf.dtype, dtype, "same_kind"):
+        raise TypeError(f"{what} has dtype {leaf.dtype}, expected {dtype}")
+    if loses_precision(leaf.dtype, dtype):
+        warn_narrowing(what, leaf.dtype, dtype)
+    return leaf.astype(dtype)
 
 
 def _require_alive(tracer, what):

@@ -68,7 +68,13 @@ class Function:
 
     @classmethod
     def trace(cls, f, domain, args=(), what="f"):
-        """Trace `f(x, *args)` for x in the Space `domain`. Arrays and floats in `args` are data, all else is code."""
+        """Trace `f(x, *args)` for x in the Space `domain`. Arrays and floats in `args` are data, all else is code.
+
+        An `args` that is no tuple is one argument, as in SciPy.
+        """
+        if not callable(f):
+            raise TypeError(f"{what} is {f!r}, expected a callable")
+        args = args if isinstance(args, tuple) else (args,)
         leaves, treedef = jax.tree_util.tree_flatten_with_path(args)
         traced = [isinstance(leaf, jax.Array | np.ndarray | np.generic | float | complex) for _, leaf in leaves]
         data = [

@@ -49,6 +49,13 @@ def test_no_arrays():
         linops.Jacobian(vector_valued, "text")
 
 
+def test_functions_that_are_not_callable():
+    with pytest.raises(TypeError, match=r"f is 2.0, expected a callable"):
+        linops.Jacobian(2.0, X)
+    with pytest.raises(TypeError, match=r"loss is 2.0, expected a callable"):
+        linops.GaussNewton(vector_valued, X, 2.0)
+
+
 def test_wrong_vector_length():
     J = linops.Jacobian(vector_valued, X)
     for v in (
@@ -77,7 +84,7 @@ def test_wrong_tree():
             J.mv(tree)
     with pytest.raises(ValueError, match=r"expected one like the point's"):
         J.at({"a": X[:2], "b": 1.0})
-    with pytest.raises(TypeError, match=r"leaf \['b'\] has dtype complex64, expected float32"):
+    with pytest.raises(TypeError, match=r"\['b'\] has dtype complex64, expected float32"):
         J.mv({"a": X, "b": np.complex64(2)})
     with pytest.raises(ValueError, match=r"got an array of shape \(3,\), expected a vector of shape \(5,\)"):
         J.domain.unravel(jnp.ones(3))
@@ -242,8 +249,11 @@ def test_algebra():
     for product in (lambda: H @ 2, lambda: 2 @ H):
         with pytest.raises(ValueError, match=r"a scalar cannot be an operand of @; use \* instead"):
             product()
-    with pytest.raises(TypeError):
-        H + np.ones(4)
+    for add in (lambda: H + np.eye(4), lambda: np.eye(4) + H, lambda: H - 1.0, lambda: 1 - H, lambda: H + jnp.eye(4)):
+        with pytest.raises(TypeError, match=r"to add to an operator, expected an operator: write linops.Matrix\(M\)"):
+            add()
+    with pytest.raises(TypeError, match=r"unsupported operand"):
+        H + None
 
 
 def test_explicit_operators():
@@ -251,6 +261,8 @@ def test_explicit_operators():
         linops.Matrix(X)
     with pytest.raises(TypeError, match=r"Matrix got a sparse csr_array, expected a dense array: combine the sparse"):
         linops.Matrix(scipy.sparse.csr_array(np.eye(3)))
+    with pytest.raises(ValueError, match=r"Diagonal got an array of shape \(2, 2\), expected a vector.*goes to Matrix"):
+        linops.Diagonal(np.eye(2))
     for n in (2.5, -1, True, "a"):
         with pytest.raises(TypeError, match=r"Identity got .*, expected a number of rows >= 0 or a linops.Space"):
             linops.Identity(n)

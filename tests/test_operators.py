@@ -35,6 +35,13 @@ def test_at_takes_a_tree_or_its_vector():
     np.testing.assert_allclose(K.toarray(), D1 @ D2.T, rtol=1e-4, atol=1e-4)
 
 
+def test_args_that_are_no_tuple_are_one_argument():
+    f = lambda x, a: jnp.sum(a * x**2)  # noqa: E731
+    v = np.ones(3, np.float32)
+    np.testing.assert_array_equal(linops.Hessian(f, v, args=2.0) @ v, [4, 4, 4])
+    np.testing.assert_array_equal(linops.Hessian(f, v, args=np.float32([1, 2, 3])) @ v, [2, 4, 6])
+
+
 def test_space():
     space = linops.Space.of(X)
     assert (space.size, space.dtype, space.is_flat) == (SIZE, np.float32, False)
@@ -64,6 +71,7 @@ def test_float64_operators_keep_float64_where_it_is_off():
     assert D.dtype == np.float64
     v = np.linspace(1, 2, 6)
     np.testing.assert_allclose(J @ v, D @ v, rtol=1e-14)
+    np.testing.assert_allclose(J.at(x).at(J.domain.ravel(x)) @ v, D @ v, rtol=1e-14)
     np.testing.assert_allclose(fresh.T @ np.ones(3), D.T @ np.ones(3), rtol=1e-14)
     np.testing.assert_allclose((fresh.T @ fresh) @ np.ones((6, 2)), D.T @ D @ np.ones((6, 2)), rtol=1e-13)
 
