@@ -261,7 +261,9 @@ def test_explicit_operators():
         linops.Matrix(X)
     with pytest.raises(TypeError, match=r"Matrix got a sparse csr_array, expected a dense array: combine the sparse"):
         linops.Matrix(scipy.sparse.csr_array(np.eye(3)))
-    with pytest.raises(ValueError, match=r"Diagonal got an array of shape \(2, 2\), expected a vector.*goes to Matrix"):
+    with pytest.raises(
+        ValueError, match=r"Diagonal got an array of shape \(2, 2\), expected a vector.*Matrix takes a matrix"
+    ):
         linops.Diagonal(np.eye(2))
     for n in (2.5, -1, True, "a"):
         with pytest.raises(TypeError, match=r"Identity got .*, expected a number of rows >= 0 or a linops.Space"):
