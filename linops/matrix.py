@@ -55,7 +55,6 @@ class Diagonal(Operator):
             raise ValueError(
                 f"Diagonal got an array of shape {d.shape}, expected a vector of diagonal entries, or a pytree of "
                 "arrays: Matrix takes a matrix, np.diag(d) its diagonal, d.ravel() all of its entries"
-            )"
             )
         paths, treedef = jax.tree_util.tree_flatten_with_path(d)
         leaves = [_inexact(to_device(leaf, f"d{jax.tree_util.keystr(path)}")) for path, leaf in paths]
