@@ -1,5 +1,6 @@
 """The algebra of operators and its closure: sums, products, scalings, powers, transposes, conjugates."""
 
+import functools
 import numbers
 import operator
 
@@ -9,8 +10,8 @@ import numpy as np
 import scipy.sparse
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
-from linops.products import Products, as_array, is_complex, less_precise, static
-from linops.space import Space
+from linops.products import Products, as_array, as_scalar, is_complex, less_precise, static
+from linops.space import Space, loses_precision
 
 
 class Operator(Products):
@@ -53,7 +54,12 @@ class Operator(Products):
         return Complexified(self)
 
     def _on(self, domain, codomain):
-        return self if (domain, codomain) == (self.domain, self.codomain) else Respaced(self, domain, codomain)
+        """The same matrix between other Spaces of the same sizes."""
+        if (domain, codomain) == (self.domain, self.codomain):
+            return self
+        if self._adapts and domain == codomain:
+            return self._replace(**{name: factor._on(domain, domain) for name, factor in self._factors().items()})
+        return Respaced(self, domain, codomain)
 
     def transpose(self):
         """Aᵀ, of shape (n, m)."""
@@ -139,6 +145,10 @@ class Transposed(Operator):
 
     domain = property(lambda self: self.operator.codomain)
     codomain = property(lambda self: self.operator.domain)
+
+    @functools.cached_property
+    def _door(self):
+        return self.operator._transposed_door
 
     def _mv(self, w):
         return self.operator._mv_transposed(w)
@@ -231,7 +241,7 @@ class Identity(Operator):
         return v
 
     def _on(self, domain, codomain):
-        return Identity(domain) if domain == codomain else super()._on(domain, codomain)
+        return Identity(domain) if domain == codomain != self.space else super()._on(domain, codomain)
 
 
 class Scaled(Operator):
@@ -244,7 +254,9 @@ class Scaled(Operator):
     def of(cls, scalar, operator):
         if jnp.issubdtype(jnp.result_type(scalar), jnp.complexfloating) and not is_complex(operator.dtype):
             operator = Complexified(operator)
-        return cls(_as_scalar(scalar, operator.dtype), operator)
+        if operator._adapts and not isinstance(scalar, jax.Array):  # rounded where its dtype is known
+            return cls._make(scalar=np.asarray(scalar, np.float64), operator=operator)
+        return cls(as_scalar(scalar, operator.dtype), operator)
 
     domain = property(lambda self: self.operator.domain)
     codomain = property(lambda self: self.operator.codomain)
@@ -252,14 +264,14 @@ class Scaled(Operator):
     _adapts = property(lambda self: self.operator._adapts)
 
     def _mv(self, v):
-        return jax.tree.map(lambda leaf: self.scalar.astype(leaf.dtype) * leaf, self.operator._mv(v))
+        return jax.tree.map(lambda leaf: jnp.asarray(self.scalar, leaf.dtype) * leaf, self.operator._mv(v))
 
     def _transposed(self):
         return self._replace(operator=self.operator.T)
 
     def _on(self, domain, codomain):
         operator = self.operator._on(domain, codomain)
-        return Scaled(_as_scalar(self.scalar, operator.dtype), operator)
+        return self if operator is self.operator else Scaled.of(self.scalar, operator)
 
 
 class Sum(Operator):
@@ -294,6 +306,7 @@ class Product(Operator):
 
     left: Operator
     right: Operator
+    symmetric: bool = static()
 
     @classmethod
     def of(cls, left, right):
@@ -303,11 +316,10 @@ class Product(Operator):
         middle = _common_space((left, left.domain), (right, right.codomain))
         domain = middle if right._adapts else right.domain
         codomain = middle if left._adapts else left.codomain
-        return cls(left._on(middle, codomain), right._on(domain, middle))
+        return cls(left._on(middle, codomain), right._on(domain, middle), _is_transpose(left, right))
 
     domain = property(lambda self: self.right.domain)
     codomain = property(lambda self: self.left.codomain)
-    symmetric = property(lambda self: _is_transpose(self.left, self.right))
     _adapts = property(lambda self: self.left._adapts and self.right._adapts)
 
     def _mv(self, v):
@@ -342,10 +354,12 @@ def _is_transpose(left, right):
 
 
 def _common_space(*pairs):
-    """The Space to combine operators on: one that is firm, rather a tree than flat, of the lower precision."""
+    """The Space to combine operators on: one that is firm, rather a tree than flat, of the lowest precision of all."""
     firm = [space for operator, space in pairs if not operator._adapts] or [pairs[0][1]]
     lowest = less_precise(*(space.dtype for space in firm))
-    return min(firm, key=lambda space: (space.is_flat, space.dtype != lowest))
+    space = min(firm, key=lambda space: space.is_flat)
+    dtypes = tuple(lowest if loses_precision(dtype, lowest) else dtype for dtype in space.dtypes)
+    return Space(space.treedef, space.shapes, dtypes)
 
 
 def _over_one_field(left, right):
@@ -364,13 +378,6 @@ def _complex_space(space):
 
 def _is_scalar(value):
     return isinstance(value, numbers.Number) or (isinstance(value, np.ndarray | jax.Array) and value.ndim == 0)
-
-
-def _as_scalar(value, dtype):
-    """A device scalar; by NumPy where it can be, since a conversion by JAX is a compilation."""
-    if isinstance(value, jax.Array):
-        return value if value.dtype == dtype and not value.weak_type else value.astype(dtype)
-    return jnp.asarray(np.asarray(value).astype(dtype))
 
 
 def _as_summand(value):

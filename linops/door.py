@@ -41,6 +41,9 @@ class Staged:
         return live_bytes(self.jaxpr)
 
 
+_WIDE = tuple(map(np.dtype, (np.int64, np.uint64, np.float64, np.complex128)))
+
+
 class Flat:
     """A pytree flattened once, each array in it once: what a staged method takes."""
 
@@ -50,7 +53,7 @@ class Flat:
         self.index = tuple(places.setdefault(id(leaf), len(places)) for leaf in leaves)
         self.leaves = tuple({id(leaf): leaf for leaf in leaves}.values())
         self.avals = tuple(map(jax.typeof, self.leaves))
-        self.wide = any(aval.dtype.itemsize == 8 for aval in self.avals)
+        self.wide = any(aval.dtype in _WIDE for aval in self.avals)
 
     def scope(self):
         """The context to trace and call in."""
@@ -59,7 +62,9 @@ class Flat:
     def stage(self, method, *arguments):
         with self.scope():
             avals = tuple(map(jax.typeof, arguments))
-            return _stage(method, self.treedef, self.index, self.avals, avals, jax.config.jax_enable_x64)
+            # Settings that change what is traced are part of the key.
+            settings = jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision
+            return _stage(method, self.treedef, self.index, self.avals, avals, settings)
 
     def call(self, method, *arguments):
         """`method(tree, *arguments)`, a pytree of arrays, in one compiled call."""
@@ -163,13 +168,13 @@ class Door:
         """A v or A V for a concrete device array, which stays there."""
         if v.ndim not in (1, 2) or v.shape[0] != self.columns:
             raise ValueError(self._shape_message(v))
-        v = self.coerce(v)
-        if v.ndim == 1:
-            with self._flat.scope():
+        with self._flat.scope():
+            v = self.coerce(v)
+            if v.ndim == 1:
                 return self._vector(v)[0]
-        starts = range(0, max(v.shape[1], 1), self.block_width)
-        pieces = [self._flat.call("_block", v[:, start : start + self.block_width]) for start in starts]
-        return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=1)
+            starts = range(0, max(v.shape[1], 1), self.block_width)
+            pieces = [self._flat.call("_block", v[:, start : start + self.block_width]) for start in starts]
+            return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=1)
 
     def tree_product(self, v):
         """A v for an element of the domain, a tree of device arrays."""
@@ -224,8 +229,8 @@ def _round_up(count):
 
 
 @functools.lru_cache(maxsize=512)
-def _stage(method, treedef, index, leaf_avals, argument_avals, x64):
-    del x64  # part of the key only: it changes what is traced
+def _stage(method, treedef, index, leaf_avals, argument_avals, settings):
+    del settings
     out_tree = None
 
     def flat(*values):

@@ -118,7 +118,10 @@ class JacobianGram(Expanded):
     domain = codomain = property(lambda self: self.function.codomain)
 
     def at(self, x1, x2=None):
-        """The same operator at other points of the same structure and shapes; nothing is traced or compiled."""
+        """The same operator at other points of the same structure and shapes; nothing is traced or compiled.
+
+        Without x2 it is J(x1) J(x1)ᵀ, also where the operator was made at two points.
+        """
         space = Space.of(self.x)
         return self._replace(x=space.point(x1), x2=None if x2 is None else space.point(x2))
 

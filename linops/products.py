@@ -10,7 +10,7 @@ from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 from linops import dense
 from linops.door import Door, is_traced
-from linops.space import Space, to_device
+from linops.space import Space, float64_if, to_device
 
 static = functools.partial(dataclasses.field, metadata={"static": True})
 
@@ -124,7 +124,18 @@ class Products(LinearOperator):
         return Door(self.linearize(), repr(self), self._checks_finite)
 
     @functools.cached_property
+    def _transposed_door(self):
+        """What `A.T @ w` goes through: kept here, for each `A.T` is a new operator."""
+        return (
+            self._door
+            if self.symmetric
+            else Door(self.T.linearize(), f"the transpose of {self!r}", self._checks_finite)
+        )
+
+    @functools.cached_property
     def _adjoint_door(self):
+        if not is_complex(self.dtype):
+            return self._transposed_door
         return Door(self.H.linearize(), f"the adjoint of {self!r}", self._checks_finite)
 
     @functools.cached_property
@@ -236,6 +247,14 @@ def as_array(value):
     if array.dtype == object:
         raise TypeError(f"got {value!r}, expected an array of numbers; a pytree goes to .mv")
     return array
+
+
+def as_scalar(value, dtype):
+    """A device scalar; by NumPy where it can be, since a conversion by JAX is a compilation."""
+    with float64_if(jnp.finfo(dtype).bits == 64):
+        if isinstance(value, jax.Array):
+            return value if value.dtype == dtype and not value.weak_type else value.astype(dtype)
+        return jnp.asarray(np.asarray(value).astype(dtype))
 
 
 def _on_device(leaf, what):

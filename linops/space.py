@@ -68,7 +68,8 @@ class Space:
 
     def ravel(self, tree):
         """The vector, of shape (size,), of an element."""
-        with self._scope():
+        self._require_like(tree)
+        with self.scope():
             leaves = [jnp.ravel(leaf).astype(self.dtype) for leaf in jax.tree.leaves(tree)]
             return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves)
 
@@ -76,7 +77,7 @@ class Space:
         """The element with a given vector of shape (size,)."""
         if jnp.shape(vector) != (self.size,):
             raise ValueError(f"got an array of shape {jnp.shape(vector)}, expected a vector of shape ({self.size},)")
-        with self._scope():
+        with self.scope():
             vector = jnp.asarray(vector)
             parts = [vector] if len(self.shapes) == 1 else jnp.split(vector, self._ends[:-1])
             leaves = [part.reshape(s).astype(d) for part, s, d in zip(parts, self.shapes, self.dtypes, strict=True)]
@@ -84,6 +85,15 @@ class Space:
 
     def leaves(self, tree, what="the tree"):
         """The leaves of an element, as device arrays of the dtypes of the space; narrowing warns."""
+        self._require_like(tree)
+        paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+        with self.scope():
+            return [
+                _as_dtype(leaf, dtype, what + jax.tree_util.keystr(path))
+                for (path, leaf), dtype in zip(paths, self.dtypes, strict=True)
+            ]
+
+    def _require_like(self, tree):
         paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
         shapes = tuple(jnp.shape(leaf) for _, leaf in paths)
         if treedef != self.treedef or shapes != self.shapes:
@@ -91,11 +101,10 @@ class Space:
                 f"got a pytree of structure {treedef} and shapes {list(shapes)}, expected one like the point's: "
                 f"{self.treedef} and shapes {list(self.shapes)}"
             )
-        with self._scope():
-            return [
-                _as_dtype(leaf, dtype, what + jax.tree_util.keystr(path))
-                for (path, leaf), dtype in zip(paths, self.dtypes, strict=True)
-            ]
+        for (path, leaf), dtype in zip(paths, self.dtypes, strict=True):
+            if not jnp.can_cast(jnp.result_type(leaf), dtype, "same_kind"):
+                where = jax.tree_util.keystr(path)
+                raise TypeError(f"got a leaf {where} of dtype {jnp.result_type(leaf)}, expected {dtype}")
 
     def point(self, tree, what="x"):
         """An element, given as a tree or as its vector of shape (size,): on the device, in the dtypes of the space."""
@@ -112,7 +121,8 @@ class Space:
         where = np.unravel_index(index - start, self.shapes[leaf])
         return jax.tree_util.keystr(path) + (str([int(i) for i in where]) if where else "")
 
-    def _scope(self):
+    def scope(self):
+        """The context to compute in: with float64 enabled, where a leaf has it."""
         return float64_if(any(jnp.finfo(dtype).bits == 64 for dtype in self.dtypes))
 
     @functools.cached_property
@@ -154,8 +164,6 @@ def float64_if(needed):
 
 def _as_dtype(leaf, dtype, what):
     leaf = to_device(leaf, what)
-    if not jnp.can_cast(leaf.dtype, dtype, "same_kind"):
-        raise TypeError(f"{what} has dtype {leaf.dtype}, expected {dtype}")
     if loses_precision(leaf.dtype, dtype):
         warn_narrowing(what, leaf.dtype, dtype)
     return leaf.astype(dtype)
@@ -164,7 +172,7 @@ def _as_dtype(leaf, dtype, what):
 def _require_alive(tracer, what):
     """Refuse a tracer of a jit, vmap or grad that has ended: any operation on it fails."""
     try:
-        jnp.add(tracer, tracer)
+        jnp.reshape(tracer, (1, *tracer.shape))
     except jax.errors.UnexpectedTracerError as error:
         raise TypeError(
             f"{what} is a traced value that has left the jit, vmap or grad in which it was made; expected an array: "

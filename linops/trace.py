@@ -20,8 +20,8 @@ from linops.space import Space, space_of, to_device
 class Program:
     """The instructions of a jaxpr, without data; equal to any other with the same instructions.
 
-    A function that is still to be differentiated carries custom derivative rules, which are opaque Python
-    callables and compare by identity. A program that is only to be compiled and run (`rules=False`) is
+    A function that is still to be differentiated carries custom derivative rules, opaque Python callables that JAX
+    makes anew in each trace: such a program equals only itself. What is only to be compiled and run (`rules=False`) is
     compared without them.
     """
 
@@ -92,8 +92,9 @@ class Function:
             _check_value(value, what)
             return value
 
-        jaxpr, value = _make_jaxpr(flat, what)(domain.struct, data)
-        jaxpr, consts = hoist(jaxpr)
+        with domain.scope():
+            jaxpr, value = _make_jaxpr(flat, what)(domain.struct, data)
+            jaxpr, consts = hoist(jaxpr)
         program = Program(jaxpr).shared()
         consts = tuple(to_device(const, f"an array that {what} closes over") for const in consts)
         codomain = space_of(value, f"the value of {what}")
@@ -103,7 +104,8 @@ class Function:
 def stage(function, *arguments):
     """Trace `function(*arguments)`, both flat lists of arrays, to a Program that is only to be run, and its consts."""
     jaxpr, consts = hoist(jax.make_jaxpr(function)(*arguments))
-    return Program(jaxpr, rules=False), [jnp.asarray(const) for const in consts]
+    with jax.ensure_compile_time_eval():  # what is staged is kept: arrays, not tracers of a jit in progress
+        return Program(jaxpr, rules=False), [jnp.asarray(const) for const in consts]
 
 
 def _make_jaxpr(f, what):

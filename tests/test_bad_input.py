@@ -84,7 +84,7 @@ def test_wrong_tree():
             J.mv(tree)
     with pytest.raises(ValueError, match=r"expected one like the point's"):
         J.at({"a": X[:2], "b": 1.0})
-    with pytest.raises(TypeError, match=r"\['b'\] has dtype complex64, expected float32"):
+    with pytest.raises(TypeError, match=r"got a leaf \['b'\] of dtype complex64, expected float32"):
         J.mv({"a": X, "b": np.complex64(2)})
     with pytest.raises(ValueError, match=r"got an array of shape \(3,\), expected a vector of shape \(5,\)"):
         J.domain.unravel(jnp.ones(3))
