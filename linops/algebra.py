@@ -120,6 +120,8 @@ class Operator(Products):
     def __truediv__(self, other):
         if not _is_scalar(other):
             raise ValueError(f"{self!r} / {other!r}: expected a scalar; to solve a system, use scipy.sparse.linalg")
+        # in double precision, as far as it goes: 1 / np.float32(3) would be rounded to the dtype of the scalar
+        other = other if isinstance(other, jax.Array) else np.asarray(other, np.result_type(other, np.float64))
         return Scaled.of(1 / other, self)
 
     def __pow__(self, power):

@@ -10,7 +10,7 @@ from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 from linops import dense
 from linops.door import Door, is_traced
-from linops.space import Space, float64_if, to_device
+from linops.space import Space, float64_if, refuse_masked, to_device
 
 static = functools.partial(dataclasses.field, metadata={"static": True})
 
@@ -241,6 +241,7 @@ class Products(LinearOperator):
 
 def as_array(value):
     """A NumPy or device array, of whatever a user multiplies."""
+    refuse_masked(value, "an array to multiply")
     if isinstance(value, np.ndarray | jax.Array):
         return value
     array = np.asarray(value)

@@ -148,13 +148,26 @@ def to_device(leaf, what):
         _require_alive(leaf, what)
     if isinstance(leaf, jax.Array):
         return leaf
+    refuse_masked(leaf, what)
     array = np.asarray(leaf)
     if array.dtype.kind not in "?biufc" and not jnp.issubdtype(array.dtype, jnp.inexact):
         raise TypeError(f"{what} is {leaf!r}; expected an array or a number")
     dtype = jax.dtypes.canonicalize_dtype(array.dtype)
     if isinstance(leaf, np.ndarray | np.generic) and loses_precision(array.dtype, dtype):
         warn_narrowing(what, array.dtype, dtype)
-    return jnp.array(array, dtype=dtype)
+    narrowed = array.astype(dtype)
+    if array.dtype.kind in "iu" and not np.array_equal(narrowed, array):
+        raise ValueError(
+            f"{what} holds integers beyond {dtype}, expected ones within; convert it to floating point, or call "
+            'jax.config.update("jax_enable_x64", True) before'
+        )
+    return jnp.array(narrowed)
+
+
+def refuse_masked(array, what):
+    """Refuse a masked array with masked entries, whose hidden numbers NumPy would hand out."""
+    if isinstance(array, np.ma.MaskedArray) and array.mask.any():
+        raise ValueError(f"{what} has masked entries, expected numbers in all; fill them with .filled(value)")
 
 
 def float64_if(needed):

@@ -232,6 +232,22 @@ def test_vectors_that_are_not_numbers():
         J @ np.array(list("abcd"))
 
 
+def test_masked_arrays():
+    J = linops.Jacobian(vector_valued, X)
+    hidden = np.ma.array(X, mask=[0, 1, 0, 0])
+    for use in (lambda: J @ hidden, lambda: J.mv(hidden), lambda: J.at(hidden), lambda: linops.Diagonal(hidden)):
+        with pytest.raises(ValueError, match=r"has masked entries, expected numbers in all; fill them"):
+            use()
+    np.testing.assert_array_equal(J @ np.ma.array(X), J @ X)
+
+
+def test_integers_that_would_wrap():
+    with pytest.raises(ValueError, match=r"holds integers beyond int32, expected ones within; convert it to floating"):
+        linops.Matrix(np.eye(1, dtype=np.float32)).mv(np.array([2**40]))
+    with pytest.raises(ValueError, match=r"args\[0\] holds integers beyond int32"):
+        linops.Jacobian(lambda x, n: x * n, X, args=(np.array(2**40),))
+
+
 def test_algebra():
     J = linops.Jacobian(lambda x: x[:3] * x[1:], X)
     H = linops.Hessian(scalar, X)

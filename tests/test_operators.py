@@ -268,6 +268,12 @@ def test_float64_without_x64_everywhere():
     np.testing.assert_allclose(C @ v, (D + 1j) @ v, rtol=1e-15)
 
 
+def test_division_in_double_precision(x64):
+    A = linops.Matrix(np.eye(1)) / np.float32(3)
+    assert (A @ np.ones(1))[0] == 1 / 3
+    assert (linops.Matrix(np.eye(1)) / 3j @ np.ones(1))[0] == 1 / 3j
+
+
 def test_tree_products_are_of_the_dtype_that_is_claimed(x64):
     B = linops.Hessian(lambda x: jnp.sum(x["a"] ** 4), {"a": np.ones(3)}) + linops.Matrix(np.ones((3, 3), np.float32))
     assert B.dtype == B.domain.dtype == B.mv({"a": np.ones(3, np.float32)})["a"].dtype == np.float32
