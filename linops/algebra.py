@@ -254,7 +254,7 @@ class Scaled(Operator):
 
     @classmethod
     def of(cls, scalar, operator):
-        if jnp.issubdtype(jnp.result_type(scalar), jnp.complexfloating) and not is_complex(operator.dtype):
+        if is_complex(jnp.result_type(scalar)) and not is_complex(operator.dtype):
             operator = Complexified(operator)
         if operator._adapts and not isinstance(scalar, jax.Array):  # rounded where its dtype is known
             return cls._make(scalar=np.asarray(scalar, np.float64), operator=operator)

@@ -165,9 +165,7 @@ class Products(LinearOperator):
         """A v: (n,) to (m,), (n, 1) to (m, 1), and each row of a batch (..., n) to (..., m)."""
         v = as_array(v)
         columns = self.shape[1]
-        if v.ndim == 1:
-            return self._product(v)
-        if v.shape == (columns, 1):
+        if v.ndim == 1 or v.shape == (columns, 1):
             return self._product(v)
         if v.ndim == 0 or v.shape[-1] != columns:
             raise ValueError(
@@ -196,7 +194,7 @@ class Products(LinearOperator):
         """A v or A V, for an array of one or two dimensions."""
         if self._traced or isinstance(v, jax.core.Tracer):
             return self._traced_product(jnp.asarray(v))
-        needs_complex = jnp.issubdtype(v.dtype, jnp.complexfloating) and not is_complex(self.dtype)
+        needs_complex = is_complex(v.dtype) and not is_complex(self.dtype)
         door = self._complex_door if needs_complex else self._door
         if isinstance(v, jax.Array):
             return door.device_product(v)
@@ -208,7 +206,7 @@ class Products(LinearOperator):
             raise ValueError(
                 f"{self!r} got an array of shape {v.shape}, expected ({self.shape[1]},) or ({self.shape[1]}, k)"
             )
-        if jnp.issubdtype(v.dtype, jnp.complexfloating) and not is_complex(self.dtype):
+        if is_complex(v.dtype) and not is_complex(self.dtype):
             return self._complexified()._traced_product(v)
         v = v.astype(self.dtype)
         return self._vector(v) if v.ndim == 1 else self._block(v)
