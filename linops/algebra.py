@@ -1,17 +1,18 @@
 """The algebra of operators and its closure: sums, products, scalings, powers, transposes, conjugates."""
 
+import functools
 import numbers
 import operator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse
-from scipy.sparse.linalg import LinearOperator, aslinearoperator
+from scipy.sparse.linalg import LinearOperator
 
-from linops.holomorphy import complex_space
-from linops.products import Products, as_array, less_precise, static
-from linops.space import Space, is_complex
+from linops.holomorphy import complex_space, extended
+from linops.operands import as_array, as_foreign, as_scalar, as_summand, is_scalar
+from linops.products import Products, less_precise, static
+from linops.space import Space, complex_dtype, is_complex, loses_precision
 
 
 class Operator(Products):
@@ -30,7 +31,7 @@ class Operator(Products):
     def __matmul__(self, other):
         if type(other) is np.ndarray and other.ndim == 1 and not self._traced and other.dtype == self.dtype:
             return self._door.matvec(other)
-        if _is_scalar(other):
+        if is_scalar(other):
             raise ValueError(f"{self!r} @ {other!r}: a scalar cannot be an operand of @; use * instead")
         return self.dot(other)
 
@@ -38,9 +39,9 @@ class Operator(Products):
         """A v, A V, A B or c A, by what `other` is: a vector, a block of columns, an operator or a scalar."""
         if isinstance(other, Operator):
             return Product.of(self, other)
-        if _is_scalar(other):
+        if is_scalar(other):
             return Scaled.of(other, self)
-        if (foreign := _as_foreign(other)) is not None:
+        if (foreign := as_foreign(other)) is not None:
             return LinearOperator.dot(self, foreign)
         other = as_array(other)
         return self.matvec(other) if other.ndim == 1 else self.matmat(other)
@@ -54,7 +55,12 @@ class Operator(Products):
         return Complexified(self)
 
     def _on(self, domain, codomain):
-        return self if (domain, codomain) == (self.domain, self.codomain) else Respaced(self, domain, codomain)
+        """The same matrix between other Spaces of the same sizes."""
+        if (domain, codomain) == (self.domain, self.codomain):
+            return self
+        if self._adapts and domain == codomain:
+            return self._replace(**{name: factor._on(domain, domain) for name, factor in self._factors().items()})
+        return Respaced(self, domain, codomain)
 
     def transpose(self):
         """Aᵀ, of shape (n, m)."""
@@ -76,11 +82,11 @@ class Operator(Products):
     def __add__(self, other):
         if isinstance(other, Operator):
             return Sum.of(self, other)
-        foreign = _as_foreign(other)
+        foreign = as_summand(other)
         return NotImplemented if foreign is None else LinearOperator.__add__(self, foreign)
 
     def __radd__(self, other):
-        foreign = _as_foreign(other)
+        foreign = as_summand(other)
         return NotImplemented if foreign is None else foreign + self
 
     def __neg__(self):
@@ -89,7 +95,7 @@ class Operator(Products):
     def __sub__(self, other):
         if isinstance(other, Operator):
             return self + -other
-        foreign = _as_foreign(other)
+        foreign = as_summand(other)
         if foreign is None:
             return NotImplemented
         minus_one = -np.ones((), foreign.dtype)[()]  # of its dtype: SciPy's -foreign turns float32 into float64
@@ -102,21 +108,23 @@ class Operator(Products):
         return self.dot(other)
 
     def __rmul__(self, other):
-        return Scaled.of(other, self) if _is_scalar(other) else self.__rmatmul__(other)
+        return Scaled.of(other, self) if is_scalar(other) else self.__rmatmul__(other)
 
     def __rmatmul__(self, other):
         """The product v A from the left: Aᵀ v for a vector, (Aᵀ Vᵀ)ᵀ for rows."""
-        if (foreign := _as_foreign(other)) is not None:
+        if (foreign := as_foreign(other)) is not None:
             return foreign @ self
-        if _is_scalar(other):
+        if is_scalar(other):
             raise ValueError(f"{other!r} @ {self!r}: a scalar cannot be an operand of @; use * instead")
         return (self.T @ as_array(other).T).T
 
     rdot = __rmatmul__
 
     def __truediv__(self, other):
-        if not _is_scalar(other):
+        if not is_scalar(other):
             raise ValueError(f"{self!r} / {other!r}: expected a scalar; to solve a system, use scipy.sparse.linalg")
+        # in double precision, as far as it goes: 1 / np.float32(3) would be rounded to the dtype of the scalar
+        other = other if isinstance(other, jax.Array) else np.asarray(other, np.result_type(other, np.float64))
         return Scaled.of(1 / other, self)
 
     def __pow__(self, power):
@@ -142,6 +150,10 @@ class Transposed(Operator):
 
     domain = property(lambda self: self.operator.codomain)
     codomain = property(lambda self: self.operator.domain)
+
+    @functools.cached_property
+    def _door(self):
+        return self.operator._transposed_door
 
     def _mv(self, w):
         return self.operator._mv_transposed(w)
@@ -183,15 +195,15 @@ class Complexified(Operator):
 
     domain = property(lambda self: complex_space(self.operator.domain))
     codomain = property(lambda self: complex_space(self.operator.codomain))
-    dtype = property(lambda self: np.dtype(jnp.promote_types(self.operator.dtype, jnp.complex64)))
+    dtype = property(lambda self: complex_dtype(self.operator.dtype))
     symmetric = property(lambda self: self.operator.symmetric)
 
     def _mv(self, v):
-        return _extended(self.operator._mv, v, self.operator.domain, self.codomain)
+        return extended(self.operator._mv, v, self.operator.domain, self.codomain)
 
     def _mv_transposed(self, w):
         # The transpose of a real-linear map to complex vectors is w -> Re(Aᵀ w).
-        return _extended(self.operator._mv_transposed, w, self.operator.codomain, self.domain)
+        return extended(self.operator._mv_transposed, w, self.operator.codomain, self.domain)
 
     def _transposed(self):
         return Complexified(self.operator.T) if not is_complex(self.operator.codomain.dtype) else Transposed(self)
@@ -235,7 +247,7 @@ class Identity(Operator):
         return v
 
     def _on(self, domain, codomain):
-        return Identity(domain) if domain == codomain else super()._on(domain, codomain)
+        return Identity(domain) if domain == codomain != self.space else super()._on(domain, codomain)
 
 
 class Scaled(Operator):
@@ -246,9 +258,11 @@ class Scaled(Operator):
 
     @classmethod
     def of(cls, scalar, operator):
-        if jnp.issubdtype(jnp.result_type(scalar), jnp.complexfloating) and not is_complex(operator.dtype):
+        if is_complex(jnp.result_type(scalar)) and not is_complex(operator.dtype):
             operator = Complexified(operator)
-        return cls(_as_scalar(scalar, operator.dtype), operator)
+        if operator._adapts and not isinstance(scalar, jax.Array):  # rounded where its dtype is known
+            return cls._make(scalar=np.asarray(scalar, np.float64), operator=operator)
+        return cls(as_scalar(scalar, operator.dtype), operator)
 
     domain = property(lambda self: self.operator.domain)
     codomain = property(lambda self: self.operator.codomain)
@@ -256,14 +270,14 @@ class Scaled(Operator):
     _adapts = property(lambda self: self.operator._adapts)
 
     def _mv(self, v):
-        return jax.tree.map(lambda leaf: self.scalar.astype(leaf.dtype) * leaf, self.operator._mv(v))
+        return jax.tree.map(lambda leaf: jnp.asarray(self.scalar, leaf.dtype) * leaf, self.operator._mv(v))
 
     def _transposed(self):
         return self._replace(operator=self.operator.T)
 
     def _on(self, domain, codomain):
         operator = self.operator._on(domain, codomain)
-        return Scaled(_as_scalar(self.scalar, operator.dtype), operator)
+        return self if operator is self.operator else Scaled.of(self.scalar, operator)
 
 
 class Sum(Operator):
@@ -298,6 +312,7 @@ class Product(Operator):
 
     left: Operator
     right: Operator
+    symmetric: bool = static()
 
     @classmethod
     def of(cls, left, right):
@@ -307,11 +322,10 @@ class Product(Operator):
         middle = _common_space((left, left.domain), (right, right.codomain))
         domain = middle if right._adapts else right.domain
         codomain = middle if left._adapts else left.codomain
-        return cls(left._on(middle, codomain), right._on(domain, middle))
+        return cls(left._on(middle, codomain), right._on(domain, middle), _is_transpose(left, right))
 
     domain = property(lambda self: self.right.domain)
     codomain = property(lambda self: self.left.codomain)
-    symmetric = property(lambda self: _is_transpose(self.left, self.right))
     _adapts = property(lambda self: self.left._adapts and self.right._adapts)
 
     def _mv(self, v):
@@ -338,17 +352,6 @@ class Power(Operator):
         return self._replace(operator=self.operator.T)
 
 
-def _extended(mv, v, domain, codomain):
-    """Real-linear `mv` on v and on -iv, both restricted to `domain`, as real and imaginary part of a complex product."""
-
-    def restricted(leaf, struct):
-        return leaf.astype(struct.dtype) if is_complex(struct.dtype) else leaf.real.astype(struct.dtype)
-
-    parts = jax.tree.map(lambda z, s: jnp.stack([restricted(z, s), restricted(-1j * z, s)]), v, domain.struct)
-    products = jax.vmap(mv)(parts)
-    return jax.tree.map(lambda p, s: (p[0] + 1j * p[1]).astype(s.dtype), products, codomain.struct)
-
-
 def _is_transpose(left, right):
     """Whether one operator is known to be the transpose of the other, as in J.T @ J."""
     return (isinstance(left, Transposed) and left.operator is right) or (
@@ -357,10 +360,12 @@ def _is_transpose(left, right):
 
 
 def _common_space(*pairs):
-    """The Space to combine operators on: one that is firm, rather a tree than flat, of the lower precision."""
+    """The Space to combine operators on: one that is firm, rather a tree than flat, of the lowest precision of all."""
     firm = [space for operator, space in pairs if not operator._adapts] or [pairs[0][1]]
     lowest = less_precise(*(space.dtype for space in firm))
-    return min(firm, key=lambda space: (space.is_flat, space.dtype != lowest))
+    space = min(firm, key=lambda space: space.is_flat)
+    dtypes = tuple(lowest if loses_precision(dtype, lowest) else dtype for dtype in space.dtypes)
+    return Space(space.treedef, space.shapes, dtypes)
 
 
 def _over_one_field(left, right):
@@ -369,21 +374,3 @@ def _over_one_field(left, right):
     if is_complex(right.dtype) and not is_complex(left.dtype):
         return Complexified(left), right
     return left, right
-
-
-def _is_scalar(value):
-    return isinstance(value, numbers.Number) or (isinstance(value, np.ndarray | jax.Array) and value.ndim == 0)
-
-
-def _as_scalar(value, dtype):
-    """A device scalar; by NumPy where it can be, since a conversion by JAX is a compilation."""
-    if isinstance(value, jax.Array):
-        return value if value.dtype == dtype and not value.weak_type else value.astype(dtype)
-    return jnp.asarray(np.asarray(value).astype(dtype))
-
-
-def _as_foreign(value):
-    """A SciPy LinearOperator or sparse matrix as a LinearOperator, anything else as None."""
-    if isinstance(value, LinearOperator):
-        return value
-    return aslinearoperator(value) if scipy.sparse.issparse(value) else None

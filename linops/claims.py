@@ -13,8 +13,7 @@ import numpy as np
 
 from linops.differences import Comparison, Unavailable, Values, comparisons, widened
 from linops.holomorphy import join, trace_linear
-from linops.jacobian import _NEEDS, Derived
-from linops.probe import float64_enabled
+from linops.jacobian import Derived, MissingRule
 from linops.products import Products
 from linops.space import Space, is_complex, loses_precision
 
@@ -127,7 +126,7 @@ def _device(subject):
     if not isinstance(A, Products):
         raise Unavailable("a SciPy operator takes NumPy arrays")
     for v in subject.rights[:1]:
-        with float64_enabled(v.dtype):
+        with subject.domain.scope():
             on_device = jnp.asarray(v)
             product, tree = A @ on_device, A.mv(A.domain.unravel(on_device))
         yield _holds(isinstance(product, jax.Array), f"A v for a jax.Array is {type(product)}, expected a jax.Array")
@@ -210,7 +209,7 @@ def _traced_again(subject):
         found = [(A, lambda f: trace_linear(f, x, Space.of(x), (), realify=A.realified is not None)[0], subject.f)]
     for A, trace, argument in found:
         for _ in range(2):
-            with float64_enabled(Space.of(A.x).dtype):
+            with Space.of(A.x).scope():
                 yield A, trace(argument)
 
 
@@ -272,7 +271,5 @@ def _where_available():
         yield
     except NotImplementedError as error:
         raise Unavailable(f"not implemented: {error}") from error
-    except TypeError as error:
-        if _NEEDS not in str(error):
-            raise
+    except MissingRule as error:
         raise Unavailable(str(error).split(";")[0]) from error

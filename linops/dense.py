@@ -100,16 +100,17 @@ def _batched(block, f, X, args):
     count = leaves[0].shape[0]
     one = [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in leaves]
     domain = space_of(treedef.unflatten(one), "X")
-    blocks = _Blocks(Function.trace(f, domain, args), block, domain)
-    if is_traced((blocks, leaves)):
-        return blocks.all(*leaves)
-    flat = Flat(blocks)
-    staged = flat.stage("one", *one)
-    chunk = max(1, block_budget() // max(1, staged.bytes_live + staged.bytes_out))
     is_numpy = not any(isinstance(leaf, jax.Array) for _, leaf in paths)
-    convert, join = (np.array, np.concatenate) if is_numpy else (jnp.asarray, jnp.concatenate)
-    pieces = [
-        convert(flat.call("all", *(leaf[start : start + chunk] for leaf in leaves)))
-        for start in range(0, max(count, 1), chunk)
-    ]
-    return pieces[0] if len(pieces) == 1 else join(pieces)
+    with domain.scope():
+        blocks = _Blocks(Function.trace(f, domain, args), block, domain)
+        if is_traced((blocks, leaves)):
+            return blocks.all(*leaves)
+        flat = Flat(blocks)
+        staged = flat.stage("one", *one)
+        chunk = max(1, block_budget() // max(1, staged.bytes_live + staged.bytes_out))
+        convert, join = (np.array, np.concatenate) if is_numpy else (jnp.asarray, jnp.concatenate)
+        pieces = [
+            convert(flat.call("all", *(leaf[start : start + chunk] for leaf in leaves)))
+            for start in range(0, max(count, 1), chunk)
+        ]
+        return pieces[0] if len(pieces) == 1 else join(pieces)

@@ -21,7 +21,6 @@ from linops.door import Flat
 from linops.gauss_newton import GaussNewton, JacobianGram
 from linops.hessian import Hessian
 from linops.jacobian import Jacobian
-from linops.probe import float64_enabled
 from linops.space import Space, is_complex
 
 
@@ -61,7 +60,7 @@ class Values:
         return jax.tree.leaves(getattr(self.owner, self.method)(self.space.treedef.unflatten(leaves)))
 
     def __call__(self, x):
-        with float64_enabled(self.space.dtype):
+        with self.space.scope():
             return widened(Flat(self).call("of_leaves", *split(self.space, x)))
 
 

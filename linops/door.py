@@ -5,7 +5,6 @@ each tree definition, and compiled once for each program (see `trace`); the cach
 operator made ready for many products: flattened once, so that a product costs a few microseconds of Python.
 """
 
-import contextlib
 import dataclasses
 import functools
 import os
@@ -17,7 +16,7 @@ import numpy as np
 from jax.extend.core import Jaxpr, Literal
 
 from linops.jaxpr import live_bytes, nbytes
-from linops.space import Space, loses_precision, warn_narrowing
+from linops.space import Space, float64_if, is_number, loses_precision, warn_narrowing
 from linops.trace import Program, stage
 
 WIDE = {np.dtype(name) for name in ("int64", "uint64", "float64", "complex128")}  # not complex64, of 8 bytes as well
@@ -56,13 +55,15 @@ class Flat:
         self.wide = any(aval.dtype in WIDE for aval in self.avals)
 
     def scope(self):
-        """The context to trace and call in: what was made with float64 enabled keeps it where it is off."""
-        return jax.enable_x64(True) if self.wide and not jax.config.jax_enable_x64 else contextlib.nullcontext()
+        """The context to trace and call in."""
+        return float64_if(self.wide)
 
     def stage(self, method, *arguments):
         with self.scope():
             avals = tuple(map(jax.typeof, arguments))
-            return _stage(method, self.treedef, self.index, self.avals, avals, jax.config.jax_enable_x64)
+            # Settings that change what is traced are part of the key.
+            settings = jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision
+            return _stage(method, self.treedef, self.index, self.avals, avals, settings)
 
     def call(self, method, *arguments):
         """`method(tree, *arguments)`, a pytree of arrays, in one compiled call."""
@@ -167,13 +168,13 @@ class Door:
         """A v or A V for a concrete device array, which stays there."""
         if v.ndim not in (1, 2) or v.shape[0] != self.columns:
             raise ValueError(self._shape_message(v))
-        v = self.coerce(v)
-        if v.ndim == 1:
-            with self._flat.scope():
+        with self._flat.scope():
+            v = self.coerce(v)
+            if v.ndim == 1:
                 return self._vector(v)[0]
-        starts = range(0, max(v.shape[1], 1), self.block_width)
-        pieces = [self._flat.call("_block", v[:, start : start + self.block_width]) for start in starts]
-        return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=1)
+            starts = range(0, max(v.shape[1], 1), self.block_width)
+            pieces = [self._flat.call("_block", v[:, start : start + self.block_width]) for start in starts]
+            return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=1)
 
     def tree_product(self, v):
         """A v for an element of the domain, a tree of device arrays."""
@@ -189,8 +190,7 @@ class Door:
         """`v` in the operator's dtype; digits lost are said once."""
         if v.dtype == self.dtype:
             return v
-        # NumPy counts timedelta64 as an integer.
-        if not (jnp.issubdtype(v.dtype, jnp.number) or v.dtype == bool) or v.dtype.kind == "m":
+        if not is_number(v.dtype):
             raise TypeError(f"{self.name} got an array of dtype {v.dtype}, expected numbers")
         if not self._warned and loses_precision(v.dtype, self.dtype):
             self._warned = True
@@ -232,8 +232,8 @@ def _round_up(count):
 
 
 @functools.lru_cache(maxsize=512)
-def _stage(method, treedef, index, leaf_avals, argument_avals, x64):
-    del x64  # part of the key only: it changes what is traced
+def _stage(method, treedef, index, leaf_avals, argument_avals, settings):
+    del settings
     out_tree = None
 
     def flat(*values):

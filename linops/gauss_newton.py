@@ -34,8 +34,8 @@ class Expanded(Derived):
 class GaussNewton(Expanded):
     """The Gauss-Newton matrix Jᵀ (∇² loss) J of loss(f(x)), a symmetric operator of shape (n, n); Jᵀ J without a loss.
 
-    For complex J it is the Hermitian Jᴴ J without a loss. With a loss, which is real, complex numbers are realified: the
-    operator is real, on [Re x, Im x] for complex x.
+    For complex J it is the Hermitian Jᴴ J without a loss. With a loss, which is real, complex numbers are realified:
+    the operator is real, on [Re x, Im x] for complex x.
 
     Parameters
     ----------
@@ -132,7 +132,10 @@ class JacobianGram(Expanded):
     domain = property(lambda self: self.codomain)
 
     def at(self, x1, x2=None):
-        """The same operator at other points of the same structure and shapes; nothing is traced or compiled."""
+        """The same operator at other points of the same structure and shapes; nothing is traced or compiled.
+
+        Without x2 it is J(x1) J(x1)ᵀ, also where the operator was made at two points.
+        """
         return self._replace(x=self._point(x1), x2=None if x2 is None else self._point(x2))
 
     def adjoint(self):

@@ -55,7 +55,7 @@ class Hessian(Derived):
         if weights is None:
             require_scalar(function, "f", "Hessian", "pass weights=w for the Hessian of w . f")
         else:
-            weights = function.codomain.point(weights)
+            weights = function.codomain.point(weights, "weights")
         vars(self).update(function=function, x=x, realified=realified, weights=weights)
         vars(self).update(keep=linearize, check_finite=check_finite)
 

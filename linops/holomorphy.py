@@ -8,19 +8,18 @@ is in two cases:
 - f maps R^n -> C^m: then the derivative extends to complex vectors as A (u + iv) = A u + i A v.
 
 In all other cases (C^n -> R^m, a conjugation or an absolute value inside, leaves of both kinds) f is realified: taken
-as a function of the pair (Re x, Im x), with the pair (Re f, Im f) for its value where that is complex. The operator then
-is real, and its vectors are [Re, Im]. Leaves that are real have no imaginary part.
+as a function of the pair (Re x, Im x), with the pair (Re f, Im f) for its value where that is complex. The operator
+then is real, and its vectors are [Re, Im]. Leaves that are real have no imaginary part.
 """
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.extend.core import Literal
 
 from linops.jaxpr import open_jaxpr, scan_counts
-from linops.space import Space, is_complex, space_of
+from linops.space import Space, complex_dtype, is_complex, space_of
 from linops.trace import Function
 
 
@@ -104,9 +103,24 @@ def realified_space(space):
 
 def complex_space(space):
     """The Space with the complex counterparts of the leaves' dtypes."""
-    return Space(
-        space.treedef, space.shapes, tuple(np.dtype(jnp.promote_types(d, jnp.complex64)) for d in space.dtypes)
-    )
+    return Space(space.treedef, space.shapes, tuple(map(complex_dtype, space.dtypes)))
+
+
+def extended(mv, v, domain, codomain):
+    """The complex-linear extension of real-linear `mv`: the product with v in the complex Space `codomain`.
+
+    It takes v and -iv, both restricted to `domain`, for the real and the imaginary part.
+    """
+
+    def restricted(z, struct):
+        return z.astype(struct.dtype) if is_complex(struct.dtype) else z.real.astype(struct.dtype)
+
+    def joined(product, struct):
+        re, im = product.astype(struct.dtype)
+        return jax.lax.complex(re.real - im.imag, re.imag + im.real)  # re + 1j * im, also where that is Inf
+
+    parts = jax.tree.map(lambda z, s: jnp.stack([restricted(z, s), restricted(-1j * z, s)]), v, domain.struct)
+    return jax.tree.map(joined, jax.vmap(mv)(parts), codomain.struct)
 
 
 # The analysis: how each variable depends on the tangent.

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import re
 
 import jax
 
@@ -172,21 +173,27 @@ def _single(pull, w):
     return pull(w)[0]
 
 
+class MissingRule(TypeError):  # noqa: N818 - users see a TypeError
+    """A product needs a derivative rule that the function does not have."""
+
+
 @contextlib.contextmanager
 def differentiating(mode):
     """Say which derivative rule is missing. The function is traced before, so that errors here are those of rules."""
     try:
         yield
+    except MissingRule:
+        raise
     except (TypeError, ValueError, NotImplementedError, AssertionError) as error:
-        if _NEEDS in str(error):
-            raise
-        raise TypeError(
-            f"a product {_NEEDS} {mode}-mode differentiation, and the function has an operation without a {mode} rule; "
-            f"{_EXPECTED[mode]}. JAX said: {str(error).splitlines()[0] if str(error) else repr(error)}"
+        said = str(error)
+        if said and not re.search("differentiation|callback|transpose|UndefinedPrimal", said, re.IGNORECASE):
+            raise  # the error of a custom rule
+        raise MissingRule(
+            f"a product with a derivative needs {mode}-mode differentiation, and the function has an operation without "
+            f"a {mode} rule; {_EXPECTED[mode]}. JAX said: {said.splitlines()[0] if said else repr(error)}"
         ) from error
 
 
-_NEEDS = "with a derivative needs"
 _EXPECTED = {
     "forward": "expected jax.custom_jvp rules rather than custom_vjp, and no callbacks; J.T @ w may work where J @ v "
     "does not",

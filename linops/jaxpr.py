@@ -18,7 +18,10 @@ def hoist(closed):
             jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype, weak_type=v.aval.weak_type) for v in closed.jaxpr.invars
         ]
         closed = jax.make_jaxpr(functools.partial(_evaluate, closed.jaxpr, closed.consts))(*structs)
-    return closed.jaxpr, [_unwrapped(const) for const in closed.consts]
+    jaxpr, consts = closed.jaxpr, [_unwrapped(const) for const in closed.consts]
+    if hasattr(jaxpr, "with_consts"):  # JAX 0.12: the jaxpr holds its consts, and would keep them in our caches
+        jaxpr = jaxpr.with_consts([None] * len(consts))
+    return jaxpr, consts
 
 
 def structure(jaxpr, rules):
@@ -32,7 +35,9 @@ def structure(jaxpr, rules):
         return numbers.setdefault(var, len(numbers)), var.aval
 
     def read(atom):
-        return (_value(atom.val, rules), atom.aval) if isinstance(atom, Literal) else numbers[atom]
+        if isinstance(atom, Literal):  # by its bits: -0.0 == 0.0, and nan != nan
+            return _value(np.asarray(atom.val, atom.aval.dtype), rules), atom.aval
+        return numbers[atom]
 
     inputs = [number(var) for var in (*jaxpr.constvars, *jaxpr.invars)]
     equations = [
@@ -95,7 +100,7 @@ def _value(value, rules):
         return type(value), tuple(_value(item, rules) for item in value)
     if isinstance(value, dict):
         return dict, tuple((key, _value(item, rules)) for key, item in value.items())
-    array = _unwrapped(value)
+    array = np.asarray(value) if type(value) in (float, complex) else _unwrapped(value)
     if isinstance(array, np.ndarray | np.generic) and array.dtype != object:
         return array.dtype, array.shape, array.tobytes()
     try:
@@ -150,11 +155,12 @@ def _evaluate(jaxpr, consts, *arguments):
 
     for eqn in jaxpr.eqns:
         inputs = map(read, eqn.invars)
-        lift = _LIFT.get(eqn.primitive.name)
+        lift = None if any(map(eqn.params.get, _NOT_LIFTED)) else _LIFT.get(eqn.primitive.name)
         if lift and any(consts or _has_inner_consts(inner) for inner, consts in _inner(eqn)):
             outputs = lift(eqn.params, *inputs)
         else:
-            outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
+            with eqn.ctx.manager:
+                outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
         outputs = outputs if eqn.primitive.multiple_results else [outputs]
         env.update(zip(eqn.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
@@ -193,4 +199,6 @@ def _lift_cond(params, index, *inputs):
     return jax.lax.switch(index, branches, *inputs)
 
 
+# What the lifts would drop: branches by platform, and scans whose transpose is split.
+_NOT_LIFTED = ("branches_platforms", "_split_transpose")
 _LIFT = {"jit": _lift_jit, "pjit": _lift_jit, "scan": _lift_scan, "while": _lift_while, "cond": _lift_cond}

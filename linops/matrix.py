@@ -2,11 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import scipy.sparse
 
 from linops.algebra import Operator
 from linops.products import static
-from linops.space import Space, space_of, to_device
+from linops.space import Space, complex_dtype, is_complex, space_of, to_device
 
 
 class Matrix(Operator):
@@ -50,8 +51,15 @@ class Diagonal(Operator):
     space: Space = static()
 
     def __init__(self, d):
+        if isinstance(d, np.ndarray | jax.Array) and d.ndim > 1:
+            raise ValueError(
+                f"Diagonal got an array of shape {d.shape}, expected a vector of diagonal entries, or a pytree of "
+                "arrays: Matrix takes a matrix, np.diag(d) its diagonal, d.ravel() all of its entries"
+            )
         paths, treedef = jax.tree_util.tree_flatten_with_path(d)
         leaves = [_inexact(to_device(leaf, f"d{jax.tree_util.keystr(path)}")) for path, leaf in paths]
+        if any(is_complex(leaf.dtype) for leaf in leaves):  # one field for all: a real leaf would drop imaginary parts
+            leaves = [leaf.astype(complex_dtype(leaf.dtype)) for leaf in leaves]
         entries = treedef.unflatten(leaves)
         object.__setattr__(self, "entries", entries)
         object.__setattr__(self, "space", space_of(entries, "d"))

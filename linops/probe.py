@@ -1,9 +1,6 @@
 """Random vectors in a Space, drawn from an explicit JAX key."""
 
-import contextlib
-
 import jax
-import jax.numpy as jnp
 
 
 def normal(key, space):
@@ -13,10 +10,5 @@ def normal(key, space):
     >>> normal(jax.random.key(0), Space.flat(3, np.complex64)).dtype
     dtype('complex64')
     """
-    with float64_enabled(space.dtype):
+    with space.scope():
         return jax.random.normal(key, (space.size,), space.dtype)
-
-
-def float64_enabled(dtype):
-    """The context in which arrays of `dtype` can be made, where JAX has float64 switched off."""
-    return jax.enable_x64(True) if jnp.finfo(dtype).bits == 64 else contextlib.nullcontext()

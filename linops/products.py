@@ -11,6 +11,7 @@ from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 from linops import dense
 from linops.door import WIDE, Door, is_traced
+from linops.operands import as_array
 from linops.space import Space, is_complex, to_device
 
 static = functools.partial(dataclasses.field, metadata={"static": True})
@@ -143,7 +144,18 @@ class Products(LinearOperator):
         return Door(self.linearize(), repr(self), self._checks_finite)
 
     @functools.cached_property
+    def _transposed_door(self):
+        """What `A.T @ w` goes through: kept here, for each `A.T` is a new operator."""
+        return (
+            self._door
+            if self.symmetric
+            else Door(self.T.linearize(), f"the transpose of {self!r}", self._checks_finite)
+        )
+
+    @functools.cached_property
     def _adjoint_door(self):
+        if not is_complex(self.dtype):
+            return self._transposed_door
         return Door(self.H.linearize(), f"the adjoint of {self!r}", self._checks_finite)
 
     @functools.cached_property
@@ -173,9 +185,7 @@ class Products(LinearOperator):
         """A v: (n,) to (m,), (n, 1) to (m, 1), and each row of a batch (..., n) to (..., m)."""
         v = as_array(v)
         columns = self.shape[1]
-        if v.ndim == 1:
-            return self._product(v)
-        if v.shape == (columns, 1):
+        if v.ndim == 1 or v.shape == (columns, 1):
             return self._product(v)
         if v.ndim == 0 or v.shape[-1] != columns:
             raise ValueError(
@@ -204,7 +214,7 @@ class Products(LinearOperator):
         """A v or A V, for an array of one or two dimensions."""
         if self._traced or isinstance(v, jax.core.Tracer):
             return self._traced_product(jnp.asarray(v))
-        needs_complex = jnp.issubdtype(v.dtype, jnp.complexfloating) and not is_complex(self.dtype)
+        needs_complex = is_complex(v.dtype) and not is_complex(self.dtype)
         door = self._complex_door if needs_complex else self._door
         if isinstance(v, jax.Array):
             return door.device_product(v)
@@ -216,7 +226,7 @@ class Products(LinearOperator):
             raise ValueError(
                 f"{self!r} got an array of shape {v.shape}, expected ({self.shape[1]},) or ({self.shape[1]}, k)"
             )
-        if jnp.issubdtype(v.dtype, jnp.complexfloating) and not is_complex(self.dtype):
+        if is_complex(v.dtype) and not is_complex(self.dtype):
             return self._complexified()._traced_product(v)
         v = v.astype(self.dtype)
         return self._vector(v) if v.ndim == 1 else self._block(v)
@@ -254,27 +264,6 @@ def _unpickle(cls, fields, name, wide):
             'call jax.config.update("jax_enable_x64", True) before loading it'
         )
     return cls._make(**fields)
-
-
-def as_array(value):
-    """A NumPy or device array, of whatever a user multiplies."""
-    if type(value) is np.ndarray or isinstance(value, jax.Array):
-        return value
-    try:
-        array = np.asanyarray(value)
-    except (TypeError, ValueError) as error:  # ragged lists, and objects that refuse in their __array__
-        raise TypeError(f"got {_brief(value)}, expected an array of numbers; NumPy said: {error}") from error
-    # Their hidden numbers would be taken for numbers: np.asarray drops the mask, also that of rows in a list.
-    if any(map(np.ma.is_masked, [array, *(value if isinstance(value, list | tuple) else ())])):
-        raise TypeError(f"got {_brief(value)} with masked entries, expected numbers in all; use .filled(0), say")
-    if array.dtype == object and array is not value:
-        raise TypeError(f"got {_brief(value)}, expected an array of numbers; a pytree goes to .mv")
-    return array if isinstance(array, np.matrix) else np.asarray(array)
-
-
-def _brief(value):
-    text = repr(value)
-    return text if len(text) <= 200 else f"a {type(value).__name__}, {text[:100]} ..."
 
 
 def _on_device(leaf, what):

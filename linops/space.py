@@ -1,5 +1,6 @@
 """Space: a pytree of arrays seen as a flat vector space."""
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -53,7 +54,8 @@ class Space:
 
     @functools.cached_property
     def dtype(self):
-        return np.dtype(functools.reduce(jnp.promote_types, self.dtypes))
+        with jax.numpy_dtype_promotion("standard"):
+            return np.dtype(functools.reduce(jnp.promote_types, self.dtypes))
 
     @functools.cached_property
     def is_flat(self):
@@ -67,42 +69,49 @@ class Space:
 
     def ravel(self, tree):
         """The vector, of shape (size,), of an element."""
-        leaves = [jnp.ravel(leaf).astype(self.dtype) for leaf in jax.tree.leaves(tree)]
-        return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves)
+        self._require_like(tree)
+        paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+        for path, leaf in paths:
+            _require_castable(leaf, self.dtype, "the tree" + jax.tree_util.keystr(path))
+        with self.scope():
+            leaves = [jnp.ravel(leaf).astype(self.dtype) for _, leaf in paths]
+            return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves)
 
     def unravel(self, vector):
         """The element with a given vector of shape (size,)."""
         if jnp.shape(vector) != (self.size,):
             raise ValueError(f"got an array of shape {jnp.shape(vector)}, expected a vector of shape ({self.size},)")
-        vector = jnp.asarray(vector)
-        parts = [vector] if len(self.shapes) == 1 else jnp.split(vector, self._ends[:-1])
-        leaves = [part.reshape(s).astype(d) for part, s, d in zip(parts, self.shapes, self.dtypes, strict=True)]
+        with self.scope():
+            vector = jnp.asarray(vector)
+            parts = [vector] if len(self.shapes) == 1 else jnp.split(vector, self._ends[:-1])
+            leaves = [part.reshape(s).astype(d) for part, s, d in zip(parts, self.shapes, self.dtypes, strict=True)]
         return self.treedef.unflatten(leaves)
 
-    def leaves(self, tree):
+    def leaves(self, tree, what="the tree"):
         """The leaves of an element, as device arrays of the dtypes of the space; narrowing warns."""
-        paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
-        shapes = tuple(jnp.shape(leaf) for _, leaf in paths)
+        self._require_like(tree)
+        paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+        with self.scope():
+            return [
+                _as_dtype(leaf, dtype, what + jax.tree_util.keystr(path))
+                for (path, leaf), dtype in zip(paths, self.dtypes, strict=True)
+            ]
+
+    def _require_like(self, tree):
+        leaves, treedef = jax.tree.flatten(tree)
+        shapes = tuple(map(jnp.shape, leaves))
         if treedef != self.treedef or shapes != self.shapes:
             raise ValueError(
                 f"got a pytree of structure {treedef} and shapes {list(shapes)}, expected one like the point's: "
                 f"{self.treedef} and shapes {list(self.shapes)}"
             )
-        leaves = []
-        for (path, leaf), dtype in zip(paths, self.dtypes, strict=True):
-            leaf = to_device(leaf, f"leaf {jax.tree_util.keystr(path)}")
-            if not jnp.can_cast(leaf.dtype, dtype, "same_kind"):
-                raise TypeError(f"leaf {jax.tree_util.keystr(path)} has dtype {leaf.dtype}, expected {dtype}")
-            if loses_precision(leaf.dtype, dtype):
-                warn_narrowing(f"leaf {jax.tree_util.keystr(path)}", leaf.dtype, dtype)
-            leaves.append(leaf.astype(dtype))
-        return leaves
 
-    def point(self, tree):
+    def point(self, tree, what="x"):
         """An element, given as a tree or as its vector of shape (size,): on the device, in the dtypes of the space."""
         if not self.is_flat and isinstance(tree, np.ndarray | jax.Array) and tree.shape == (self.size,):
-            tree = self.unravel(Space.flat(self.size, self.dtype).point(tree))
-        return self.treedef.unflatten(self.leaves(tree))
+            vector = Space.flat(self.size, self.dtype)
+            tree = self.unravel(vector.point(tree, what))
+        return self.treedef.unflatten(self.leaves(tree, what))
 
     def locate(self, index):
         """Where entry `index` of the vector lies in the tree: a key path with its index, such as "['w'][2, 0]"."""
@@ -111,6 +120,10 @@ class Space:
         path = jax.tree_util.tree_flatten_with_path(self.struct)[0][leaf][0]
         where = np.unravel_index(index - start, self.shapes[leaf])
         return jax.tree_util.keystr(path) + (str([int(i) for i in where]) if where else "")
+
+    def scope(self):
+        """The context to compute in: with float64 enabled, where a leaf has it."""
+        return float64_if(any(jnp.finfo(dtype).bits == 64 for dtype in self.dtypes))
 
     @functools.cached_property
     def _ends(self):
@@ -125,9 +138,9 @@ def space_of(tree, what):
     for path, leaf in leaves:
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise TypeError(
-                f"{what}{jax.tree_util.keystr(path)} has dtype {leaf.dtype}, expected floating point, since a derivative "
-                "is taken there; convert it with .astype(float), or pass what is not differentiated through args= or a "
-                "closure"
+                f"{what}{jax.tree_util.keystr(path)} has dtype {leaf.dtype}, expected floating point, since a "
+                "derivative is taken there; convert it with .astype(float), or pass what is not differentiated "
+                "through args= or a closure"
             )
     shapes = tuple(tuple(leaf.shape) for _, leaf in leaves)
     return Space(treedef, shapes, tuple(np.dtype(leaf.dtype) for _, leaf in leaves))
@@ -139,19 +152,59 @@ def to_device(leaf, what):
         _require_alive(leaf, what)
     if isinstance(leaf, jax.Array):
         return leaf
-    array = np.asarray(leaf)
-    if array.dtype.kind not in "?biufc" and not jnp.issubdtype(array.dtype, jnp.inexact):
+    array = np.asanyarray(leaf)
+    refuse_masked(array, what)
+    if not is_number(array.dtype):
         raise TypeError(f"{what} is {leaf!r}; expected an array or a number")
-    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+    dtype = _device_dtype(array.dtype)
     if isinstance(leaf, np.ndarray | np.generic) and loses_precision(array.dtype, dtype):
         warn_narrowing(what, array.dtype, dtype)
-    return jnp.array(array, dtype=dtype)
+    narrowed = array.astype(dtype)
+    if array.dtype.kind in "iu" and not np.array_equal(narrowed, array):
+        raise ValueError(
+            f"{what} holds integers beyond {dtype}, expected ones within; convert it to floating point, or call "
+            'jax.config.update("jax_enable_x64", True) before'
+        )
+    return jnp.array(narrowed)
+
+
+def refuse_masked(array, what):
+    """Refuse a masked array with masked entries, whose hidden numbers NumPy would hand out."""
+    if isinstance(array, np.ma.MaskedArray) and array.mask.any():
+        raise ValueError(f"{what} has masked entries, expected numbers in all; fill them with .filled(value)")
+
+
+def float64_if(needed):
+    """A context with float64 enabled, if it is needed: what was made with it keeps it where it is off."""
+    return jax.enable_x64(True) if needed and not jax.config.jax_enable_x64 else contextlib.nullcontext()
+
+
+def _as_dtype(leaf, dtype, what):
+    if isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind in "iu":  # 64 bits, say, where JAX has 32
+        leaf = leaf.astype(dtype)
+    leaf = to_device(leaf, what)
+    _require_castable(leaf, dtype, what)
+    if loses_precision(leaf.dtype, dtype):
+        warn_narrowing(what, leaf.dtype, dtype)
+    return leaf.astype(dtype)
+
+
+def _require_castable(leaf, dtype, what):
+    given = jnp.result_type(leaf)
+    if not (is_number(given) and jnp.can_cast(given, dtype, "same_kind")):
+        raise TypeError(f"{what} has dtype {given}, expected {dtype}")
+
+
+def _device_dtype(dtype):
+    """What JAX holds numbers of a NumPy dtype in: native, and double precision for long double."""
+    widest = np.dtype({"f": np.float64, "c": np.complex128}.get(dtype.kind, dtype))
+    return jax.dtypes.canonicalize_dtype(min(dtype.newbyteorder("="), widest, key=lambda dtype: dtype.itemsize))
 
 
 def _require_alive(tracer, what):
     """Refuse a tracer of a jit, vmap or grad that has ended: any operation on it fails."""
     try:
-        jnp.add(tracer, tracer)
+        jnp.reshape(tracer, (1, *tracer.shape))
     except jax.errors.UnexpectedTracerError as error:
         raise TypeError(
             f"{what} is a traced value that has left the jit, vmap or grad in which it was made; expected an array: "
@@ -178,6 +231,17 @@ def warn_narrowing(what, source, target):
     warnings.warn(message, PrecisionWarning, stacklevel=depth)
 
 
+def is_number(dtype):
+    """Whether JAX computes with a dtype: not with text, dates, objects and random keys."""
+    is_timedelta = jnp.issubdtype(dtype, np.timedelta64)  # to NumPy an integer
+    return (jnp.issubdtype(dtype, jnp.number) and not is_timedelta) or jnp.issubdtype(dtype, jnp.bool_)
+
+
 def is_complex(dtype):
     """Whether a dtype is complex."""
     return jnp.issubdtype(dtype, jnp.complexfloating)
+
+
+def complex_dtype(dtype):
+    """The complex dtype that holds the numbers of a real or complex one."""
+    return np.dtype(np.complex128 if jnp.finfo(dtype).bits == 64 else np.complex64)

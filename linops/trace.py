@@ -24,8 +24,8 @@ from linops.space import Space, space_of, to_device
 class Program:
     """The instructions of a jaxpr, without data; equal to any other with the same instructions.
 
-    A function that is still to be differentiated carries custom derivative rules, which are opaque Python
-    callables and compare by identity. A program that is only to be compiled and run (`rules=False`) is
+    A function that is still to be differentiated carries custom derivative rules, opaque Python callables that JAX
+    makes anew in each trace: such a program equals only itself. What is only to be compiled and run (`rules=False`) is
     compared without them.
     """
 
@@ -139,8 +139,12 @@ class Function:
     def trace(cls, f, domain, args=(), what="f", through=None):
         """Trace `f(x, *args)` for x in the Space `domain`. Arrays and floats in `args` are data, all else is code.
 
-        `through(f)` is traced instead of f where it is given, a picklable function of functions.
+        An `args` that is no tuple is one argument, as in SciPy. `through(f)` is traced instead of f where it is given,
+        a picklable function of functions.
         """
+        if not callable(f):
+            raise TypeError(f"{what} is {f!r}, expected a callable")
+        args = args if isinstance(args, tuple) else (args,)
         leaves, treedef = jax.tree_util.tree_flatten_with_path(args)
         traced = [isinstance(leaf, jax.Array | np.ndarray | np.generic | float | complex) for _, leaf in leaves]
         data = [
@@ -160,8 +164,9 @@ class Function:
             _check_value(value, what)
             return value
 
-        jaxpr, value = _make_jaxpr(flat, what)(domain.struct, data)
-        jaxpr, consts = hoist(jaxpr)
+        with domain.scope():
+            jaxpr, value = _make_jaxpr(flat, what)(domain.struct, data)
+            jaxpr, consts = hoist(jaxpr)
         program = Program(jaxpr).shared()
         consts = tuple(to_device(const, f"an array that {what} closes over") for const in consts)
         codomain = space_of(value, f"the value of {what}")
@@ -199,7 +204,8 @@ def _unpickle_function(source, consts, args, codomain):
 def stage(function, *arguments):
     """Trace `function(*arguments)`, both flat lists of arrays, to a Program that is only to be run, and its consts."""
     jaxpr, consts = hoist(jax.make_jaxpr(function)(*arguments))
-    return Program(jaxpr, rules=False), [jnp.asarray(const) for const in consts]
+    with jax.ensure_compile_time_eval():  # what is staged is kept: arrays, not tracers of a jit in progress
+        return Program(jaxpr, rules=False), [jnp.asarray(const) for const in consts]
 
 
 def _make_jaxpr(f, what):

@@ -10,7 +10,7 @@ ORDER = [
     ["space", "jaxpr", "probe"],
     ["trace"],
     ["holomorphy"],
-    ["door"],
+    ["door", "operands"],
     ["dense"],
     ["products"],
     ["algebra"],
@@ -62,7 +62,7 @@ def test_the_core_imports_only_the_card():
         "threadpoolctl",
     }  # the last two only in the console script
     standard = {"argparse", "collections", "contextlib", "dataclasses", "functools", "importlib", "json", "math"}
-    standard |= {"copy", "numbers", "operator", "os", "sys", "time", "typing", "warnings"}
+    standard |= {"copy", "numbers", "operator", "os", "re", "sys", "time", "typing", "warnings"}
     used = {name.split(".")[0] for path in ROOT.glob("*.py") for name in imports(path)}
     assert used <= allowed | standard
 

@@ -47,6 +47,13 @@ def test_no_arrays():
         linops.Jacobian(vector_valued, "text")
 
 
+def test_functions_that_are_not_callable():
+    with pytest.raises(TypeError, match=r"f is 2.0, expected a callable"):
+        linops.Jacobian(2.0, X)
+    with pytest.raises(TypeError, match=r"loss is 2.0, expected a callable"):
+        linops.GaussNewton(vector_valued, X, 2.0)
+
+
 def test_wrong_vector_length():
     J = linops.Jacobian(vector_valued, X)
     for v in (
@@ -75,7 +82,7 @@ def test_wrong_tree():
             J.mv(tree)
     with pytest.raises(ValueError, match=r"expected one like the point's"):
         J.at({"a": X[:2], "b": 1.0})
-    with pytest.raises(TypeError, match=r"leaf \['b'\] has dtype complex64, expected float32"):
+    with pytest.raises(TypeError, match=r"the tree\['b'\] has dtype complex64, expected float32"):
         J.mv({"a": X, "b": np.complex64(2)})
     with pytest.raises(ValueError, match=r"got an array of shape \(3,\), expected a vector of shape \(5,\)"):
         J.domain.unravel(jnp.ones(3))
@@ -184,6 +191,16 @@ def test_no_reverse_rule():
         linops.Hessian(lambda x: jnp.sum(f(x)), X) @ X
 
 
+def test_errors_within_a_custom_rule_are_its_own():
+    @jax.custom_jvp
+    def f(x):
+        return x
+
+    f.defjvp(lambda primals, tangents: (primals[0], tangents[0] @ jnp.ones((3, 3))))
+    with pytest.raises(TypeError, match=r"^(?!a product with a derivative).*contracting dimensions"):
+        linops.Jacobian(f, X) @ X
+
+
 def test_complex_values_where_real_ones_are_needed():
     with pytest.raises(
         TypeError, match=r"Hessian got f with complex values of a real point, expected real values; take"
@@ -225,6 +242,23 @@ def test_vectors_that_are_not_numbers():
         J @ np.array(list("abcd"))
 
 
+def test_masked_arrays():
+    J = linops.Jacobian(vector_valued, X)
+    hidden = np.ma.array(X, mask=[0, 1, 0, 0])
+    for use in (lambda: J @ hidden, lambda: J.mv(hidden), lambda: J.at(hidden), lambda: linops.Diagonal(hidden)):
+        with pytest.raises(ValueError, match=r"has masked entries, expected numbers in all; fill them"):
+            use()
+    np.testing.assert_array_equal(J @ np.ma.array(X), J @ X)
+
+
+def test_integers_that_would_wrap():
+    assert linops.Matrix(np.eye(1, dtype=np.float32)).mv(np.array([2**40])) == 2.0**40
+    with pytest.raises(
+        ValueError, match=r"args\[0\] holds integers beyond int32, expected ones within; convert it to floating"
+    ):
+        linops.Jacobian(lambda x, n: x * n, X, args=(np.array(2**40),))
+
+
 def test_algebra():
     J = linops.Jacobian(lambda x: x[:3] * x[1:], X)
     H = linops.Hessian(scalar, X)
@@ -242,8 +276,11 @@ def test_algebra():
     for product in (lambda: H @ 2, lambda: 2 @ H):
         with pytest.raises(ValueError, match=r"a scalar cannot be an operand of @; use \* instead"):
             product()
-    with pytest.raises(TypeError):
-        H + np.ones(4)
+    for add in (lambda: H + np.eye(4), lambda: np.eye(4) + H, lambda: H - 1.0, lambda: 1 - H, lambda: H + jnp.eye(4)):
+        with pytest.raises(TypeError, match=r"to add to an operator, expected an operator: write linops.Matrix\(M\)"):
+            add()
+    with pytest.raises(TypeError, match=r"unsupported operand"):
+        H + None
 
 
 def test_explicit_operators():
@@ -251,6 +288,10 @@ def test_explicit_operators():
         linops.Matrix(X)
     with pytest.raises(TypeError, match=r"Matrix got a sparse csr_array, expected a dense array: combine the sparse"):
         linops.Matrix(scipy.sparse.csr_array(np.eye(3)))
+    with pytest.raises(
+        ValueError, match=r"Diagonal got an array of shape \(2, 2\), expected a vector.*Matrix takes a matrix"
+    ):
+        linops.Diagonal(np.eye(2))
     for n in (2.5, -1, True, "a"):
         with pytest.raises(TypeError, match=r"Identity got .*, expected a number of rows >= 0 or a linops.Space"):
             linops.Identity(n)

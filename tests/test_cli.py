@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from linops.cli import main
+from linops.cli import digits_problem, main
 
 A = np.random.default_rng(0).normal(size=(30, 30)).astype(np.float32)
 
@@ -61,13 +61,12 @@ def test_embedded_problem(capsys):
     assert main(["spectrum", "-k", "2"]) == 0
     printed = capsys.readouterr().out
     assert "scikit-learn's 1,797 digits" in printed
-    assert "2,410 x 2,410 float32" in printed
-    from linops.cli import digits_problem
-
-    _, loss, x = digits_problem()
-    expected = np.linalg.eigvalsh(np.asarray(jax.jit(jax.hessian(loss))(jnp.asarray(x)), np.float64))
+    assert "2,410 x 2,410 float64" in printed
+    with jax.enable_x64(True):
+        _, loss, x = digits_problem()
+        expected = np.linalg.eigvalsh(jax.jit(jax.hessian(loss))(jnp.asarray(x)))
     rows = [float(line.split()[0]) for line in printed.splitlines() if "e-" in line]
-    np.testing.assert_allclose(rows, [*expected[::-1][:2], *expected[:2]], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(rows, [*expected[::-1][:2], *expected[:2]], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +74,7 @@ def test_embedded_problem(capsys):
     [
         (["nothing:f", "--at", "mine:POINT"], "No module named 'nothing'"),
         (["mine:g", "--at", "mine:POINT"], "module 'mine' has no attribute 'g'"),
+        (["mine:f", "--at", "mine:POINT", "--json", "no/such/folder.json"], "No such file or directory"),
         (["mine", "--at", "mine:POINT"], "got 'mine', expected MODULE:ATTRIBUTE"),
         (["mine:vector", "--at", "mine:POINT"], "Hessian got f with values of shapes"),
     ],

@@ -184,3 +184,45 @@ def test_no_second_copy_of_a_large_array():
     copies = [leaf for leaf in jax.tree.leaves(J.linearize()) if leaf.shape == A.shape]
     assert [leaf.unsafe_buffer_pointer() for leaf in copies] == [A.unsafe_buffer_pointer()]
     assert sum(array.nbytes == A.nbytes for array in jax.live_arrays()) == 1
+
+
+def test_what_differs_in_bits_is_another_program():
+    x = np.ones(3, np.float32)
+    for first, second in ((0.0, -0.0), (2.0, 2.0000002), (1, 1.0), (np.float32(0), np.float32(-0.0))):
+        for constant in (first, second):
+            product = linops.Jacobian(lambda x, c=constant: jnp.copysign(x, c) * (c + 1), x) @ x
+            np.testing.assert_array_equal(
+                product, jax.jvp(lambda x, c=constant: jnp.copysign(x, c) * (c + 1), (x,), (x,))[1]
+            )
+
+
+def test_nan_in_the_code_is_the_same_program():
+    x = np.ones(3, np.float32)
+    for i in range(3):
+        with compilations() as count:
+            linops.Jacobian(lambda x: jnp.where(x > 0, 3 * x, jnp.nan), x) @ x
+            assert count() == 0 or i == 0
+
+
+def test_matmul_precision_is_part_of_the_key():
+    M = np.ones((3, 3), np.float32)
+    x = np.ones(3, np.float32)
+    found = []
+    for precision in ("highest", "default"):
+        with jax.default_matmul_precision(precision):
+            found.append(str(linops.Matrix(M)._door._staged_vector.jaxpr))
+    linops.Matrix(M) @ x
+    assert "HIGHEST" in found[0]
+    assert "HIGHEST" not in found[1]
+
+
+def test_caches_hold_no_data():
+    """Programs of fresh lambdas over fresh arrays are kept, their arrays are not."""
+
+    def construct(seed):
+        A = jnp.full((123, 77), float(seed))
+        linops.Jacobian(lambda x: jnp.tanh(A @ x), np.ones(77, np.float32)) @ np.ones(77, np.float32)
+
+    for seed in range(10):
+        construct(seed)
+    assert not [array for array in jax.live_arrays() if array.shape == (123, 77)]

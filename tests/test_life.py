@@ -584,7 +584,6 @@ def test_settings(setting, dense):
             np.testing.assert_allclose(jax.jit(lambda A, v: A.T @ v)(A, w), D.T @ w, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.xfail(strict=True, raises=jax.dtypes.TypePromotionError, reason="promotes on the way to complex numbers")
 def test_strict_promotion_to_complex_numbers():
     H = linops.Hessian(problems.scalar, X)
     expected = 1j * (H @ ones(H))

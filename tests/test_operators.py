@@ -35,6 +35,13 @@ def test_at_takes_a_tree_or_its_vector():
     np.testing.assert_allclose(K.toarray(), D1 @ D2.T, rtol=1e-4, atol=1e-4)
 
 
+def test_args_that_are_no_tuple_are_one_argument():
+    f = lambda x, a: jnp.sum(a * x**2)  # noqa: E731
+    v = np.ones(3, np.float32)
+    np.testing.assert_array_equal(linops.Hessian(f, v, args=2.0) @ v, [4, 4, 4])
+    np.testing.assert_array_equal(linops.Hessian(f, v, args=np.float32([1, 2, 3])) @ v, [2, 4, 6])
+
+
 def test_space():
     space = linops.Space.of(X)
     assert (space.size, space.dtype, space.is_flat) == (SIZE, np.float32, False)
@@ -64,6 +71,7 @@ def test_float64_operators_keep_float64_where_it_is_off():
     assert D.dtype == np.float64
     v = np.linspace(1, 2, 6)
     np.testing.assert_allclose(J @ v, D @ v, rtol=1e-14)
+    np.testing.assert_allclose(J.at(x).at(J.domain.ravel(x)) @ v, D @ v, rtol=1e-14)
     np.testing.assert_allclose(fresh.T @ np.ones(3), D.T @ np.ones(3), rtol=1e-14)
     np.testing.assert_allclose((fresh.T @ fresh) @ np.ones((6, 2)), D.T @ D @ np.ones((6, 2)), rtol=1e-13)
 
@@ -226,3 +234,86 @@ def test_dtype_is_the_one_computed_in(x64):
     for A in (linops.Jacobian(wider, X), linops.JacobianGram(wider, X), linops.GaussNewton(wider, X, problems.loss)):
         assert A.dtype == np.float32
         assert (A @ np.ones(A.shape[1], np.float32)).dtype == np.float32
+
+
+def test_first_product_of_a_users_operator_inside_jit():
+    class Weighted(linops.Operator):
+        entries: jax.Array
+        domain = codomain = property(lambda self: linops.Space.flat(3, np.float32))
+
+        def _mv(self, v):
+            return self.entries * v * np.array([1, 2, 3], np.float32)
+
+    A, v = Weighted(np.ones(3, np.float32)), jnp.ones(3)
+    np.testing.assert_array_equal(jax.jit(lambda v: A @ jnp.ones(3) + v)(v), [2, 3, 4])
+    np.testing.assert_array_equal(Weighted(jnp.full(3, 2.0)) @ np.ones(3, np.float32), [2, 4, 6])
+
+
+def test_float64_without_x64_everywhere():
+    with jax.enable_x64(True):
+        x = jnp.linspace(0, 1, 3)
+        H = linops.Hessian(lambda x: jnp.sum(jnp.cosh(x)), x)
+        D = np.diag(np.cosh(np.linspace(0, 1, 3)))
+    v = np.array([1.0, 2, 3])
+    for A, E in ((0.1 * H, 0.1 * D), (H / 3, D / 3), (linops.Hessian(lambda x: jnp.sum(jnp.cosh(x)), x), D)):
+        np.testing.assert_allclose(A @ v, E @ v, rtol=1e-15)
+    np.testing.assert_allclose(H @ jnp.ones(3), D @ np.ones(3), rtol=1e-15)
+    shift = 0.1 * linops.Identity(3)
+    for A in (H + shift, H + (shift + shift) / 2, H + shift @ linops.Identity(3), H + 0.1 * linops.Identity(3) ** 2):
+        assert A.dtype == np.float64
+        np.testing.assert_allclose(A @ v, D @ v + 0.1 * v, rtol=1e-15)
+    np.testing.assert_allclose(linops.batch_hessian(lambda x: jnp.sum(jnp.cosh(x)), x[None])[0], D, rtol=1e-15)
+    with jax.enable_x64(True):
+        C = linops.Matrix(D + 1j)
+    np.testing.assert_allclose(C @ v, (D + 1j) @ v, rtol=1e-15)
+
+
+def test_division_in_double_precision(x64):
+    A = linops.Matrix(np.eye(1)) / np.float32(3)
+    assert (A @ np.ones(1))[0] == 1 / 3
+    assert (linops.Matrix(np.eye(1)) / 3j @ np.ones(1))[0] == 1 / 3j
+
+
+def test_tree_products_are_of_the_dtype_that_is_claimed(x64):
+    B = linops.Hessian(lambda x: jnp.sum(x["a"] ** 4), {"a": np.ones(3)}) + linops.Matrix(np.ones((3, 3), np.float32))
+    assert B.dtype == B.domain.dtype == B.mv({"a": np.ones(3, np.float32)})["a"].dtype == np.float32
+
+
+def test_diagonal_of_real_and_complex_leaves():
+    A = linops.Diagonal({"a": np.complex64(1j), "b": np.float32(2)})
+    np.testing.assert_array_equal(A @ np.complex64([1 + 1j, 1 + 1j]), [-1 + 1j, 2 + 2j])
+
+
+def test_ravel_takes_elements_only():
+    space = linops.Space.of(np.ones((2, 3), np.float32))
+    with pytest.raises(ValueError, match=r"shapes \[\(3, 2\)\], expected one like the point's"):
+        space.ravel(np.ones((3, 2)))
+    with pytest.raises(TypeError, match=r"the tree has dtype complex64, expected float32"):
+        space.ravel(np.ones((2, 3), np.complex64))
+
+
+def test_random_keys():
+    def f(x, key):
+        return x * jax.random.normal(key, (3,))
+
+    key, x = jax.random.key(0), np.ones(3, np.float32)
+    expected = f(x, key)
+    np.testing.assert_allclose(linops.Jacobian(f, x, args=(key,)) @ x, expected)
+    np.testing.assert_allclose(linops.Jacobian(lambda x: f(x, key), x) @ x, expected)
+    np.testing.assert_allclose(jax.jit(lambda key: linops.Jacobian(f, x, args=(key,)) @ x)(key), expected)
+
+
+def test_symmetry_is_known_inside_jit():
+    J = linops.Jacobian(problems.values, X)
+    seen = []
+    jax.jit(lambda A: seen.append(A.symmetric))(J.T @ J)
+    assert seen == [True]
+
+
+def test_new_transposes_share_their_door():
+    J = linops.Jacobian(problems.values, X)
+    assert J.T._door is J.T._door
+    with pytest.warns(linops.PrecisionWarning) as record:
+        for _ in range(3):
+            J.T @ np.ones(7)
+    assert len(record) == 1

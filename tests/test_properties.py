@@ -313,7 +313,6 @@ def test_composition(expression, dtype):
         check(A, D, max(1, S.max()), np.finfo(dtype).eps)
 
 
-@pytest.mark.xfail(strict=True, reason="__truediv__ takes 1 / c in the dtype of c")
 @pytest.mark.parametrize("c", [np.float32(3), np.float16(3)])
 def test_division_by_a_narrow_scalar(c):
     with jax.enable_x64(True):
