@@ -100,8 +100,26 @@ def hostile():
     yield from (f"| {outcome} | {'; '.join(names)} |" for outcome, names in module.table().items())
 
 
+def faults():
+    """The faults that are planted, and what `check` says of them."""
+    return importlib.import_module("test_check").table()
+
+
+def wild():
+    """The functions from the wild."""
+    module = importlib.import_module("test_wild")
+    yield ", ".join(f"{name}" for name in module.FUNCTIONS)
+
+
+def life():
+    """What operators go through, and which."""
+    yield from ("| | operators |", "| --- | --- |")
+    yield from (f"| {what} | {', '.join(kinds)} |" for what, kinds in importlib.import_module("test_life").table())
+
+
 GENERATED = {
-    function.__name__: function for function in (examples, api, layers, scipy_operators, scipy_entries, hostile)
+    function.__name__: function
+    for function in (examples, api, layers, scipy_operators, scipy_entries, hostile, faults, wild, life)
 }
 
 

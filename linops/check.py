@@ -53,10 +53,11 @@ def check(A, *, key=None, samples=3, rtol=None, f=None):
     -----
     A check that presupposes another is left out where that one fails, so that a report names causes.
 
-    Products that should be equal may differ by rtol sqrt(max(m, n)) |A| |v| in the Euclidean norm, inner products
-    <w, A v> by rtol |A| |v| |w|, with |A| the largest |A v| / |v| seen, summed over the terms of a sum. Source: Higham,
-    Accuracy and Stability of Numerical Algorithms (2002), ch. 3, whose bound n eps |A| |v| for sums of n terms is
-    sqrt(n) eps |A| |v| for rounding errors of random sign (Higham and Mary, SIAM J. Sci. Comput. 41, 2019).
+    Products that should be equal may differ by ``rtol sqrt(max(m, n)) |A| |v|`` in the Euclidean norm, inner products
+    ``<w, A v>`` by ``rtol |A| |v| |w|``. The norm of A is the largest ``|A v| / |v|`` seen, summed over the terms of a
+    sum. Source: Higham, Accuracy and Stability of Numerical Algorithms (2002), ch. 3, whose bound ``n eps |A| |v|`` for
+    sums of n terms is ``sqrt(n) eps |A| |v|`` for rounding errors of random sign (Higham and Mary, SIAM J. Sci. Comput.
+    41, 2019).
     Derivatives are compared with central differences, within the error estimate in `linops.differences`. A positive
     semidefinite operator may have Ritz values down to minus the tolerance, of a few steps of Lanczos' method.
 

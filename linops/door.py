@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr, Literal
 
+from linops.fork import require_threads
 from linops.jaxpr import live_bytes, nbytes
 from linops.space import Space, float64_if, is_number, loses_precision, warn_narrowing
 from linops.trace import Program, stage
@@ -70,6 +71,7 @@ class Flat:
         return self.finish(self.stage(method, *arguments), *arguments)
 
     def finish(self, staged, *arguments):
+        require_threads()
         inputs = (*staged.consts, *self.leaves, *arguments)
         with self.scope():
             outputs = staged.run(*inputs)
@@ -120,6 +122,7 @@ class Door:
 
     def matvec(self, v):
         """A v for a NumPy vector: a fresh, writable NumPy vector of the operator's dtype."""
+        require_threads()
         given = v
         if v.dtype != self.dtype:
             v = self.coerce(v)
@@ -166,6 +169,7 @@ class Door:
 
     def device_product(self, v):
         """A v or A V for a concrete device array, which stays there."""
+        require_threads()
         if v.ndim not in (1, 2) or v.shape[0] != self.columns:
             raise ValueError(self._shape_message(v))
         with self._flat.scope():

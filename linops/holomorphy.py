@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.extend.core import Literal
 
 from linops.jaxpr import open_jaxpr, scan_counts
-from linops.space import Space, complex_dtype, is_complex, space_of
+from linops.space import Space, complex_dtype, is_complex, pair_of, space_of
 from linops.trace import Function
 
 
@@ -33,7 +33,7 @@ def trace_linear(f, x, domain, args, what="f", realify=False):
         if any_complex(domain):
             real = realified_space(domain)
             function = Function.trace(f, real, args, what, through=OnPairs(domain))
-            return function, split(x), domain
+            return function, pair_of(x), domain
         if any_complex(function.codomain):
             function = Function.trace(f, domain, args, what, through=OnPairs(None))
     return function, x, None
@@ -61,7 +61,7 @@ def any_complex(space):
 
 def realified(tree):
     """The pair (Re, Im) of a tree with complex leaves, any other tree as it is."""
-    return split(tree) if any(is_complex(jnp.result_type(leaf)) for leaf in jax.tree.leaves(tree)) else tree
+    return pair_of(tree) if any(is_complex(jnp.result_type(leaf)) for leaf in jax.tree.leaves(tree)) else tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +82,6 @@ class OnPairs:
         return on_pairs
 
 
-def split(tree):
-    """The pair (Re, Im) of a tree; where a leaf is real, Im has None."""
-    return jax.tree.map(jnp.real, tree), jax.tree.map(lambda z: z.imag if is_complex(z.dtype) else None, tree)
-
-
 def join(pair, space):
     """The element of a Space with complex leaves of a pair (Re, Im)."""
     real, imaginary = jax.tree.leaves(pair[0]), iter(jax.tree.leaves(pair[1]))
@@ -98,7 +93,7 @@ def join(pair, space):
 
 def realified_space(space):
     """The Space of the pairs (Re, Im) of the elements of a Space."""
-    return space_of(jax.eval_shape(split, space.struct), "x")
+    return space_of(jax.eval_shape(pair_of, space.struct), "x")
 
 
 def complex_space(space):

@@ -5,12 +5,13 @@ import functools
 import re
 
 import jax
+import numpy as np
 
 from linops.algebra import Complexified, Operator, Transposed
 from linops.door import RESIDUAL_SHARE, Flat, memory_budget
-from linops.holomorphy import any_complex, complex_space, split, trace_linear
+from linops.holomorphy import any_complex, complex_space, trace_linear
 from linops.products import static
-from linops.space import Space, space_of, to_device
+from linops.space import Space, pair_of, space_of, to_device
 from linops.trace import Function
 
 
@@ -53,11 +54,17 @@ class Derived(Operator):
     domain = functools.cached_property(lambda self: Space.of(self.x))
 
     def at(self, x):
-        """The same operator at another point, a pytree like x or its vector; nothing is traced or compiled."""
+        """The same operator at another point, a pytree like x or its vector; nothing is traced or compiled.
+
+        Where x is complex and the operator real, its vector is [Re x, Im x].
+        """
         return self._replace(x=self._point(x))
 
     def _point(self, x):
-        return split(self.realified.point(x)) if self.realified else Space.of(self.x).point(x)
+        space = Space.of(self.x)
+        if self.realified is None or np.shape(x) == (space.size,):
+            return space.point(x)
+        return pair_of(self.realified.point(x))
 
     def _residual_form(self):
         if self.keep is False:

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from linops.fork import require_threads
+
 _PACKAGE = os.path.dirname(__file__)
 
 
@@ -68,8 +70,11 @@ class Space:
         return self.treedef.unflatten(map(jax.ShapeDtypeStruct, self.shapes, self.dtypes))
 
     def ravel(self, tree):
-        """The vector, of shape (size,), of an element."""
-        self._require_like(tree)
+        """The vector, of shape (size,), of an element.
+
+        In a Space of pairs (Re, Im) a tree with complex leaves stands for its pair; where a leaf is real, Im has None.
+        """
+        tree = self._element(tree)
         paths, _ = jax.tree_util.tree_flatten_with_path(tree)
         for path, leaf in paths:
             _require_castable(leaf, self.dtype, "the tree" + jax.tree_util.keystr(path))
@@ -89,7 +94,7 @@ class Space:
 
     def leaves(self, tree, what="the tree"):
         """The leaves of an element, as device arrays of the dtypes of the space; narrowing warns."""
-        self._require_like(tree)
+        tree = self._element(tree)
         paths, _ = jax.tree_util.tree_flatten_with_path(tree)
         with self.scope():
             return [
@@ -97,14 +102,19 @@ class Space:
                 for (path, leaf), dtype in zip(paths, self.dtypes, strict=True)
             ]
 
-    def _require_like(self, tree):
+    def _element(self, tree):
+        """The tree, or the pair that it stands for, of the structure and shapes of this Space."""
         leaves, treedef = jax.tree.flatten(tree)
+        if treedef != self.treedef and any(map(np.iscomplexobj, leaves)):
+            tree = pair_of(tree)
+            leaves, treedef = jax.tree.flatten(tree)
         shapes = tuple(map(jnp.shape, leaves))
         if treedef != self.treedef or shapes != self.shapes:
             raise ValueError(
                 f"got a pytree of structure {treedef} and shapes {list(shapes)}, expected one like the point's: "
                 f"{self.treedef} and shapes {list(self.shapes)}"
             )
+        return tree
 
     def point(self, tree, what="x"):
         """An element, given as a tree or as its vector of shape (size,): on the device, in the dtypes of the space."""
@@ -146,6 +156,11 @@ def space_of(tree, what):
     return Space(treedef, shapes, tuple(np.dtype(leaf.dtype) for _, leaf in leaves))
 
 
+def pair_of(tree):
+    """The pair (Re, Im) of a tree; where a leaf is real, Im has None."""
+    return jax.tree.map(np.real, tree), jax.tree.map(lambda z: np.imag(z) if np.iscomplexobj(z) else None, tree)
+
+
 def to_device(leaf, what):
     """A JAX array that shares no memory with `leaf`, which SciPy may overwrite; narrowing warns."""
     if isinstance(leaf, jax.core.Tracer):
@@ -165,7 +180,8 @@ def to_device(leaf, what):
             f"{what} holds integers beyond {dtype}, expected ones within; convert it to floating point, or call "
             'jax.config.update("jax_enable_x64", True) before'
         )
-    return jnp.array(narrowed)
+    require_threads()
+    return jax.device_put(narrowed)  # a copy already: astype made it, and jnp.array would compile for each new shape
 
 
 def refuse_masked(array, what):

@@ -7,8 +7,9 @@ import linops
 
 ROOT = Path(linops.__file__).parent
 ORDER = [
-    ["space", "jaxpr", "probe"],
-    ["trace"],
+    ["fork", "jaxpr"],
+    ["space"],
+    ["probe", "trace"],
     ["holomorphy"],
     ["door", "operands"],
     ["dense"],

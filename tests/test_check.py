@@ -1,4 +1,11 @@
-"""check: it passes what is right, and finds each planted fault by the check that names it, and by no other."""
+"""check: it passes what is right, and finds each planted fault by the check that names it, and by no other.
+
+`FAULTS` are the faults; the table of them in the docs is made by running `check` on each.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +20,10 @@ import linops
 from linops import check
 
 X = problems.tree_point("dict", np.float32)
+Z = {"a": problems.complex_normal(3, np.float32), "b": problems.complex_normal((), np.float32)}
 M = problems.normal((6, 6), np.float32)
+
+pytestmark = pytest.mark.usefixtures("quick_compilations")
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
@@ -62,16 +72,51 @@ def test_cancellation_is_no_fault():
     check(J + 1e6 * linops.Identity(11) - 1e6 * linops.Identity(11)).raise_if_failed()
 
 
-def assert_finds(A, name, match, **options):
-    """One check fails, with words that match; those that presuppose it are not made."""
-    report = check(A, **options)
+# The faults: each an operator that is wrong in one way, the checks that find it, and the words in which they say so.
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    make: Callable  # of the operator, or of the pair of it and the options of `check`
+    found_by: set
+    words: str
+    x64: bool
+
+    def report(self):
+        with jax.enable_x64(True) if self.x64 else contextlib.nullcontext():
+            made = self.make()
+            A, options = made if isinstance(made, tuple) else (made, {})
+            return check(A, **options)
+
+
+FAULTS = {}
+
+
+def fault(name, found_by, words, x64=False):
+    def register(make):
+        FAULTS[name] = Fault(make, set(found_by.split(", ")), words, x64)
+        return make
+
+    return register
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_planted_faults_are_found(name):
+    planted = FAULTS[name]
+    report = planted.report()
     assert not report
-    assert [finding.name for finding in report.failed] == [name], str(report)
-    with pytest.raises(AssertionError, match="(?s)is not what it claims.*FAILS.*" + match):
+    assert {finding.name for finding in report.failed} == planted.found_by, str(report)
+    with pytest.raises(AssertionError, match="(?s)is not what it claims.*FAILS.*" + planted.words):
         report.raise_if_failed()
 
 
-# Faults of operators.
+def table():
+    """Each fault, what found it, and the words of the first finding."""
+    yield from ("| planted | found by | in the words |", "| --- | --- | --- |")
+    for name, planted in FAULTS.items():
+        failed = planted.report().failed
+        words = failed[0].note.replace("|", "\\|")
+        yield f"| {name} | {', '.join(finding.name for finding in failed)} | {words} |"
 
 
 class Faulty(linops.Operator):
@@ -85,119 +130,406 @@ class Faulty(linops.Operator):
         return self.array @ v
 
 
-def test_wrong_adjoint():
+class FaultyComplex(Faulty):
+    """The same on complex vectors."""
+
+    domain = codomain = property(lambda self: linops.Space.flat(6, np.complex64))
+
+
+class Bare(LinearOperator):
+    """M v by SciPy alone, as a base of what is wrong in blocks."""
+
+    def __init__(self):
+        super().__init__(np.float32, (6, 6))
+
+    def _matvec(self, v):
+        return M @ v
+
+    def _rmatvec(self, w):
+        return M.T @ w
+
+
+def bare(matvec, rmatvec=lambda w: M.T @ w, dtype=np.float32):
+    return LinearOperator((6, 6), matvec=matvec, rmatvec=rmatvec, dtype=dtype)
+
+
+ADJOINT = "<w, A v> and <Aᴴ w, v> differ; look at rmatvec and _mv_transposed"
+
+
+@fault("an adjoint that is off by 1 %", "adjoint, transpose", ADJOINT)
+def _adjoint():
     class Wrong(Faulty):
         def _mv_transposed(self, w):
             return 1.01 * self.array.T @ w
 
-    report = check(Wrong(M))
-    assert {finding.name for finding in report.failed} == {"adjoint", "transpose"}
-    assert "<w, A v> and <Aᴴ w, v> differ; look at rmatvec and _mv_transposed" in str(report)
-    assert "wᵀ A v and (Aᵀ w)ᵀ v differ; look at A.T" in str(report)
-    bare = LinearOperator((6, 6), matvec=lambda v: M @ v, rmatvec=lambda w: M @ w, dtype=np.float32)
-    assert {finding.name for finding in check(bare).failed} == {"adjoint", "transpose"}
+    return Wrong(M)
 
 
-def test_wrong_transpose():
+@fault("a SciPy operator with M for its adjoint", "adjoint, transpose", ADJOINT)
+def _bare_adjoint():
+    return bare(lambda v: M @ v, lambda w: M @ w)
+
+
+@fault("a complex adjoint without conjugation", "adjoint", ADJOINT)
+def _unconjugated():
+    class Wrong(linops.Matrix):
+        H = linops.Matrix.T
+
+        def adjoint(self):
+            return self.T
+
+        rmatvec = linops.Operator._rmatvec
+        __init__ = linops.Matrix.__init__
+
+    return Wrong(M + 1j * M.T)
+
+
+@fault("A.T is A", "adjoint, transpose", "look at A.T")
+def _transpose():
     class Wrong(Faulty):
         T = property(lambda self: self)
 
-        def adjoint(self):
-            return linops.Operator._transposed(self)
-
-        H = property(adjoint)
-
-    assert_finds(Wrong(M), "transpose", "look at A.T")
+    return Wrong(M)
 
 
-def test_claimed_symmetry():
-    class Wrong(Faulty):
-        symmetric = True
+def skewed(v):
+    return {"w": v["w"], "b": v["b"] + v["w"][0, :2]}
 
-    class WrongHessian(linops.Hessian):
+
+@fault('an asymmetric "Hessian"', "symmetric, derivative", "A claims to be symmetric")  # it is no Hessian either
+def _hessian():
+    class Wrong(linops.Hessian):
+        __init__ = linops.Hessian.__init__
+
         def _linear(self):
             return linops.Hessian._linear(self)._replace(function=jax.tree_util.Partial(skewed))
 
-    def skewed(v):
-        return {"w": v["w"], "b": v["b"] + v["w"][0, :2]}
-
-    class Hermitian(Faulty):
-        hermitian = True
-
-    assert_finds(Wrong(M), "symmetric", "A claims to be symmetric.*make that claim False")
-    assert_finds(Hermitian(M), "symmetric", "A claims to be hermitian.*make that claim False")
-    WrongHessian.__init__ = linops.Hessian.__init__
-    report = check(WrongHessian(lambda x: sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(x)) / 2, X))
-    assert {finding.name for finding in report.failed} == {"symmetric", "derivative"}  # it is no Hessian either
+    return Wrong(lambda x: sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(x)) / 2, X)
 
 
-def test_complex_symmetry():
+@fault("a matrix that claims to be symmetric", "symmetric", "A claims to be symmetric.*make that claim False")
+def _symmetric():
     class Wrong(Faulty):
         symmetric = True
-        domain = codomain = property(lambda self: linops.Space.flat(6, np.complex64))
 
-    hermitian = (M + M.T) + 1j * (M - M.T)
-    assert_finds(Wrong(hermitian), "symmetric", "A claims to be symmetric")
+    return Wrong(M)
 
 
-def test_nonlinear():
+@fault("a matrix that claims to be Hermitian", "symmetric", "A claims to be hermitian.*make that claim False")
+def _hermitian():
+    class Wrong(Faulty):
+        hermitian = True
+
+    return Wrong(M)
+
+
+@fault("a Hermitian matrix that claims to be complex symmetric", "symmetric", "A claims to be symmetric")
+def _complex_symmetric():
+    class Wrong(FaultyComplex):
+        symmetric = True
+
+    return Wrong((M + M.T) + 1j * (M - M.T))
+
+
+@fault("one negative eigenvalue of 300", "positive semidefinite", "and has an eigenvalue of at most -0.")
+def _indefinite():
+    d = np.linspace(0, 1, 300, dtype=np.float32)
+    assert check(Semidefinite(d))
+    d[17] = -0.5
+    return Semidefinite(d)
+
+
+class Semidefinite(linops.Operator):
+    """A diagonal matrix that claims to be positive semidefinite."""
+
+    entries: jax.Array
+
+    symmetric = hermitian = positive_semidefinite = True
+    domain = codomain = property(lambda self: linops.Space.flat(self.entries.size, self.entries.dtype))
+
+    def _mv(self, v):
+        return self.entries * v
+
+
+LINEAR = "A is not linear, or computes with fewer digits than float"
+
+
+@fault("the product with the sine of the vector", "linear", LINEAR)
+def _sine():
     class Wrong(Faulty):
         def _mv(self, v):
             return self.array @ jnp.sin(v)
 
-    class Affine(Faulty):
+    return Wrong(M)
+
+
+@fault("a constant that is added", "linear", LINEAR)
+def _affine():
+    class Wrong(Faulty):
         def _mv(self, v):
             return self.array @ v + 1
 
-    for A in (Wrong(M), Affine(M), LinearOperator((6, 6), matvec=lambda v: v * np.abs(v), dtype=np.float64)):
-        assert_finds(A, "linear", "A is not linear, or computes with fewer digits than float")
+    return Wrong(M)
 
 
-def test_fewer_digits_than_claimed():
-    A = LinearOperator((6, 6), matvec=lambda v: (M @ v.astype(np.float32)).astype(float), dtype=np.float64)
-    assert_finds(A, "linear", "computes with fewer digits than float64")
+@fault("a product that is homogeneous, not additive", "linear", LINEAR)
+def _homogeneous():
+    return LinearOperator((6, 6), matvec=lambda v: v * np.abs(v), dtype=np.float64)
 
 
-def test_real_linear_only():
-    class Wrong(Faulty):
-        domain = codomain = property(lambda self: linops.Space.flat(6, np.complex64))
+@fault("float32 arithmetic within float64", "linear", "computes with fewer digits than float64")
+def _narrow():
+    return LinearOperator((6, 6), matvec=lambda v: (M @ v.astype(np.float32)).astype(float), dtype=np.float64)
 
+
+@fault("a conjugation inside", "complex-linear", "A .i v. and i A v differ; A is linear over the reals only: make it")
+def _conjugating():
+    class Wrong(FaultyComplex):
         def _mv(self, v):
             return self.array @ jnp.conj(v)
 
         def _mv_transposed(self, w):
             return self.array.T @ w
 
-    assert_finds(
-        Wrong(M), "complex-linear", "A .i v. and i A v differ; A is linear over the reals only: make it a real"
-    )
+    return Wrong(M)
 
 
-def test_wrong_dtype(x64):
+@fault(
+    "float64 claimed over float32",
+    "dtype",
+    "A.dtype claims float64, but the domain holds float32: claim that, or convert x",
+    x64=True,
+)
+def _dtype():
     class Wrong(Faulty):
         dtype = np.dtype(np.float64)
 
-    assert_finds(Wrong(M), "dtype", "A.dtype claims float64, but the domain holds float32: claim that, or convert x")
-    A = LinearOperator((6, 6), matvec=lambda v: (2 * v).astype(np.float32), dtype=np.float64)
-    report = check(A, rtol=1e-5)
-    assert [finding.name for finding in report.failed] == ["dtype"]
-    assert "A v has dtype float32, expected float64, which A.dtype claims" in str(report)
+    return Wrong(M)
 
 
-def test_positive_semidefinite():
-    class Claims(linops.Operator):
-        entries: jax.Array
+@fault("float32 given where float64 is claimed", "dtype", "A v has dtype float32, expected float64, which A.dtype")
+def _product_dtype():
+    return LinearOperator((6, 6), matvec=lambda v: (2 * v).astype(np.float32), dtype=np.float64), {"rtol": 1e-5}
 
-        symmetric = hermitian = positive_semidefinite = True
-        domain = codomain = property(lambda self: linops.Space.flat(self.entries.size, self.entries.dtype))
 
-        def _mv(self, v):
-            return self.entries * v
+@fault("blocks with their columns reversed", "blocks", "A V and its columns A v differ; look at matmat")
+def _blocks():
+    class Wrong(Bare):
+        def _matmat(self, V):
+            return (M @ V)[:, ::-1]
 
-    d = np.linspace(0, 1, 300, dtype=np.float32)
-    assert check(Claims(d))
-    d[17] = -0.5
-    assert_finds(Claims(d), "positive semidefinite", "claims to be positive semidefinite, and has an eigenvalue.*-0.5")
+    return Wrong()
+
+
+@fault("mv that gives twice the product", "device", r"A.mv\(tree\) and A v differ; look at mv")
+def _mv():
+    class Wrong(Faulty):
+        def mv(self, v):
+            return 2 * super().mv(v)
+
+    return Wrong(M)
+
+
+@fault("NumPy for a device array", "device", "numpy.ndarray'>, expected a jax.Array")
+def _host():
+    class Wrong(Faulty):
+        def __matmul__(self, other):
+            return np.array(linops.Operator.__matmul__(self, other))
+
+    return Wrong(M)
+
+
+@fault("an aliasing product: one buffer for all", "fresh", "A v is memory that A uses again: overwritten, .*copy")
+def _aliasing():
+    buffer = np.empty(6, np.float32)
+    return bare(lambda v: np.matmul(M, v.reshape(-1), out=buffer))
+
+
+@fault("a product that is its vector", "fresh", "A v shares memory with its vector; return a copy")
+def _identity():
+    return bare(lambda v: v, lambda w: +w)
+
+
+@fault("a read-only product", "fresh", "A v is read-only, and solvers write to it; return np.array")
+def _read_only():
+    def matvec(v):
+        product = M @ v
+        product.flags.writeable = False
+        return product
+
+    return bare(matvec)
+
+
+@fault("a vector that is overwritten", "deterministic", "A v, computed twice, is not the same")
+def _overwriting():
+    def matvec(v):
+        product = M @ v
+        v[:] = 0
+        return product
+
+    return bare(matvec)
+
+
+@fault("a block that is overwritten", "fresh", "A V changed its vector; work on a copy")
+def _overwriting_blocks():
+    class Wrong(Bare):
+        def _matmat(self, V):
+            product = M @ V
+            V[:] = 0
+            return product
+
+    return Wrong()
+
+
+@fault("a device array for NumPy", "fresh", r"A v is ArrayImpl of shape \(6,\), expected NumPy, \(6,\)")
+def _kind():
+    class Wrong(linops.Matrix):
+        __init__ = linops.Matrix.__init__
+
+        def __matmul__(self, v):
+            return jnp.asarray(super().__matmul__(v))
+
+    return Wrong(M)
+
+
+@jax.custom_jvp
+def wrong_rule(x):
+    return jnp.sin(x)
+
+
+wrong_rule.defjvp(lambda x, v: (jnp.sin(x[0]), 1.1 * jnp.cos(x[0]) * v[0]))
+
+for operator, make in {
+    "a Jacobian": lambda: linops.Jacobian(wrong_rule, X["b"]),
+    "a product with a Jacobian": lambda: linops.Jacobian(wrong_rule, X["b"]).T @ linops.Matrix(M[:2, :2]),
+    "Gauss-Newton": lambda: linops.GaussNewton(wrong_rule, X["b"]),
+    "the loss of Gauss-Newton": lambda: linops.GaussNewton(lambda x: x * x, X["b"], lambda z: jnp.sum(wrong_rule(z))),
+    "a Gram matrix": lambda: linops.JacobianGram(wrong_rule, X["b"]),
+    "a Gram matrix at two points": lambda: linops.JacobianGram(wrong_rule, X["b"], X["b"]),
+    "a Hessian": lambda: linops.Hessian(lambda x: jnp.sum(wrong_rule(x)), X["b"]),
+    "a weighted Hessian": lambda: linops.Hessian(wrong_rule, X["b"], weights=X["b"]),
+    "a holomorphic Jacobian": lambda: linops.Jacobian(wrong_rule, X["b"] * np.complex64(1 + 1j)),
+    "a realified Jacobian": lambda: linops.Jacobian(lambda z: jnp.abs(wrong_rule(z.real)), X["b"].astype(np.complex64)),
+}.items():
+    fault(
+        f"a custom rule off by 10 % in {operator}",
+        "derivative",
+        "is not the slope of .* by central differences: look at custom derivative rules",
+    )(make)
+
+
+@fault("Gauss-Newton that forgets its loss", "derivative", "<w, A v> and <J w, H J v> of .*Forgetful")
+def _forgetful():
+    class Forgetful(linops.GaussNewton):
+        __init__ = linops.GaussNewton.__init__
+
+        def _expand(self):
+            return linops.GaussNewton._expand(linops.GaussNewton(problems.values, self.x))
+
+    return Forgetful(problems.values, X, problems.loss)
+
+
+@fault("a Gram matrix that forgets its second point", "adjoint, transpose, derivative", "<w, A v> and <J1ᴴ w, J2ᴴ v>")
+def _one_point():
+    class Same(linops.JacobianGram):
+        __init__ = linops.JacobianGram.__init__
+
+        def _expand(self):
+            return linops.JacobianGram._expand(self._replace(x2=self.x))
+
+    return Same(problems.values, X, problems.tree_point("dict", np.float32, seed=7))
+
+
+def noise(x):
+    return x * np.random.default_rng().normal()
+
+
+TRACED_AGAIN = "f.x. differs once f is traced again: f draws random numbers.*pass them through args="
+
+
+@fault("NumPy's random numbers in an importable f", "deterministic", TRACED_AGAIN)
+def _random():
+    return linops.Jacobian(noise, X["b"])
+
+
+@fault("NumPy's random numbers in a lambda, given as f=", "deterministic", TRACED_AGAIN)
+def _random_lambda():
+    f = lambda x: noise(x)  # noqa: E731
+    assert check(linops.Jacobian(f, X["b"]))  # without f= there is no way to know
+    return linops.Jacobian(f, X["b"]), {"f": f}
+
+
+@fault("the same, of complex numbers", "deterministic", TRACED_AGAIN)
+def _random_complex():
+    f = lambda x: noise(x)  # noqa: E731
+    return linops.Jacobian(f, X["b"] * np.complex64(1j)), {"f": f}
+
+
+@fault("a callback with state", "deterministic", "f.x., computed twice, differs: f has a callback with state")
+def _callback():
+    rng = np.random.default_rng(0)
+
+    def f(x):
+        factor = jax.pure_callback(lambda: np.float32(rng.normal()), jax.ShapeDtypeStruct((), np.float32))
+        return x * factor
+
+    return linops.Jacobian(f, X["b"])
+
+
+@fault("a product with state", "deterministic", "A v, computed twice, is not the same to the last bit.*random numbers")
+def _stateful():
+    rng = np.random.default_rng(0)
+    return LinearOperator((6, 6), matvec=lambda v: v * rng.normal(), dtype=np.float64)
+
+
+def roots(x):
+    return {"fine": jnp.sum(x["w"]), "roots": jnp.sqrt(x["b"])}
+
+
+def jacobian_of_roots(second, **options):
+    return linops.Jacobian(roots, {"w": X["w"], "b": np.array([1.0, second], np.float32)}, **options)
+
+
+@fault(
+    "an infinite derivative",
+    "finite",
+    r"raised FloatingPointError: a product with .* has NaN or Inf.*the first at \['roots'\]\[1\]",
+)
+def _infinite():
+    return jacobian_of_roots(0)
+
+
+@fault(
+    "an infinite derivative, with check_finite=False",
+    "finite",
+    r"A v has NaN or Inf in 1 of 3 entries, the first at \['roots'\]\[1\]",
+)
+def _unchecked():
+    return jacobian_of_roots(0, check_finite=False)
+
+
+@fault("NaN in f(x)", "finite", r"f\(x\) has NaN or Inf in 1 of 3 entries, the first at \['roots'\]\[1\]")
+def _nan_value():
+    return jacobian_of_roots(-1)
+
+
+@fault("NaN in x", "finite", r"x has NaN or Inf in 1 of 11 entries, the first at \['b'\]\[1\]")
+def _nan_point():
+    return jacobian_of_roots(np.nan)
+
+
+# What is said of what is not checked.
+
+
+def test_what_presupposes_a_failed_check_is_not_made():
+    report = check(jacobian_of_roots(np.nan))
+    assert "presupposes: finite" in str(report)
+    assert {finding.holds for finding in report.findings[2:]} == {None}
+
+
+def test_functions_given_as_f_pass():
+    assert check(linops.Jacobian(problems.values, X), f=problems.values)
+    assert check(linops.Jacobian(problems.conjugating, Z), f=problems.conjugating)
 
 
 def test_what_is_claimed_to_be_positive_semidefinite():
@@ -211,226 +543,12 @@ def test_what_is_claimed_to_be_positive_semidefinite():
         assert {f.name: f.holds for f in check(A).findings}["positive semidefinite"] is holds
 
 
-def test_blocks():
-    class Wrong(LinearOperator):
-        def __init__(self):
-            super().__init__(np.float32, (6, 6))
-
-        def _matvec(self, v):
-            return M @ v
-
-        def _rmatvec(self, w):
-            return M.T @ w
-
-        def _matmat(self, V):
-            return (M @ V)[:, ::-1]
-
-    assert_finds(Wrong(), "blocks", "A V and its columns A v differ; look at matmat")
-
-
-def test_device():
-    class Wrong(Faulty):
-        def mv(self, v):
-            return 2 * super().mv(v)
-
-    class Host(Faulty):
-        def matmul(self, other):
-            return np.asarray(linops.Operator.__matmul__(self, other))
-
-        __matmul__ = matmul
-
-    assert_finds(Wrong(M), "device", r"A.mv\(tree\) and A v differ; look at mv")
-    report = check(Host(M))
-    assert {"device"} <= {f.name for f in report.failed} <= {"device", "fresh"}
-    assert "numpy.ndarray'>, expected a jax.Array" in str(report)
-
-
-# Products and memory.
-
-
-def _reused():
-    buffer = np.empty(6, np.float32)
-    return lambda v: np.matmul(M, v.reshape(-1), out=buffer)
-
-
-def _overwriting(v):
-    product = M @ v
-    v[:] = 0
-    return product
-
-
-def _read_only(v):
-    product = M @ v
-    product.flags.writeable = False
-    return product
-
-
-@pytest.mark.parametrize(
-    ("matvec", "name", "match"),
-    [
-        (
-            _reused(),
-            "fresh",
-            "A v is memory that A uses again: overwritten, the next product changes it; return a copy",
-        ),
-        (_overwriting, "deterministic", "A v, computed twice, is not the same"),
-        (_read_only, "fresh", "A v is read-only, and solvers write to it; return np.array"),
-    ],
-)
-def test_memory(matvec, name, match):
-    report = check(LinearOperator((6, 6), matvec=matvec, rmatvec=lambda w: M.T @ w, dtype=np.float32))
-    assert [finding.name for finding in report.failed] == [name]
-    assert match in str(report)
-
-
-def test_product_that_is_its_vector():
-    A = LinearOperator((6, 6), matvec=lambda v: v, rmatvec=lambda v: +v, dtype=np.float32)
-    assert_finds(A, "fresh", "A v shares memory with its vector; return a copy")
-
-
-def test_block_that_is_changed():
-    class Wrong(LinearOperator):
-        def __init__(self):
-            super().__init__(np.float32, (6, 6))
-
-        def _matvec(self, v):
-            return M @ v
-
-        def _rmatvec(self, w):
-            return M.T @ w
-
-        def _matmat(self, V):
-            product = M @ V
-            V[:] = 0
-            return product
-
-    assert_finds(Wrong(), "fresh", "A V changed its vector; work on a copy")
-
-
-def test_product_of_another_kind():
-    class Wrong(linops.Matrix):
-        def __matmul__(self, v):
-            return jnp.asarray(super().__matmul__(v))
-
-        __init__ = linops.Matrix.__init__
-
-    assert_finds(Wrong(M), "fresh", r"A v is ArrayImpl of shape \(6,\), expected NumPy, \(6,\)")
-
-
-# Faults of functions.
-
-
-@jax.custom_jvp
-def wrong_rule(x):
-    return jnp.sin(x)
-
-
-wrong_rule.defjvp(lambda x, v: (jnp.sin(x[0]), 1.1 * jnp.cos(x[0]) * v[0]))
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: linops.Jacobian(wrong_rule, X["b"]),
-        lambda: linops.Jacobian(wrong_rule, X["b"]).T @ linops.Matrix(M[:2, :2]),
-        lambda: linops.GaussNewton(wrong_rule, X["b"]),
-        lambda: linops.GaussNewton(lambda x: x * x, X["b"], lambda z: jnp.sum(wrong_rule(z))),
-        lambda: linops.JacobianGram(wrong_rule, X["b"]),
-        lambda: linops.JacobianGram(wrong_rule, X["b"], X["b"]),
-        lambda: linops.Hessian(lambda x: jnp.sum(wrong_rule(x)), X["b"]),
-        lambda: linops.Hessian(wrong_rule, X["b"], weights=X["b"]),
-        lambda: linops.Jacobian(wrong_rule, X["b"].astype(np.complex64) * (1 + 1j)),
-        lambda: (
-            linops.Jacobian(lambda z: wrong_rule(jnp.conj(z)), X["b"] * (1 + 1j).astype(np.complex64))
-            if False
-            else linops.Jacobian(lambda z: jnp.abs(wrong_rule(z.real)), X["b"].astype(np.complex64))
-        ),
-    ],
-)
-def test_wrong_derivative(make):
-    assert_finds(make(), "derivative", "is not the slope of .* by central differences: look at custom derivative rules")
-
-
-def test_wrong_composition():
-    class Forgetful(linops.GaussNewton):
-        __init__ = linops.GaussNewton.__init__
-
-        def _expand(self):
-            return self._replace(loss=None)._original()
-
-        def _original(self):
-            return linops.GaussNewton._expand(self)
-
-    assert_finds(Forgetful(problems.values, X, problems.loss), "derivative", "<w, A v> and <J w, H J v> of .*Forgetful")
-
-    class Same(linops.JacobianGram):
-        __init__ = linops.JacobianGram.__init__
-
-        def _expand(self):
-            return linops.JacobianGram._expand(self._replace(x2=self.x))
-
-    other = problems.tree_point("dict", np.float32, seed=7)
-    report = check(Same(problems.values, X, other))
-    assert "<w, A v> and <J1ᴴ w, J2ᴴ v> of" in str(report)
-
-
 def test_function_that_ends_near_the_point():
     x = np.array([1.0, 0.0], np.float32)
     A = linops.Jacobian(lambda x: jnp.where(jnp.all(x == jnp.array([1, 0])), 1, jnp.nan) * x, x)
     report = check(A)
     assert report
     assert "f is not finite near x, so it has no differences" in str(report)
-
-
-def noise(x):
-    return x * np.random.default_rng().normal()
-
-
-def test_random_numbers_while_tracing():
-    match = "f.x. differs once f is traced again: f draws random numbers.*pass them through args="
-    assert_finds(linops.Jacobian(noise, X["b"]), "deterministic", match)  # found by its name
-    f = lambda x: noise(x)  # noqa: E731
-    assert check(linops.Jacobian(f, X["b"]))
-    assert_finds(linops.Jacobian(f, X["b"]), "deterministic", match, f=f)
-    assert_finds(linops.Jacobian(f, X["b"] * np.complex64(1j)), "deterministic", match, f=f)
-    assert check(linops.Jacobian(problems.values, X), f=problems.values)
-    z = {"a": problems.complex_normal(3, np.float32), "b": problems.complex_normal((), np.float32)}
-    assert check(linops.Jacobian(problems.conjugating, z), f=problems.conjugating)
-
-
-def test_callback_with_state():
-    rng = np.random.default_rng(0)
-
-    def f(x):
-        factor = jax.pure_callback(lambda: np.float32(rng.normal()), jax.ShapeDtypeStruct((), np.float32))
-        return x * factor
-
-    match = "f.x., computed twice, differs: f has a callback with state"
-    assert_finds(linops.Jacobian(f, X["b"]), "deterministic", match)
-
-
-def test_product_with_state():
-    rng = np.random.default_rng(0)
-    A = LinearOperator((6, 6), matvec=lambda v: v * rng.normal(), dtype=np.float64)
-    assert_finds(A, "deterministic", "A v, computed twice, is not the same to the last bit.*random numbers, callbacks")
-
-
-def test_nan_is_named_by_its_leaf():
-    def f(x):
-        return {"fine": jnp.sum(x["w"]), "roots": jnp.sqrt(x["b"])}
-
-    x = {"w": X["w"], "b": np.array([1.0, 0.0], np.float32)}
-    raised = r"raised FloatingPointError: a product with .* has NaN or Inf.*the first at \['roots'\]\[1\]"
-    assert_finds(linops.Jacobian(f, x), "finite", raised)
-    unchecked = linops.Jacobian(f, x, check_finite=False)
-    assert_finds(unchecked, "finite", r"A v has NaN or Inf in 1 of 3 entries, the first at \['roots'\]\[1\]")
-    x["b"][1] = -1
-    assert_finds(
-        linops.Jacobian(f, x), "finite", r"f\(x\) has NaN or Inf in 1 of 3 entries, the first at \['roots'\]\[1\]"
-    )
-    x["b"][1] = np.nan
-    assert_finds(linops.Jacobian(f, x), "finite", r"x has NaN or Inf in 1 of 11 entries, the first at \['b'\]\[1\]")
-    assert "presupposes: finite" in str(check(linops.Jacobian(f, x)))
 
 
 def test_missing_rules_are_no_fault():
@@ -454,21 +572,21 @@ def test_report():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "match"),
+    ("A", "options", "error", "match"),
     [
-        (lambda: (M,), TypeError, "check got ndarray, expected an operator .* wrap an array in linops.Matrix"),
-        (lambda: (linops.Matrix(M), noise), TypeError, "check got f= with .*Matrix.*, expected an operator made of f"),
+        (M, {}, TypeError, "check got ndarray, expected an operator .* wrap an array in linops.Matrix"),
+        (
+            linops.Matrix(M),
+            {"f": noise},
+            TypeError,
+            "check got f= with .*Matrix.*, expected an operator made of f",
+        ),
+        (linops.Matrix(M), {"samples": 0}, ValueError, "check got samples=0, expected at least one random vector"),
     ],
 )
-def test_bad_arguments(arguments, error, match):
-    A, *f = arguments()
+def test_bad_arguments(A, options, error, match):
     with pytest.raises(error, match=match):
-        check(A, f=f[0] if f else None)
-
-
-def test_bad_samples():
-    with pytest.raises(ValueError, match="check got samples=0, expected at least one random vector"):
-        check(linops.Matrix(M), samples=0)
+        check(A, **options)
 
 
 def test_bad_shapes():

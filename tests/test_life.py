@@ -253,6 +253,8 @@ def test_a_pickle_keeps_the_settings_of_its_trace():
 
 # Threads and processes.
 
+IN_THREADS = ["composite", "jacobian with args", "realified"]
+
 
 def in_threads(calls):
     """The results of calls that start at one moment, each in a thread of its own."""
@@ -266,7 +268,7 @@ def in_threads(calls):
         return list(pool.map(run, calls))
 
 
-@pytest.mark.parametrize("kind", ["composite", "jacobian with args", "realified"])
+@pytest.mark.parametrize("kind", IN_THREADS)
 def test_threads_share_an_operator(kind):
     A, D = KINDS[kind](), KINDS[kind]().toarray()
     jax.clear_caches()
@@ -325,15 +327,46 @@ PICKLED_FOR_WORKERS = {
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_processes(method):
-    """A worker that starts fresh gets the operator by pickle.
-
-    Not with fork: JAX has threads, of which a forked child has none but may wait for their locks, and warns of that.
-    """
+    """A worker that starts fresh gets the operator by pickle."""
     made = [make() for make in PICKLED_FOR_WORKERS.values()]
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(method)) as pool:
         results = list(pool.map(operator.matmul, made, map(ones, made)))
     for A, result in zip(made, results, strict=True):
         np.testing.assert_allclose(result, A @ ones(A), rtol=1e-5, atol=1e-5)
+
+
+def test_forks_are_refused():
+    """JAX has threads, of which a forked child has none but may wait for their answers, for ever."""
+    printed = in_subprocess(
+        """
+import os, warnings
+import jax.numpy as jnp, numpy as np, linops
+warnings.simplefilter("ignore")  # Python and JAX warn of the fork
+def attempt(multiply):
+    try:
+        multiply()
+    except RuntimeError as error:
+        print(error, flush=True)
+before = os.fork()  # before any array there is nothing to lose
+if before == 0:
+    print(linops.Matrix(np.eye(3)) @ np.ones(3), flush=True)
+    os._exit(0)
+os.waitpid(before, 0)
+A, on_device = linops.Matrix(np.eye(3)), jnp.ones(3)
+A @ np.ones(3)
+after = os.fork()
+if after == 0:
+    for v in (np.ones(3), np.ones((3, 2)), on_device):
+        attempt(lambda: A @ v)
+    attempt(lambda: A.mv(np.ones(3)))
+    attempt(lambda: linops.Hessian(jnp.sum, np.ones(3)) @ np.ones(3))
+    os._exit(0)
+os.waitpid(after, 0)
+"""
+    )
+    assert printed.startswith("[1. 1. 1.]")
+    assert printed.count("got a call in a process that was forked from one that computes with JAX") == 5
+    assert printed.count("expected a process of its own: use multiprocessing with the start method spawn or") == 5
 
 
 def in_subprocess(code, **environment):
@@ -505,6 +538,9 @@ def _inside_composite(x, c):
     return J.T @ J + c * linops.Identity(3) - J**2
 
 
+AS_ARGUMENTS = ["jacobian", "hessian args", "realified", "composite", "gauss_newton loss"]
+
+
 @pytest.mark.parametrize("kind", INSIDE)
 def test_operators_built_inside_transformations(kind):
     make, size = INSIDE[kind]
@@ -530,7 +566,7 @@ def test_operators_built_inside_transformations(kind):
     np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=2e-2, atol=1e-2)
 
 
-@pytest.mark.parametrize("kind", ["jacobian", "hessian args", "realified", "composite", "gauss_newton loss"])
+@pytest.mark.parametrize("kind", AS_ARGUMENTS)
 def test_operators_as_arguments_of_transformations(kind):
     make, size = INSIDE[kind]
     x, c = jnp.array([0.5, -0.7, 1.1]), jnp.float32(1.3)
@@ -599,15 +635,18 @@ def test_nan_under_debug_nans():
     assert np.isnan(J @ np.zeros(2, np.float32)).all()
 
 
-def test_products_on_the_device_transfer_nothing(kinds):
+def test_products_on_the_device_transfer_nothing():
+    """Once compiled: XLA's constants are transferred when a program is traced."""
+    compiled = jax.jit(lambda A, v: A @ v)
     for kind in ("composite", "hessian", "realified", "gauss_newton with loss"):
-        A = KINDS[kind]()
-        v = jnp.ones(A.shape[1], A.dtype)
-        V = jnp.ones((A.shape[1], 3), A.dtype)
-        tree = A.domain.unravel(v)
-        with jax.transfer_guard("disallow"):
-            results = [A @ v, A @ V, A.T @ (A @ v), A.mv(tree), jax.jit(lambda A, v: A @ v)(A, v)]
-        jax.block_until_ready(results)
+        for guard in ("allow", "disallow"):
+            A = KINDS[kind]()
+            v = jnp.ones(A.shape[1], A.dtype)
+            V = jnp.ones((A.shape[1], 3), A.dtype)
+            tree = A.domain.unravel(v)
+            with jax.transfer_guard(guard):
+                results = [A @ v, A @ V, A.T @ (A @ v), A.mv(tree), compiled(A, v)]
+            jax.block_until_ready(results)
 
 
 def test_precision_belongs_to_the_construction():
@@ -650,3 +689,18 @@ def test_toggling_x64_with_complex_numbers():
     assert D.dtype == np.complex128
     v = np.linspace(1, 2, 4) * (1 + 1j)
     np.testing.assert_allclose(fresh @ v, D @ v, rtol=1e-13)
+
+
+def table():
+    """What is tried, and the kinds of operators that it is tried on."""
+    yield ", ".join(WAYS), KINDS
+    yield "pickled for a new process: spawn, forkserver", PICKLED_FOR_WORKERS
+    yield "in a forked process: refused, where it might hang", ["matrix", "hessian"]
+    yield "used by eight threads at once", IN_THREADS
+    yield "built inside jit, vmap of jit and grad", INSIDE
+    yield "an argument of jit, vmap and scan, and returned from them", AS_ARGUMENTS
+    yield f"under settings of JAX: {', '.join(SETTINGS)}", UNDER_SETTINGS
+    yield "a thousand points in flat memory, measured: by `at`, by fresh lambdas, by an importable f", ["hessian"]
+    yield "SCIPY_ARRAY_API=1, with cg, gmres, eigsh, svds, lsmr", ["composite", "jacobian"]
+    yield "two devices, jax.default_device", ["jacobian"]
+    yield "float64 switched on and off between construction and product", ["hessian", "holomorphic"]

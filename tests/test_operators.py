@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import problems
 import pytest
+from scipy.optimize import minimize
 
 import linops
 from linops import door
@@ -317,3 +318,41 @@ def test_new_transposes_share_their_door():
         for _ in range(3):
             J.T @ np.ones(7)
     assert len(record) == 1
+
+
+def test_complex_trees_stand_for_their_pairs():
+    z = {"a": np.array([1 + 2j, 3 - 1j], np.complex64), "b": np.float32(0.5)}
+    H = linops.Hessian(lambda z: jnp.sum(jnp.abs(z["a"]) ** 4) * z["b"], z)
+    vector = np.asarray(H.domain.ravel(z))
+    np.testing.assert_array_equal(vector, [1, 3, 0.5, 2, -1])
+    there = H @ vector
+    np.testing.assert_allclose(H.at(z) @ vector, there)
+    np.testing.assert_allclose(H.at(vector) @ vector, there)
+    np.testing.assert_allclose(H.domain.ravel(H.mv(z)), there, rtol=1e-6)
+    re, im = H.mv(z)
+    assert im["b"] is None
+    np.testing.assert_allclose(H.domain.ravel({"a": re["a"] + 1j * im["a"], "b": re["b"]}), there, rtol=1e-6)
+    with pytest.raises(ValueError, match="expected one like the point's"):
+        H.mv({"a": z["a"]})
+    with pytest.raises(TypeError, match=r"the tree\['b'\] has dtype complex64, expected float32"):
+        linops.Jacobian(lambda x: x["b"], {"b": np.float32(1)}).mv({"b": np.complex64(1j)})
+
+
+def test_scipy_minimizes_over_complex_parameters():
+    target = np.array([1 + 2j, 3 - 1j])
+
+    def loss(z):
+        return jnp.sum(jnp.abs(z - target) ** 4 + jnp.abs(z - target) ** 2)
+
+    with jax.enable_x64(True):
+        H = linops.Hessian(loss, np.zeros(2, complex))
+        gradient = jax.grad(lambda v: loss(v[:2] + 1j * v[2:]))
+        result = minimize(
+            lambda v: float(loss(v[:2] + 1j * v[2:])),
+            np.zeros(4),
+            jac=gradient,
+            hess=H.at,
+            method="trust-ncg",
+            tol=1e-9,
+        )
+    np.testing.assert_allclose(result.x, [1, 3, 2, -1], atol=1e-6)

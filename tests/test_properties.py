@@ -20,6 +20,8 @@ import linops
 DTYPES = {False: ["float16", "bfloat16", "float32", "complex64"], True: ["float16", "float32", "float64", "complex128"]}
 SHAPES = [(), (0,), (1,), (4,), (2, 3)]
 
+pytestmark = pytest.mark.usefixtures("quick_compilations")
+
 
 def bounded(examples):
     """So many examples, the same in each run: each may compile half a dozen programs."""

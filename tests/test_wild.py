@@ -17,12 +17,7 @@ import linops
 N = 6
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilations():
-    """Four hundred programs on six numbers each: what XLA saves in a run is not worth its time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilations")
 
 
 @jax.tree_util.register_dataclass
