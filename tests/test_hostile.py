@@ -37,6 +37,7 @@ TOO_LARGE = "array that it multiplies has entries beyond the largest .*; expecte
 NOT_NUMBERS = "got .*, expected (an array of )?numbers"
 LEAF = "the tree .*expected (an array or a number|float|complex)"
 MASKED = "has masked entries, expected numbers in all; fill them with .filled"
+SPARSE_VECTOR = "got a sparse array of shape .*, expected .m, n.; a vector goes as v.toarray"
 FOREIGN = "shape mismatch|dimension mismatch"  # SciPy's words, for a sparse matrix on the left
 COMPLEX = "the tree has dtype complex.*, expected float"
 
@@ -274,22 +275,22 @@ CASES = SHAPES | {
     "array.array": Case(lambda v: array.array("d", range(len(v)))),
     "memoryview": Case(lambda v: memoryview(v.real.copy())),
     "deque": Case(lambda v: collections.deque(v.tolist())),
-    "object with __array__": Case(Column),
-    "object with __array__, of dtype object": Case(lambda v: Column(v.astype(object)), NOT_NUMBERS, LEAF),
-    "object with __array__ that fails": Case(lambda v: Broken(), NOT_NUMBERS, "cannot convert a tensor"),
+    "object with `__array__`": Case(Column),
+    "object with `__array__`, of dtype object": Case(lambda v: Column(v.astype(object)), NOT_NUMBERS, LEAF),
+    "object with `__array__` that fails": Case(lambda v: Broken(), NOT_NUMBERS, "cannot convert a tensor"),
     "masked array, nothing masked": Case(lambda v: np.ma.array(v)),
     "masked array": Case(masked, MASKED),
     "masked array, all masked": Case(lambda v: masked(v, len(v)), MASKED),
     "masked array, a block": Case(lambda v: np.ma.array(block(v), mask=block(v) == v[1]), MASKED),
     "masked integers": Case(lambda v: masked(np.arange(len(v))), MASKED),
     "masked array in a list": Case(lambda v: [masked(block(v)[i]) for i in range(len(v))], MASKED, TREE),
-    "object whose __array__ is masked": Case(lambda v: MaskedColumn(masked(v)), MASKED),
+    "object whose `__array__` is masked": Case(lambda v: MaskedColumn(masked(v)), MASKED),
     # Sparse.
     "sparse matrix": Case(lambda v: scipy.sparse.csr_matrix(block(v)), methods=NOT_NUMBERS, mv=TREE),
     "sparse array": Case(lambda v: scipy.sparse.csc_array(block(v)), methods=NOT_NUMBERS, mv=TREE),
     "sparse column": Case(lambda v: scipy.sparse.coo_array(v[:, None]), methods=NOT_NUMBERS, mv=TREE),
     "sparse rows": Case(lambda v: scipy.sparse.csr_array(block(v).T), methods=NOT_NUMBERS, mv=TREE),
-    "sparse vector, 1-d": Case(scipy.sparse.coo_array, f"{NOT_NUMBERS}|expected .m, n.; .*v.toarray", LEAF),
+    "sparse vector, 1-d": Case(scipy.sparse.coo_array, f"{NOT_NUMBERS}|{SPARSE_VECTOR}", LEAF),
     "sparse array of JAX": Case(
         lambda v: jax_sparse.BCOO.fromdense(jnp.asarray(block(v))), NOT_NUMBERS, TREE, left="got <class 'linops"
     ),
