@@ -13,8 +13,9 @@ import numpy as np
 
 from linops.differences import Comparison, Unavailable, Values, comparisons, widened
 from linops.holomorphy import join, trace_linear
-from linops.jacobian import Derived, MissingRule
+from linops.jacobian import Derived
 from linops.products import Products
+from linops.rules import MissingRule
 from linops.space import Space, is_complex, loses_precision
 
 CHECKS = {}  # name -> (function of a subject, names of the checks that it presupposes)
@@ -61,11 +62,14 @@ def _deterministic(subject):
         same = _identical(_value(A.function, A.x), _value(A.function, A.x))
         yield _holds(same, "f(x), computed twice, differs: f has a callback with state or a side effect")
     for A, function in _traced_again(subject):
+        if function.codomain.layout != A.function.codomain.layout:
+            yield _holds(False, "f= is not the function that A was made of: its values have another structure or shape")
+            return
         same = _identical(_value(A.function, A.x), _value(function, A.x))
         yield _holds(
             same,
             "f(x) differs once f is traced again: f draws random numbers or reads what changes while it is traced; "
-            "pass them through args=, random numbers as a JAX key",
+            "pass them through args=, random numbers as a JAX key (or f= is another function)",
         )
     remedy = "the product depends on more than the vector: look for random numbers, callbacks and state"
     for v in subject.rights:
