@@ -15,6 +15,7 @@ from scipy.sparse.linalg import LinearOperator
 from linops.algebra import Product, Sum
 from linops.claims import CHECKS
 from linops.differences import Comparison, Unavailable, paired, widened
+from linops.fork import require_threads
 from linops.jacobian import Derived
 from linops.probe import normal
 from linops.products import Products
@@ -74,6 +75,7 @@ def check(A, *, key=None, samples=3, rtol=None, f=None):
     <2x2 Hessian with dtype=float32>: 11 checks hold, 0 fail, 2 not made
       dtype                   holds      ...
     """
+    require_threads()
     _require_checkable(A, samples, f)
     key = _key(key)
     subject = Subject(A, key, samples, rtol, f)

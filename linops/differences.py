@@ -7,9 +7,9 @@ their truncation error, of order h², with rounding, of order eps |f| / h (Gill,
 4 |D(h) - D(4h)| + 8 eps |f| / h is the smallest; it is the tolerance. Its first term may be small by chance, so it is
 the largest over all directions, counts as at least half of that of the step before (across kinks, relu say, which come
 at random, the error falls like the root of h), and as at least the distance to D at shorter steps, as far as that is
-not rounding. Where f moves further than 8 eps |f| when the last digits of x do, that counts for rounding. Points
-x ± h v are rounded to the dtypes of x, and the direction compared is the one between the rounded points, so that this
-costs nothing.
+not rounding. Where f leaves a line by more than 8 eps |f| when the last digits of x move, that counts for
+rounding. Points x ± h v are rounded to the dtypes of x, and the direction compared is the one between the rounded
+points, so that this costs nothing.
 """
 
 import dataclasses
@@ -86,7 +86,7 @@ def slopes(values, x, vectors, eps):
     vectors = [v * scales / max(map(_rms, vectors)) for v in vectors]
     largest, smallest = scales.max(initial=0) or 1.0, scales.min(initial=1) or 1.0
     start = 4 * eps ** (1 / 3) * max(1.0, largest) / largest
-    count = 7 + math.ceil(math.log(max(1.0, largest) / min(1.0, smallest), 4))
+    count = 9 + math.ceil(math.log(max(1.0, largest) / min(1.0, smallest), 4))
     differences, noises, directions = [], [], []
     with np.errstate(all="ignore"):
         noise = max(8 * eps * np.linalg.norm(values(x)), _noise(values, x, eps))
@@ -128,9 +128,9 @@ def _scales(space, x):
 
 
 def _noise(values, x, eps):
-    """How far the value of f moves where the last digits of x do."""
-    signs = np.random.default_rng(0).choice([-1, 1], x.shape)
-    return 8 * np.linalg.norm(values(x * (1 + 2 * eps * signs)) - values(x))
+    """How far the value of f is from a line where the last digits of x move: what rounds within f."""
+    move = 2 * eps * np.random.default_rng(0).choice([-1, 1], x.shape) * x
+    return 8 * np.linalg.norm(values(x + move) + values(x - move) - 2 * values(x))
 
 
 def paired(what, left, right, rtol, norm=0.0):
