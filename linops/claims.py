@@ -150,20 +150,21 @@ def _symmetric(subject):
 
 @claim("adjoint", "symmetric")
 def _adjoint(subject):
-    A = subject.A
-    with _where_available():
-        for v, w in zip(subject.rights, subject.lefts, strict=True):
-            what = "<w, A v> and <Aᴴ w, v> differ; look at rmatvec and _mv_transposed"
-            yield subject.inner(what, (w, A @ v), (A.rmatvec(w), v))
+    what = "<w, A v> and <Aᴴ w, v> differ; look at rmatvec and _mv_transposed"
+    yield from _inner_products(subject, what, lambda w: (w, subject.A.rmatvec(w)))
 
 
 @claim("transpose", "symmetric")
 def _transpose(subject):
-    A = subject.A
+    what = "wᵀ A v and (Aᵀ w)ᵀ v differ; look at A.T"
+    yield from _inner_products(subject, what, lambda w: (np.conj(w), np.conj(subject.A.T @ w)))
+
+
+def _inner_products(subject, what, moved):
     with _where_available():
         for v, w in zip(subject.rights, subject.lefts, strict=True):
-            what = "wᵀ A v and (Aᵀ w)ᵀ v differ; look at A.T"
-            yield subject.inner(what, (np.conj(w), A @ v), (np.conj(A.T @ w), v))
+            left, image = moved(w)
+            yield subject.inner(what, (left, subject.A @ v), (image, v))
 
 
 @claim("positive semidefinite", "symmetric")
