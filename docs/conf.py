@@ -91,7 +91,36 @@ def scipy_entries():
         yield f"| `{function}` | {', '.join(forms)} | {'; '.join(sorted(kinds))} | {', '.join(sorted(dtypes))} |"
 
 
-GENERATED = {function.__name__: function for function in (examples, api, layers, scipy_operators, scipy_entries)}
+def hostile():
+    """Which shapes go which way, and what other vectors come to."""
+    module = importlib.import_module("test_hostile")
+    yield from ("| shape | taken by |", "| --- | --- |")
+    yield from (f"| {name} | {', '.join(f'`{way}`' for way in ways)} |" for name, ways in module.shape_table())
+    yield from ("", "| comes to | what is multiplied |", "| --- | --- |")
+    yield from (f"| {outcome} | {'; '.join(names)} |" for outcome, names in module.table().items())
+
+
+def faults():
+    """The faults that are planted, and what `check` says of them."""
+    return importlib.import_module("test_check").table()
+
+
+def wild():
+    """The functions from the wild."""
+    module = importlib.import_module("test_wild")
+    yield ", ".join(f"{name}" for name in module.FUNCTIONS)
+
+
+def life():
+    """What operators go through, and which."""
+    yield from ("| | operators |", "| --- | --- |")
+    yield from (f"| {what} | {', '.join(kinds)} |" for what, kinds in importlib.import_module("test_life").table())
+
+
+GENERATED = {
+    function.__name__: function
+    for function in (examples, api, layers, scipy_operators, scipy_entries, hostile, faults, wild, life)
+}
 
 
 def generate(app, docname, source):

@@ -15,5 +15,6 @@ from linops.gauss_newton import JacobianGram as JacobianGram
 
 from linops.dense import batch_hessian as batch_hessian
 from linops.dense import batch_jacobian as batch_jacobian
+from linops.check import check as check
 
 __version__ = "0.1.0"

@@ -7,11 +7,12 @@ import operator
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse
-from scipy.sparse.linalg import LinearOperator, aslinearoperator
+from scipy.sparse.linalg import LinearOperator
 
-from linops.products import Products, as_array, as_scalar, is_complex, less_precise, static
-from linops.space import Space, loses_precision
+from linops.holomorphy import complex_space, extended, one_field
+from linops.operands import as_array, as_foreign, as_number, as_scalar, as_summand, is_scalar
+from linops.products import Products, less_precise, static
+from linops.space import Space, complex_dtype, is_complex, loses_precision
 
 
 class Operator(Products):
@@ -30,7 +31,7 @@ class Operator(Products):
     def __matmul__(self, other):
         if type(other) is np.ndarray and other.ndim == 1 and not self._traced and other.dtype == self.dtype:
             return self._door.matvec(other)
-        if _is_scalar(other):
+        if is_scalar(other):
             raise ValueError(f"{self!r} @ {other!r}: a scalar cannot be an operand of @; use * instead")
         return self.dot(other)
 
@@ -38,9 +39,9 @@ class Operator(Products):
         """A v, A V, A B or c A, by what `other` is: a vector, a block of columns, an operator or a scalar."""
         if isinstance(other, Operator):
             return Product.of(self, other)
-        if _is_scalar(other):
+        if is_scalar(other):
             return Scaled.of(other, self)
-        if (foreign := _as_foreign(other)) is not None:
+        if (foreign := as_foreign(other)) is not None:
             return LinearOperator.dot(self, foreign)
         other = as_array(other)
         return self.matvec(other) if other.ndim == 1 else self.matmat(other)
@@ -63,11 +64,13 @@ class Operator(Products):
 
     def transpose(self):
         """Aᵀ, of shape (n, m)."""
-        return self if self.symmetric else self._transposed()
+        if self.symmetric:
+            return self
+        return Conjugate.of(self) if self.hermitian else self._transposed()
 
     def adjoint(self):
         """Aᴴ, the conjugate of Aᵀ."""
-        return Conjugate.of(self.T)
+        return self if self.hermitian else Conjugate.of(self.T)
 
     T = property(transpose)
     H = property(adjoint)
@@ -79,11 +82,11 @@ class Operator(Products):
     def __add__(self, other):
         if isinstance(other, Operator):
             return Sum.of(self, other)
-        foreign = _as_summand(other)
+        foreign = as_summand(other)
         return NotImplemented if foreign is None else LinearOperator.__add__(self, foreign)
 
     def __radd__(self, other):
-        foreign = _as_summand(other)
+        foreign = as_summand(other)
         return NotImplemented if foreign is None else foreign + self
 
     def __neg__(self):
@@ -92,7 +95,7 @@ class Operator(Products):
     def __sub__(self, other):
         if isinstance(other, Operator):
             return self + -other
-        foreign = _as_summand(other)
+        foreign = as_summand(other)
         if foreign is None:
             return NotImplemented
         minus_one = -np.ones((), foreign.dtype)[()]  # of its dtype: SciPy's -foreign turns float32 into float64
@@ -105,24 +108,22 @@ class Operator(Products):
         return self.dot(other)
 
     def __rmul__(self, other):
-        return Scaled.of(other, self) if _is_scalar(other) else self.__rmatmul__(other)
+        return Scaled.of(other, self) if is_scalar(other) else self.__rmatmul__(other)
 
     def __rmatmul__(self, other):
         """The product v A from the left: Aᵀ v for a vector, (Aᵀ Vᵀ)ᵀ for rows."""
-        if (foreign := _as_foreign(other)) is not None:
+        if (foreign := as_foreign(other)) is not None:
             return foreign @ self
-        if _is_scalar(other):
+        if is_scalar(other):
             raise ValueError(f"{other!r} @ {self!r}: a scalar cannot be an operand of @; use * instead")
         return (self.T @ as_array(other).T).T
 
     rdot = __rmatmul__
 
     def __truediv__(self, other):
-        if not _is_scalar(other):
+        if not is_scalar(other):
             raise ValueError(f"{self!r} / {other!r}: expected a scalar; to solve a system, use scipy.sparse.linalg")
-        # in double precision, as far as it goes: 1 / np.float32(3) would be rounded to the dtype of the scalar
-        other = other if isinstance(other, jax.Array) else np.asarray(other, np.result_type(other, np.float64))
-        return Scaled.of(1 / other, self)
+        return Scaled.of(1 / as_number(other), self)
 
     def __pow__(self, power):
         if not isinstance(power, numbers.Integral) or power < 0:
@@ -170,6 +171,7 @@ class Conjugate(Operator):
     domain = property(lambda self: self.operator.domain)
     codomain = property(lambda self: self.operator.codomain)
     symmetric = property(lambda self: self.operator.symmetric)
+    hermitian = property(lambda self: self.operator.hermitian)
 
     @classmethod
     def of(cls, operator):
@@ -181,28 +183,33 @@ class Conjugate(Operator):
         return jax.tree.map(jnp.conj, self.operator._mv(jax.tree.map(jnp.conj, v)))
 
     def _transposed(self):
-        return Conjugate(self.operator.T)
+        return Conjugate.of(self.operator.T)
 
 
 class Complexified(Operator):
-    """A real operator on complex vectors: A (x + iy) = A x + i A y."""
+    """A real-linear operator from real vectors on complex ones: A (u + iv) = A u + i A v."""
 
     operator: Operator
 
-    domain = property(lambda self: _complex_space(self.operator.domain))
-    codomain = property(lambda self: _complex_space(self.operator.codomain))
-    dtype = property(lambda self: np.dtype(jnp.promote_types(self.operator.dtype, jnp.complex64)))
+    domain = property(lambda self: complex_space(self.operator.domain))
+    codomain = property(lambda self: complex_space(self.operator.codomain))
+    dtype = property(lambda self: complex_dtype(self.operator._precision))
     symmetric = property(lambda self: self.operator.symmetric)
+    _adapts = property(lambda self: self.operator._adapts)
 
     def _mv(self, v):
-        parts = jax.tree.map(
-            lambda leaf, s: jnp.stack([leaf.real, leaf.imag]).astype(s.dtype), v, self.operator.domain.struct
-        )
-        products = jax.vmap(self.operator._mv)(parts)
-        return jax.tree.map(lambda p, s: (p[0] + 1j * p[1]).astype(s.dtype), products, self.codomain.struct)
+        return extended(self.operator._mv, v, self.operator.domain, self.codomain)
+
+    def _mv_transposed(self, w):
+        # The transpose of a real-linear map to complex vectors is w -> Re(Aᵀ w).
+        return extended(self.operator._mv_transposed, w, self.operator.codomain, self.domain)
 
     def _transposed(self):
-        return Complexified(self.operator.T)
+        return Complexified(self.operator.T) if not is_complex(self.operator.codomain.dtype) else Transposed(self)
+
+    def _on(self, domain, codomain):
+        """As it adapts, the operator itself takes complex Spaces."""
+        return self.operator._on(domain, codomain) if self._adapts else super()._on(domain, codomain)
 
 
 class Respaced(Operator):
@@ -231,7 +238,7 @@ class Identity(Operator):
         adapts = not isinstance(space_or_n, Space)
         if adapts and (not isinstance(space_or_n, numbers.Integral) or isinstance(space_or_n, bool) or space_or_n < 0):
             raise TypeError(f"Identity got {space_or_n!r}, expected a number of rows >= 0 or a linops.Space")
-        space = Space.flat(int(space_or_n), jnp.result_type(float)) if adapts else space_or_n
+        space = Space.flat(int(space_or_n), jnp.result_type(float)) if adapts else one_field(space_or_n)
         object.__setattr__(self, "space", space)
         object.__setattr__(self, "adapts", adapts)
 
@@ -254,10 +261,11 @@ class Scaled(Operator):
 
     @classmethod
     def of(cls, scalar, operator):
+        scalar = as_number(scalar)
         if is_complex(jnp.result_type(scalar)) and not is_complex(operator.dtype):
             operator = Complexified(operator)
         if operator._adapts and not isinstance(scalar, jax.Array):  # rounded where its dtype is known
-            return cls._make(scalar=np.asarray(scalar, np.float64), operator=operator)
+            return cls._make(scalar=scalar, operator=operator)
         return cls(as_scalar(scalar, operator.dtype), operator)
 
     domain = property(lambda self: self.operator.domain)
@@ -370,30 +378,3 @@ def _over_one_field(left, right):
     if is_complex(right.dtype) and not is_complex(left.dtype):
         return Complexified(left), right
     return left, right
-
-
-def _complex_space(space):
-    return Space(
-        space.treedef, space.shapes, tuple(np.dtype(jnp.promote_types(d, jnp.complex64)) for d in space.dtypes)
-    )
-
-
-def _is_scalar(value):
-    return isinstance(value, numbers.Number) or (isinstance(value, np.ndarray | jax.Array) and value.ndim == 0)
-
-
-def _as_summand(value):
-    """As `_as_foreign`; arrays and numbers, which are no operators, are refused with the way to make them such."""
-    if isinstance(value, np.ndarray | jax.Array | numbers.Number):
-        raise TypeError(
-            f"got {type(value).__name__} to add to an operator, expected an operator: write linops.Matrix(M) for a "
-            "dense matrix, lam * linops.Identity(n) for a shift, linops.Diagonal(d) for a diagonal"
-        )
-    return _as_foreign(value)
-
-
-def _as_foreign(value):
-    """A SciPy LinearOperator or sparse matrix as a LinearOperator, anything else as None."""
-    if isinstance(value, LinearOperator):
-        return value
-    return aslinearoperator(value) if scipy.sparse.issparse(value) else None

@@ -15,9 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr, Literal
 
+from linops.fork import require_threads
 from linops.jaxpr import live_bytes, nbytes
-from linops.space import Space, float64_if, loses_precision, warn_narrowing
+from linops.space import Space, float64_if, is_number, loses_precision, warn_narrowing
 from linops.trace import Program, stage
+
+WIDE = {np.dtype(name) for name in ("int64", "uint64", "float64", "complex128")}  # not complex64, of 8 bytes as well
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +44,6 @@ class Staged:
         return live_bytes(self.jaxpr)
 
 
-_WIDE = tuple(map(np.dtype, (np.int64, np.uint64, np.float64, np.complex128)))
-
-
 class Flat:
     """A pytree flattened once, each array in it once: what a staged method takes."""
 
@@ -53,7 +53,7 @@ class Flat:
         self.index = tuple(places.setdefault(id(leaf), len(places)) for leaf in leaves)
         self.leaves = tuple({id(leaf): leaf for leaf in leaves}.values())
         self.avals = tuple(map(jax.typeof, self.leaves))
-        self.wide = any(aval.dtype in _WIDE for aval in self.avals)
+        self.wide = any(aval.dtype in WIDE for aval in self.avals)
 
     def scope(self):
         """The context to trace and call in."""
@@ -121,25 +121,27 @@ class Door:
 
     def matvec(self, v):
         """A v for a NumPy vector: a fresh, writable NumPy vector of the operator's dtype."""
+        require_threads()
+        given = v
         if v.dtype != self.dtype:
             v = self.coerce(v)
         if v.shape != (self.columns,):
             raise ValueError(self._shape_message(v))
         if self._flat.wide and not jax.config.jax_enable_x64:
             with jax.enable_x64(True):
-                return self.matvec(v)
+                return self.matvec(given)
         try:
             result = np.array(self._vector(v)[0])
         except jax.errors.TracerArrayConversionError:  # within a jit that has nothing to do with this product
             with jax.ensure_compile_time_eval():
                 result = np.array(self._vector(v)[0])
         if self.check_finite and not np.isfinite(result).all():
-            raise FloatingPointError(self._nonfinite_message(result, v))
+            raise FloatingPointError(self._nonfinite_message(result, given))
         return result
 
     def matmat(self, block):
         """A V for a NumPy block of columns, in as many compiled calls as the memory budget asks."""
-        block = self.coerce(block)
+        given, block = block, self.coerce(block)
         if block.ndim != 2 or block.shape[0] != self.columns:
             raise ValueError(self._shape_message(block))
         result = np.empty((self.rows, block.shape[1]), self.dtype)
@@ -147,7 +149,7 @@ class Door:
             piece = block[:, start : start + self.block_width]
             result[:, start : start + piece.shape[1]] = self._padded("_block", piece)[:, : piece.shape[1]]
         if self.check_finite and not np.isfinite(result).all():
-            raise FloatingPointError(self._nonfinite_message(result, block))
+            raise FloatingPointError(self._nonfinite_message(result, given))
         return result
 
     def diagonal_of(self, block, start):
@@ -190,12 +192,13 @@ class Door:
         """`v` in the operator's dtype; digits lost are said once."""
         if v.dtype == self.dtype:
             return v
-        if not (jnp.issubdtype(v.dtype, jnp.number) or v.dtype == bool):
+        if not is_number(v.dtype):
             raise TypeError(f"{self.name} got an array of dtype {v.dtype}, expected numbers")
         if not self._warned and loses_precision(v.dtype, self.dtype):
             self._warned = True
             warn_narrowing(f"the vector multiplied by {self.name}", v.dtype, self.dtype)
-        return v.astype(self.dtype)
+        with np.errstate(over="ignore"):  # what overflows is Inf, and is found in the product
+            return v.astype(self.dtype)
 
     def _shape_message(self, v):
         return (
@@ -206,6 +209,8 @@ class Door:
     def _nonfinite_message(self, result, v):
         if not np.isfinite(v).all():
             cause = "the array that it multiplies holds NaN or Inf already"
+        elif not np.isfinite(self.coerce(v)).all():
+            cause = f"the {v.dtype} array that it multiplies has entries beyond the largest {self.dtype}"
         else:
             rows = np.flatnonzero(~np.isfinite(result.reshape(self.rows, -1)).all(axis=1))
             cause = f"{len(rows)} of {self.rows} rows, the first at {self.codomain.locate(int(rows[0])) or 'the value'}"

@@ -2,11 +2,11 @@
 
 import functools
 
-from linops.algebra import Product
-from linops.hessian import Hessian, require_scalar
+from linops.algebra import Conjugate, Product
+from linops.hessian import Hessian, require_real, require_scalar
+from linops.holomorphy import OnPairs, any_complex, trace_linear
 from linops.jacobian import Derived, Jacobian, point
-from linops.products import less_precise
-from linops.space import Space
+from linops.space import Space, is_complex
 from linops.trace import Function
 
 
@@ -15,7 +15,7 @@ class Expanded(Derived):
 
     @functools.cached_property
     def dtype(self):
-        return less_precise(Space.of(self.x).dtype, self.function.codomain.dtype)
+        return self._jacobian(self.x).dtype
 
     def _mv(self, v):
         return self._expand()._mv(v)
@@ -24,14 +24,18 @@ class Expanded(Derived):
         return self._expand().linearize()
 
     def _options(self):
-        return {"function": self.function, "keep": self.keep, "check_finite": self.check_finite}
+        return {name: getattr(self, name) for name in ("function", "realified", "keep", "check_finite")}
 
     def _jacobian(self, x):
-        return Jacobian._make(x=x, **self._options())
+        extended = any_complex(self.function.codomain) and not any_complex(Space.of(x))
+        return Jacobian._make(x=x, extended=extended, **self._options())
 
 
 class GaussNewton(Expanded):
     """The Gauss-Newton matrix Jᵀ (∇² loss) J of loss(f(x)), a symmetric operator of shape (n, n); Jᵀ J without a loss.
+
+    For complex J it is the Hermitian Jᴴ J without a loss. With a loss, which is real, complex numbers are realified:
+    the operator is real, on [Re x, Im x] for complex x.
 
     Parameters
     ----------
@@ -61,25 +65,36 @@ class GaussNewton(Expanded):
 
     def __init__(self, f, x, loss=None, *, args=(), linearize=None, check_finite=True):
         x, domain = point(x)
-        function = Function.trace(f, domain, args)
+        function, x, realified = trace_linear(f, x, domain, args, realify=loss is not None)
         if loss is not None:
-            loss = Function.trace(loss, function.codomain, what="loss")
-            require_scalar(loss, "a loss", "GaussNewton", "weight its values")
-        vars(self).update(function=function, x=x, loss=loss, keep=linearize, check_finite=check_finite)
+            outputs = Function.trace(f, domain, args).codomain
+            through = OnPairs(outputs, values=False) if any_complex(outputs) else None
+            traced = Function.trace(loss, function.codomain, what="loss", through=through)
+            require_scalar(traced, "a loss", "GaussNewton", "weight its values")
+            require_real(traced)
+        vars(self).update(function=function, x=x, realified=realified, loss=loss and traced)
+        vars(self).update(keep=linearize, check_finite=check_finite)
 
-    symmetric = True
+    symmetric = property(lambda self: not is_complex(self.dtype))
+    hermitian = True
+    positive_semidefinite = property(lambda self: self.loss is None)
+    domain = functools.cached_property(lambda self: self._jacobian(self.x).domain)
     codomain = property(lambda self: self.domain)
 
     def _expand(self):
         J = self._jacobian(self.x)
         if self.loss is None:
-            return Product.of(J.T, J)
-        H = Hessian._make(x=self.function(self.x), weights=None, **{**self._options(), "function": self.loss})
-        return Product.of(J.T, Product.of(H, J))
+            return Product.of(J.H, J)
+        return Product.of(J.T, Product.of(self._loss_hessian(), J))
+
+    def _loss_hessian(self):
+        """The Hessian of the loss at f(x)."""
+        options = {**self._options(), "function": self.loss, "realified": self.function.codomain.paired}
+        return Hessian._make(x=self.function(self.x), weights=None, **options)
 
 
 class JacobianGram(Expanded):
-    """J(x1) J(x2)ᵀ, an operator of shape (m, m); without x2, J Jᵀ, symmetric positive semidefinite.
+    """J(x1) J(x2)ᵀ, an operator of shape (m, m); without x2, J Jᵀ, symmetric positive semidefinite; Jᴴ for complex J.
 
     It is the Gauss-Newton matrix in the space of outputs; for a network, the empirical neural tangent kernel.
 
@@ -110,24 +125,33 @@ class JacobianGram(Expanded):
 
     def __init__(self, f, x1, x2=None, *, args=(), linearize=None, check_finite=True):
         x1, domain = point(x1)
-        x2 = None if x2 is None else domain.point(x2)
-        function = Function.trace(f, domain, args)
-        vars(self).update(function=function, x=x1, x2=x2, keep=linearize, check_finite=check_finite)
+        function, x1, realified = trace_linear(f, x1, domain, args)
+        vars(self).update(function=function, x=x1, realified=realified, keep=linearize, check_finite=check_finite)
+        vars(self).update(x2=None if x2 is None else self._points.point(x2))
 
-    symmetric = property(lambda self: self.x2 is None)
-    domain = codomain = property(lambda self: self.function.codomain)
+    hermitian = property(lambda self: self.x2 is None)
+    positive_semidefinite = hermitian
+    symmetric = property(lambda self: self.hermitian and not is_complex(self.dtype))
+    codomain = functools.cached_property(lambda self: self._jacobian(self.x).codomain)
+    domain = property(lambda self: self.codomain)
 
     def at(self, x1, x2=None):
         """The same operator at other points of the same structure and shapes; nothing is traced or compiled.
 
         Without x2 it is J(x1) J(x1)ᵀ, also where the operator was made at two points.
         """
-        space = Space.of(self.x)
-        return self._replace(x=space.point(x1), x2=None if x2 is None else space.point(x2))
+        return self._replace(x=self._points.point(x1), x2=None if x2 is None else self._points.point(x2))
+
+    def adjoint(self):
+        """Aᴴ, the operator with its points exchanged."""
+        return self if self.x2 is None else self._replace(x=self.x2, x2=self.x)
 
     def _transposed(self):
-        return self._replace(x=self.x2, x2=self.x)
+        return Conjugate.of(self.adjoint())
+
+    H = property(adjoint)
+    _adjoint = adjoint
 
     def _expand(self):
         J = self._jacobian(self.x)
-        return Product.of(J, (J if self.x2 is None else self._jacobian(self.x2)).T)
+        return Product.of(J, (J if self.x2 is None else self._jacobian(self.x2)).H)

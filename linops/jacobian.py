@@ -1,13 +1,14 @@
 """The Jacobian, and the derivatives of traced functions that everything else is built on."""
 
-import contextlib
 import functools
 
 import jax
 
-from linops.algebra import Operator, Transposed
+from linops.algebra import Complexified, Operator, Transposed
 from linops.door import RESIDUAL_SHARE, Flat, memory_budget
+from linops.holomorphy import any_complex, complex_space, realified_space, trace_linear
 from linops.products import static
+from linops.rules import differentiating
 from linops.space import Space, space_of, to_device
 from linops.trace import Function
 
@@ -20,6 +21,12 @@ class Linear(Operator):
     codomain: Space = static()
     symmetric: bool = static()
     mode: str = static()
+
+    def __reduce__(self):
+        raise TypeError(
+            f"{self!r}, a linearized operator, was pickled; expected the operator that it was made from: pickle that, "
+            "and linearize it where it is loaded"
+        )
 
     def _mv(self, v):
         return self.function(v)
@@ -38,14 +45,23 @@ class Derived(Operator):
 
     function: Function
     x: object
+    realified: Space | None = static()  # the Space of the points that a user gives, where x is their (Re, Im)
     keep: bool | None = static()
     check_finite: bool = static()
 
-    domain = functools.cached_property(lambda self: Space.of(self.x))
+    domain = functools.cached_property(lambda self: self._points)
 
     def at(self, x):
-        """The same operator at another point, a pytree like x or its vector; nothing is traced or compiled."""
-        return self._replace(x=self.domain.point(x))
+        """The same operator at another point, a pytree like x or its vector; nothing is traced or compiled.
+
+        Where x is complex and the operator real, its vector is [Re x, Im x].
+        """
+        return self._replace(x=self._points.point(x))
+
+    @property
+    def _points(self):
+        """The Space of points."""
+        return realified_space(self.realified) if self.realified else Space.of(self.x)
 
     def _residual_form(self):
         if self.keep is False:
@@ -63,10 +79,13 @@ class Derived(Operator):
 class Jacobian(Derived):
     """The Jacobian J(x) of f, an operator of shape (m, n): v -> d/dt f(x + t v) at t = 0.
 
+    It is a complex matrix for holomorphic f, and for f from real to complex numbers. Any other f of complex numbers is
+    realified: J is real, from [Re x, Im x] to [Re f, Im f], or to f where that is real (see `linops.holomorphy`).
+
     Parameters
     ----------
     f : callable
-        `f(x, *args)`, a JAX function from a pytree of n real numbers to a pytree of m.
+        `f(x, *args)`, a JAX function from a pytree of n numbers to a pytree of m.
     x : pytree of arrays
         The point. NumPy arrays and Python floats are copied to the device.
     args : tuple
@@ -80,7 +99,7 @@ class Jacobian(Derived):
     Raises
     ------
     TypeError
-        Where x or f(x) is not of real floating point, f cannot be traced, or a product needs a derivative rule
+        Where x or f(x) is not of floating point, f cannot be traced, or a product needs a derivative rule
         (forward for `J @ v`, reverse for `J.T @ w`) that f does not have.
 
     Notes
@@ -95,24 +114,41 @@ class Jacobian(Derived):
     [[2.0, 1.0, 0.0], [0.0, 3.0, 2.0]]
     """
 
+    extended: bool = static()  # from real to complex numbers, and from there to complex vectors
+
     def __init__(self, f, x, *, args=(), linearize=None, check_finite=True):
         x, domain = point(x)
-        function = Function.trace(f, domain, args)
-        vars(self).update(function=function, x=x, keep=linearize, check_finite=check_finite)
+        function, x, realified = trace_linear(f, x, domain, args)
+        extended = any_complex(function.codomain) and not any_complex(Space.of(x))
+        vars(self).update(function=function, x=x, realified=realified, extended=extended)
+        vars(self).update(keep=linearize, check_finite=check_finite)
 
-    codomain = property(lambda self: self.function.codomain)
+    domain = functools.cached_property(lambda self: self._over_field(self._points))
+    codomain = property(lambda self: self._over_field(self.function.codomain))
+
+    def _over_field(self, space):
+        return complex_space(space) if self.extended else space
+
+    def _unextended(self):
+        return self._replace(extended=False)
 
     def _mv(self, v):
+        if self.extended:
+            return Complexified(self._unextended())._mv(v)
         if not self.function.forward:
             return Transposed(self._linear().operator)._mv(v)
         with differentiating("forward"):
             return jax.jvp(self.function, (self.x,), (v,))[1]
 
     def _mv_transposed(self, w):
+        if self.extended:
+            return Complexified(self._unextended())._mv_transposed(w)
         with differentiating("reverse"):
             return jax.vjp(self.function, self.x)[1](w)[0]
 
     def _linear(self):
+        if self.extended:
+            return Complexified(self._unextended()._linear())
         if self.function.forward:
             return pushforward(self.function, self.x, self.domain, self.codomain)
         return Transposed(pullback(self.function, self.x, self.domain, self.codomain))
@@ -139,26 +175,3 @@ def pullback(f, x, domain, codomain, symmetric=False):
 
 def _single(pull, w):
     return pull(w)[0]
-
-
-@contextlib.contextmanager
-def differentiating(mode):
-    """Say which derivative rule is missing. The function is traced before, so that errors here are those of rules."""
-    try:
-        yield
-    except (TypeError, ValueError, NotImplementedError, AssertionError) as error:
-        if _NEEDS in str(error):
-            raise
-        raise TypeError(
-            f"a product {_NEEDS} {mode}-mode differentiation, and the function has an operation without a {mode} rule; "
-            f"{_EXPECTED[mode]}. JAX said: {str(error).splitlines()[0] if str(error) else repr(error)}"
-        ) from error
-
-
-_NEEDS = "with a derivative needs"
-_EXPECTED = {
-    "forward": "expected jax.custom_jvp rules rather than custom_vjp, and no callbacks; J.T @ w may work where J @ v "
-    "does not",
-    "reverse": "expected lax.scan or fori_loop with fixed bounds rather than while_loop, and no callbacks; J @ v may "
-    "work where J.T @ w does not",
-}

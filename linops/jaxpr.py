@@ -1,6 +1,6 @@
 """Jaxprs as data: what they compute, the arrays they hold, the memory they need.
 
-JAX 0.12 has one class for open and closed jaxprs, before there were two; `_open` reads both.
+JAX 0.12 has one class for open and closed jaxprs, before there were two; `open_jaxpr` reads both.
 """
 
 import functools
@@ -94,7 +94,7 @@ def _params(eqn, rules):
 
 def _value(value, rules):
     if _is_jaxpr(value):
-        jaxpr, consts = _open(value)
+        jaxpr, consts = open_jaxpr(value)
         return structure(jaxpr, rules), tuple(map(_Opaque, consts))
     if isinstance(value, tuple | list):
         return type(value), tuple(_value(item, rules) for item in value)
@@ -119,20 +119,34 @@ def _is_jaxpr(value):
     return hasattr(value, "eqns")
 
 
-def _open(value):
+def open_jaxpr(value):
+    """A jaxpr and its consts, of an open or a closed one."""
     return getattr(value, "jaxpr", value), tuple(getattr(value, "consts", ()))
 
 
 def _inner(eqn):
     """The jaxprs among the parameters of an equation, opened, with their consts."""
-    for value in eqn.params.values():
+    return jaxprs_in(eqn.params.values())
+
+
+def jaxprs_in(values):
+    """The jaxprs among parameters, opened, with their consts."""
+    for value in values:
         for item in value if isinstance(value, tuple | list) else (value,):
             if _is_jaxpr(item):
-                yield _open(item)
+                yield open_jaxpr(item)
 
 
 def _has_inner_consts(jaxpr):
     return any(consts or _has_inner_consts(inner) for eqn in jaxpr.eqns for inner, consts in _inner(eqn))
+
+
+def scan_counts(params):
+    """How many of a scan's inputs are constants, and how many carries."""
+    if "ft_in" in params:  # JAX 0.12
+        consts, carry, _ = (len(list(part)) for part in params["ft_in"].unpack())
+        return consts, carry
+    return params["num_consts"], params["num_carry"]
 
 
 # Evaluation that inlines what holds arrays of its own, so that a new trace finds them at the top.
@@ -158,15 +172,12 @@ def _evaluate(jaxpr, consts, *arguments):
 
 
 def _lift_jit(params, *inputs):
-    return _evaluate(*_open(params["jaxpr"]), *inputs)
+    return _evaluate(*open_jaxpr(params["jaxpr"]), *inputs)
 
 
 def _lift_scan(params, *inputs):
-    if "ft_in" in params:  # JAX 0.12
-        consts, carry, _ = (len(list(part)) for part in params["ft_in"].unpack())
-    else:
-        consts, carry = params["num_consts"], params["num_carry"]
-    jaxpr, inner = _open(params["jaxpr"])
+    consts, carry = scan_counts(params)
+    jaxpr, inner = open_jaxpr(params["jaxpr"])
 
     def body(state, xs):
         outputs = _evaluate(jaxpr, inner, *inputs[:consts], *state, *xs)
@@ -179,7 +190,7 @@ def _lift_scan(params, *inputs):
 
 def _lift_while(params, *inputs):
     cond_consts, body_consts = params["cond_nconsts"], params["body_nconsts"]
-    cond, body = _open(params["cond_jaxpr"]), _open(params["body_jaxpr"])
+    cond, body = open_jaxpr(params["cond_jaxpr"]), open_jaxpr(params["body_jaxpr"])
     for_cond, for_body = inputs[:cond_consts], inputs[cond_consts : cond_consts + body_consts]
     return jax.lax.while_loop(
         lambda state: _evaluate(*cond, *for_cond, *state)[0],
@@ -189,7 +200,7 @@ def _lift_while(params, *inputs):
 
 
 def _lift_cond(params, index, *inputs):
-    branches = [functools.partial(_evaluate, *_open(branch)) for branch in params["branches"]]
+    branches = [functools.partial(_evaluate, *open_jaxpr(branch)) for branch in params["branches"]]
     return jax.lax.switch(index, branches, *inputs)
 
 

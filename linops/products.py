@@ -1,5 +1,6 @@
 """What every operator is: a frozen dataclass, a JAX pytree, a SciPy LinearOperator, and its products with arrays."""
 
+import copy
 import dataclasses
 import functools
 
@@ -9,8 +10,10 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 from linops import dense
-from linops.door import Door, is_traced
-from linops.space import Space, float64_if, refuse_masked, to_device
+from linops.door import WIDE, Door, is_traced
+from linops.fork import require_threads
+from linops.operands import as_array
+from linops.space import Space, is_complex, to_device
 
 static = functools.partial(dataclasses.field, metadata={"static": True})
 
@@ -22,6 +25,8 @@ class Products(LinearOperator):
     codomain: Space
     ndim = 2
     symmetric = False
+    hermitian = False
+    positive_semidefinite = False
     _xp = getattr(aslinearoperator(np.eye(1)), "_xp", None)  # what SciPy 1.18 sets in an __init__ that we do not run
 
     def __init_subclass__(cls):
@@ -63,6 +68,23 @@ class Products(LinearOperator):
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return self._make(**{**fields, **changes})
 
+    # Copies are of the fields only: doors and residuals are found again when they are needed.
+
+    def __copy__(self):
+        return self._replace()
+
+    def __deepcopy__(self, memo):
+        require_threads()
+        copied = functools.partial(copy.deepcopy, memo=memo)
+        tree = functools.partial(jax.tree.map, copied, is_leaf=lambda value: isinstance(value, Products))
+        fields = {field: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return self._make(**{f.name: v if "static" in f.metadata else tree(v) for f, v in fields.items()})
+
+    def __reduce__(self):
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        wide = any(getattr(leaf, "dtype", None) in WIDE for leaf in jax.tree.leaves(self))
+        return _unpickle, (type(self), fields, repr(self), wide)
+
     # What a subclass may define beside its product.
 
     def _mv_transposed(self, w):
@@ -86,6 +108,15 @@ class Products(LinearOperator):
     @functools.cached_property
     def dtype(self):
         """The dtype computed in, the less precise one where those of domain, codomain and factors differ."""
+        if len({is_complex(dtype) for dtype in (*self.domain.dtypes, *self.codomain.dtypes)}) == 2:
+            raise TypeError(
+                f"{type(self).__name__} has real and complex leaves in its domain and codomain, expected one field, "
+                "over which it is linear: make all leaves complex, or a pair of real and imaginary parts of each"
+            )
+        return self._precision
+
+    @property
+    def _precision(self):
         return less_precise(self.domain.dtype, self.codomain.dtype, *(f.dtype for f in self._firm_factors()))
 
     def _firm_factors(self):
@@ -237,31 +268,17 @@ class Products(LinearOperator):
             )
 
 
-def as_array(value):
-    """A NumPy or device array, of whatever a user multiplies."""
-    refuse_masked(value, "an array to multiply")
-    if isinstance(value, np.ndarray | jax.Array):
-        return value
-    array = np.asarray(value)
-    if array.dtype == object:
-        raise TypeError(f"got {value!r}, expected an array of numbers; a pytree goes to .mv")
-    return array
-
-
-def as_scalar(value, dtype):
-    """A device scalar; by NumPy where it can be, since a conversion by JAX is a compilation."""
-    with float64_if(jnp.finfo(dtype).bits == 64):
-        if isinstance(value, jax.Array):
-            return value if value.dtype == dtype and not value.weak_type else value.astype(dtype)
-        return jnp.asarray(np.asarray(value).astype(dtype))
+def _unpickle(cls, fields, name, wide):
+    if wide and not jax.config.jax_enable_x64:
+        raise TypeError(
+            f"{name} was pickled with arrays of 64 bits, which JAX would narrow here; expected float64 to be enabled: "
+            'call jax.config.update("jax_enable_x64", True) before loading it'
+        )
+    return cls._make(**fields)
 
 
 def _on_device(leaf, what):
     return to_device(leaf, what) if isinstance(leaf, np.ndarray | np.generic) else leaf
-
-
-def is_complex(dtype):
-    return jnp.issubdtype(dtype, jnp.complexfloating)
 
 
 def less_precise(*dtypes):

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from linops.fork import require_threads
+
 _PACKAGE = os.path.dirname(__file__)
 
 
@@ -37,10 +39,11 @@ class Space:
     treedef: jax.tree_util.PyTreeDef
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[np.dtype, ...]
+    paired: "Space | None" = None  # the complex Space whose elements are here as pairs (Re, Im)
 
     @classmethod
     def of(cls, tree):
-        """The space in which `tree`, of real floating-point arrays, lives."""
+        """The space in which `tree`, of real or complex floating-point arrays, lives."""
         return space_of(tree, "the tree")
 
     @classmethod
@@ -48,13 +51,19 @@ class Space:
         """The space of vectors of shape (size,)."""
         return cls(jax.tree.structure(0), ((size,),), (np.dtype(dtype),))
 
+    @property
+    def layout(self):
+        """What an element looks like, without what it stands for."""
+        return self.treedef, self.shapes, self.dtypes
+
     @functools.cached_property
     def size(self):
         return sum(map(math.prod, self.shapes))
 
     @functools.cached_property
     def dtype(self):
-        return np.dtype(functools.reduce(jnp.promote_types, self.dtypes))
+        with jax.numpy_dtype_promotion("standard"):
+            return np.dtype(functools.reduce(jnp.promote_types, self.dtypes))
 
     @functools.cached_property
     def is_flat(self):
@@ -67,25 +76,32 @@ class Space:
         return self.treedef.unflatten(map(jax.ShapeDtypeStruct, self.shapes, self.dtypes))
 
     def ravel(self, tree):
-        """The vector, of shape (size,), of an element."""
-        self._require_like(tree)
+        """The vector, of shape (size,), of an element.
+
+        In a Space of pairs (Re, Im) a complex tree stands for its pair.
+        """
+        tree = self._element(tree)
+        paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+        for path, leaf in paths:
+            _require_castable(leaf, self.dtype, "the tree" + jax.tree_util.keystr(path))
         with self.scope():
-            leaves = [jnp.ravel(leaf).astype(self.dtype) for leaf in jax.tree.leaves(tree)]
+            leaves = [jnp.ravel(leaf).astype(self.dtype) for _, leaf in paths]
             return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves)
 
     def unravel(self, vector):
         """The element with a given vector of shape (size,)."""
         if jnp.shape(vector) != (self.size,):
             raise ValueError(f"got an array of shape {jnp.shape(vector)}, expected a vector of shape ({self.size},)")
+        _require_castable(vector, self.dtype, "the vector")
         with self.scope():
             vector = jnp.asarray(vector)
             parts = [vector] if len(self.shapes) == 1 else jnp.split(vector, self._ends[:-1])
-            leaves = [part.reshape(s).astype(d) for part, s, d in zip(parts, self.shapes, self.dtypes, strict=True)]
+            leaves = [_leaf(part, s, d) for part, s, d in zip(parts, self.shapes, self.dtypes, strict=True)]
         return self.treedef.unflatten(leaves)
 
     def leaves(self, tree, what="the tree"):
         """The leaves of an element, as device arrays of the dtypes of the space; narrowing warns."""
-        self._require_like(tree)
+        tree = self._element(tree)
         paths, _ = jax.tree_util.tree_flatten_with_path(tree)
         with self.scope():
             return [
@@ -93,18 +109,19 @@ class Space:
                 for (path, leaf), dtype in zip(paths, self.dtypes, strict=True)
             ]
 
-    def _require_like(self, tree):
-        paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
-        shapes = tuple(jnp.shape(leaf) for _, leaf in paths)
-        if treedef != self.treedef or shapes != self.shapes:
+    def _element(self, tree):
+        """The tree, or the pair that it stands for, of the structure and shapes of this Space."""
+        leaves, treedef = jax.tree.flatten(tree)
+        shapes = tuple(map(jnp.shape, leaves))
+        if (treedef, shapes) != (self.treedef, self.shapes):
+            if self.paired is not None:
+                with self.scope():
+                    return pair_of(self.paired.treedef.unflatten(self.paired.leaves(tree)))
             raise ValueError(
                 f"got a pytree of structure {treedef} and shapes {list(shapes)}, expected one like the point's: "
                 f"{self.treedef} and shapes {list(self.shapes)}"
             )
-        for (path, leaf), dtype in zip(paths, self.dtypes, strict=True):
-            if not jnp.can_cast(jnp.result_type(leaf), dtype, "same_kind"):
-                where = jax.tree_util.keystr(path)
-                raise TypeError(f"got a leaf {where} of dtype {jnp.result_type(leaf)}, expected {dtype}")
+        return tree
 
     def point(self, tree, what="x"):
         """An element, given as a tree or as its vector of shape (size,): on the device, in the dtypes of the space."""
@@ -130,29 +147,39 @@ class Space:
         return np.cumsum([math.prod(shape) for shape in self.shapes])
 
 
-def space_of(tree, what, kind=jnp.floating):
-    """The Space of a tree of arrays, or of shapes and dtypes, all of a `kind` of dtype; `what` names it in errors."""
+def space_of(tree, what):
+    """The Space of a tree of arrays, or of shapes and dtypes; `what` names it in errors."""
     leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
     if not leaves:
         raise TypeError(f"{what} holds no arrays: got {tree!r}, expected a pytree with at least one array")
     for path, leaf in leaves:
-        if not jnp.issubdtype(leaf.dtype, kind):
-            raise TypeError(_dtype_message(f"{what}{jax.tree_util.keystr(path)}", leaf.dtype))
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise TypeError(
+                f"{what}{jax.tree_util.keystr(path)} has dtype {leaf.dtype}, expected floating point, since a "
+                "derivative is taken there; convert it with .astype(float), or pass what is not differentiated "
+                "through args= or a closure"
+            )
     shapes = tuple(tuple(leaf.shape) for _, leaf in leaves)
     return Space(treedef, shapes, tuple(np.dtype(leaf.dtype) for _, leaf in leaves))
 
 
+def pair_of(tree):
+    """The pair (Re, Im) of a tree; where a leaf is real, Im has None."""
+    return jax.tree.map(np.real, tree), jax.tree.map(lambda z: np.imag(z) if np.iscomplexobj(z) else None, tree)
+
+
 def to_device(leaf, what):
     """A JAX array that shares no memory with `leaf`, which SciPy may overwrite; narrowing warns."""
+    require_threads()
     if isinstance(leaf, jax.core.Tracer):
         _require_alive(leaf, what)
     if isinstance(leaf, jax.Array):
         return leaf
-    refuse_masked(leaf, what)
+    refuse_masked(np.asanyarray(leaf), what)
     array = np.asarray(leaf)
-    if array.dtype.kind not in "?biufc" and not jnp.issubdtype(array.dtype, jnp.inexact):
+    if not is_number(array.dtype):
         raise TypeError(f"{what} is {leaf!r}; expected an array or a number")
-    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+    dtype = _device_dtype(array.dtype)
     if isinstance(leaf, np.ndarray | np.generic) and loses_precision(array.dtype, dtype):
         warn_narrowing(what, array.dtype, dtype)
     narrowed = array.astype(dtype)
@@ -161,7 +188,7 @@ def to_device(leaf, what):
             f"{what} holds integers beyond {dtype}, expected ones within; convert it to floating point, or call "
             'jax.config.update("jax_enable_x64", True) before'
         )
-    return jnp.array(narrowed)
+    return jax.device_put(narrowed)  # a copy already: astype made it, and jnp.array would compile for each new shape
 
 
 def refuse_masked(array, what):
@@ -171,15 +198,41 @@ def refuse_masked(array, what):
 
 
 def float64_if(needed):
-    """A context with float64 enabled, if it is needed: what was made with it keeps it where it is off."""
+    """A context to compute in, with float64 enabled if it is needed: what was made with it keeps it where it is off."""
+    require_threads()
     return jax.enable_x64(True) if needed and not jax.config.jax_enable_x64 else contextlib.nullcontext()
 
 
 def _as_dtype(leaf, dtype, what):
+    if isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind in "iu":  # 64 bits, say, where JAX has 32
+        leaf = leaf.astype(dtype)
     leaf = to_device(leaf, what)
+    _require_castable(leaf, dtype, what)
     if loses_precision(leaf.dtype, dtype):
         warn_narrowing(what, leaf.dtype, dtype)
     return leaf.astype(dtype)
+
+
+def _leaf(part, shape, dtype):
+    """A part of a vector as a leaf; a real one, of a Space with complex ones, has no imaginary part to lose."""
+    if is_complex(part.dtype) and not is_complex(dtype):
+        if not isinstance(part, jax.core.Tracer) and jnp.any(part.imag):
+            raise ValueError(f"got a vector with imaginary parts where a leaf is {dtype}, expected real numbers there")
+        part = part.real
+    return part.reshape(shape).astype(dtype)
+
+
+def _require_castable(leaf, dtype, what):
+    refuse_masked(leaf, what)
+    given = jnp.result_type(leaf)
+    if not (is_number(given) and jnp.can_cast(given, dtype, "same_kind")):
+        raise TypeError(f"{what} has dtype {given}, expected {dtype}")
+
+
+def _device_dtype(dtype):
+    """What JAX holds numbers of a NumPy dtype in: native, and double precision for long double."""
+    widest = np.dtype({"f": np.float64, "c": np.complex128}.get(dtype.kind, dtype))
+    return jax.dtypes.canonicalize_dtype(min(dtype.newbyteorder("="), widest, key=lambda dtype: dtype.itemsize))
 
 
 def _require_alive(tracer, what):
@@ -212,9 +265,17 @@ def warn_narrowing(what, source, target):
     warnings.warn(message, PrecisionWarning, stacklevel=depth)
 
 
-def _dtype_message(what, dtype):
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        remedy = "write the function on real and imaginary parts, as a pytree of two real arrays"
-        return f"{what} has dtype {dtype}, expected real floating point (complex functions are refused); {remedy}"
-    remedy = "convert it with .astype(float), or pass what is not differentiated through args= or a closure"
-    return f"{what} has dtype {dtype}, expected real floating point, since a derivative is taken there; {remedy}"
+def is_number(dtype):
+    """Whether JAX computes with a dtype: not with text, dates, objects and random keys."""
+    is_timedelta = jnp.issubdtype(dtype, np.timedelta64)  # to NumPy an integer
+    return (jnp.issubdtype(dtype, jnp.number) and not is_timedelta) or jnp.issubdtype(dtype, jnp.bool_)
+
+
+def is_complex(dtype):
+    """Whether a dtype is complex."""
+    return jnp.issubdtype(dtype, jnp.complexfloating)
+
+
+def complex_dtype(dtype):
+    """The complex dtype that holds the numbers of a real or complex one."""
+    return np.dtype(np.complex128 if jnp.finfo(dtype).bits == 64 else np.complex64)

@@ -6,8 +6,14 @@ a `Program`, equals any other program with the same instructions, so that a fres
 compiles nothing.
 """
 
+import contextlib
 import dataclasses
 import functools
+import hashlib
+import re
+import sys
+from collections.abc import Callable
+from importlib import import_module
 
 import jax
 import jax.numpy as jnp
@@ -46,15 +52,74 @@ class Program:
         """The first program seen that equals this one: equal programs become identical, and compare at once."""
         return self
 
+    def fingerprint(self):
+        """JAX's version, and a digest of the program that is the same in another process."""
+        text = re.sub("0x[0-9a-f]+", "", str(self.jaxpr))  # addresses of functions
+        return jax.__version__, hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """How to trace a Function again in another process: code only, of an `f` that can be imported there."""
+
+    f: Callable
+    through: Callable | None  # what of linops stands around f: a picklable function of f
+    domain: Space
+    what: str
+    args_treedef: jax.tree_util.PyTreeDef
+    code: tuple  # the leaves of args, with _DATA where there is data
+    settings: tuple  # of JAX, when f was traced
+
+    @classmethod
+    def of(cls, f, through, domain, what, args_treedef, code):
+        """The Source, or None where f cannot be imported, or the code in args cannot be compared."""
+        settings = tuple(getattr(jax.config, name) for name in _SETTINGS)
+        source = cls(f, through, domain, what, args_treedef, tuple(code), settings)
+        try:
+            hash(source)
+        except TypeError:
+            return None
+        return source if _is_importable(f) else None
+
+    def __reduce__(self):
+        # By name, which pickle itself refuses for functions that jax.jit has wrapped.
+        f = (self.f.__module__, self.f.__qualname__)
+        if not _is_importable(self.f):
+            raise TypeError(
+                f"{self.what} was {'.'.join(f)} when the operator was made, and the module now has another function of "
+                "that name; expected the same one: build the operator anew"
+            )
+        return _unpickle_source, (f, *(getattr(self, field.name) for field in dataclasses.fields(self)[1:]))
+
+    def trace(self, data):
+        """The Function, for these data in the args of f."""
+        data = iter(data)
+        args = self.args_treedef.unflatten([next(data) if leaf is _DATA else leaf for leaf in self.code])
+        with contextlib.ExitStack() as stack:
+            for setting, value in zip(_SETTINGS.values(), self.settings, strict=True):
+                stack.enter_context(setting(value))
+            return Function.trace(self.f, self.domain, args, self.what, through=self.through)
+
+
+_DATA = jax.ShapeDtypeStruct  # any one object that pickles by reference and is no leaf of args
+_SETTINGS = {
+    "jax_enable_x64": jax.enable_x64,
+    "jax_default_matmul_precision": jax.default_matmul_precision,
+    "jax_numpy_dtype_promotion": jax.numpy_dtype_promotion,
+}
+
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=("consts", "args"), meta_fields=("program", "codomain", "forward")
+    jax.tree_util.register_dataclass,
+    data_fields=("consts", "args"),
+    meta_fields=("program", "codomain", "forward", "what", "source"),
 )
 @dataclasses.dataclass(frozen=True)
 class Function:
     """x -> f(x, *args) as a program (static) and the arrays it closes over (leaves).
 
     `codomain` is the Space of its values. `forward` is False where f uses `jax.custom_vjp`, which has no forward rule.
+    A jaxpr cannot be pickled: a Function with a `source` is pickled as that and its data, and traced anew.
     """
 
     consts: tuple[jax.Array, ...]
@@ -62,15 +127,27 @@ class Function:
     program: Program
     codomain: Space
     forward: bool
+    what: str
+    source: Source | None
 
     def __call__(self, x):
         return self.codomain.treedef.unflatten(self.program(self.consts, *jax.tree.leaves(x), *self.args))
 
+    def __reduce__(self):
+        if self.source is None:
+            raise TypeError(
+                f"an operator was pickled whose {self.what} cannot be imported by its name; expected a function that "
+                f"its module has under its own name, and hashable args: write {self.what} with def at module level, "
+                "not as a lambda or inside of a function, and pass data through args="
+            )
+        return _unpickle_function, (self.source, self.consts, self.args, self.codomain, self.program.fingerprint())
+
     @classmethod
-    def trace(cls, f, domain, args=(), what="f"):
+    def trace(cls, f, domain, args=(), what="f", through=None):
         """Trace `f(x, *args)` for x in the Space `domain`. Arrays and floats in `args` are data, all else is code.
 
-        An `args` that is no tuple is one argument, as in SciPy.
+        An `args` that is no tuple is one argument, as in SciPy. `through(f)` is traced instead of f where it is given,
+        a picklable function of functions.
         """
         if not callable(f):
             raise TypeError(f"{what} is {f!r}, expected a callable")
@@ -85,10 +162,12 @@ class Function:
             if is_data
         ]
 
+        function = through(f) if through else f
+
         def flat(x, data):
             data = iter(data)
             merged = [next(data) if is_data else leaf for (_, leaf), is_data in zip(leaves, traced, strict=True)]
-            value = f(x, *treedef.unflatten(merged))
+            value = function(x, *treedef.unflatten(merged))
             _check_value(value, what)
             return value
 
@@ -98,7 +177,38 @@ class Function:
         program = Program(jaxpr).shared()
         consts = tuple(to_device(const, f"an array that {what} closes over") for const in consts)
         codomain = space_of(value, f"the value of {what}")
-        return cls(consts, tuple(data), program, codomain, not contains(jaxpr, "custom_vjp_call"))
+        code = [_DATA if is_data else leaf for (_, leaf), is_data in zip(leaves, traced, strict=True)]
+        source = Source.of(f, through, domain, what, treedef, code)
+        return cls(consts, tuple(data), program, codomain, not contains(jaxpr, "custom_vjp_call"), what, source)
+
+
+def _is_importable(f):
+    """Whether f is what its module has under its name."""
+    found = sys.modules.get(getattr(f, "__module__", None))
+    for name in getattr(f, "__qualname__", "").split("."):
+        found = getattr(found, name, None)
+    return found is f
+
+
+def _unpickle_source(name, *rest):
+    f = import_module(name[0])
+    for part in name[1].split("."):
+        f = getattr(f, part)
+    return Source(f, *rest)
+
+
+def _unpickle_function(source, consts, args, codomain, fingerprint):
+    function = source.trace(args)
+    arrays = [[jax.typeof(const) for const in values] for values in (function.consts, consts)]
+    (version, digest), (version_then, digest_then) = function.program.fingerprint(), fingerprint
+    same_program = digest == digest_then or version != version_then  # another JAX traces other programs
+    if not (same_program and function.codomain.layout == codomain.layout and arrays[0] == arrays[1]):
+        raise ValueError(
+            f"{source.f.__module__}.{source.f.__qualname__} is not the function that it was when its operator was "
+            "pickled: it computes something else, or its value, or an array that it uses, has another shape or dtype; "
+            "expected the same code and version: build the operator anew"
+        )
+    return dataclasses.replace(function, consts=consts, codomain=codomain)
 
 
 def stage(function, *arguments):

@@ -9,3 +9,11 @@ def x64():
     """JAX with float64, for one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="module")
+def quick_compilations():
+    """For a module of hundreds of small programs: what XLA saves in a run is not worth its time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -157,6 +157,89 @@ def identity(dtype):
     return linops.Identity(linops.Space.flat(5, dtype)), np.eye(5)
 
 
+def _complex_point(dtype, seed=0):
+    return {"a": problems.complex_normal(3, dtype, seed), "b": problems.complex_normal((), dtype, seed + 1)}
+
+
+@zoo_entry
+def jacobian_holomorphic(dtype):
+    z = _complex_point(dtype)
+    return linops.Jacobian(problems.holomorphic, z), problems.jacobian(problems.holomorphic, z)
+
+
+@zoo_entry
+def jacobian_to_complex(dtype):
+    x = problems.normal(5, dtype)
+    return linops.Jacobian(problems.phases, x), problems.jacobian(problems.phases, x)
+
+
+@zoo_entry
+def jacobian_to_complex_recomputed(dtype):
+    x = problems.normal(5, dtype)
+    return linops.Jacobian(problems.phases, x, linearize=False), problems.jacobian(problems.phases, x)
+
+
+@zoo_entry
+def jacobian_realified(dtype):
+    view, v = problems.real_view(problems.conjugating, _complex_point(dtype))
+    return linops.Jacobian(problems.conjugating, _complex_point(dtype)), problems.jacobian(view, v)
+
+
+@zoo_entry
+def jacobian_realified_mixed(dtype):
+    x = {**_complex_point(dtype), "b": problems.normal((), dtype)}
+    view, v = problems.real_view(problems.holomorphic, x)
+    return linops.Jacobian(problems.holomorphic, x), problems.jacobian(view, v)
+
+
+@zoo_entry
+def gram_hermitian(dtype):
+    z = _complex_point(dtype)
+    J = problems.jacobian(problems.holomorphic, z)
+    return linops.JacobianGram(problems.holomorphic, z), J @ J.conj().T
+
+
+@zoo_entry
+def gram_complex_two_points(dtype):
+    x1, x2 = problems.normal(5, dtype), problems.normal(5, dtype, 1)
+    J1, J2 = problems.jacobian(problems.phases, x1), problems.jacobian(problems.phases, x2)
+    return linops.JacobianGram(problems.phases, x1, x2), J1 @ J2.conj().T
+
+
+@zoo_entry
+def gauss_newton_hermitian(dtype):
+    x = problems.normal(5, dtype)
+    J = problems.jacobian(problems.phases, x)
+    return linops.GaussNewton(problems.phases, x), J.conj().T @ J
+
+
+@zoo_entry
+def gauss_newton_real_loss(dtype):
+    z = _complex_point(dtype)
+    view, v = problems.real_view(problems.holomorphic, z)
+    J = problems.jacobian(view, v)
+    outer, u = problems.real_view(problems.energy, problems.holomorphic(z))
+    return linops.GaussNewton(problems.holomorphic, z, problems.energy), J.T @ problems.hessian(
+        lambda u: outer(u)[0], u
+    ) @ J
+
+
+@zoo_entry
+def hessian_real_loss(dtype):
+    z = _complex_point(dtype)
+    view, v = problems.real_view(lambda z: problems.energy(problems.conjugating(z)), z)
+    H = problems.hessian(lambda v: view(v)[0], v)
+    return linops.Hessian(lambda z: problems.energy(problems.conjugating(z)), z), H
+
+
+@zoo_entry
+def hessian_holomorphic(dtype):
+    z = _complex_point(dtype)
+    v, unravel = jax.flatten_util.ravel_pytree(z)
+    gradient = jax.grad(lambda v: problems.holomorphic(unravel(v))["p"] ** 2, holomorphic=True)
+    return linops.Hessian(lambda z: problems.holomorphic(z)["p"] ** 2, z), problems.jacobian(gradient, v)
+
+
 def _square(dtype):
     x = problems.tree_point("dict", dtype)
     return linops.Jacobian(problems.square, x), problems.jacobian(problems.square, x)

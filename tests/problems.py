@@ -51,10 +51,60 @@ def loss(z):
 def jacobian(f, x):
     """The dense Jacobian of f on vectors, in float64."""
     v, unravel = ravel_pytree(x)
-    return np.asarray(jax.jit(jax.jacobian(lambda v: ravel_pytree(f(unravel(v)))[0]))(v), np.float64)
+    holomorphic = jnp.iscomplexobj(v)
+    dense = jax.jit(jax.jacfwd(lambda v: ravel_pytree(f(unravel(v)))[0], holomorphic=holomorphic))(v)
+    return np.asarray(dense, np.complex128 if np.iscomplexobj(dense) else np.float64)
 
 
 def hessian(f, x):
     """The dense Hessian of a scalar f on vectors, in float64."""
     v, unravel = ravel_pytree(x)
     return np.asarray(jax.jit(jax.hessian(lambda v: f(unravel(v))))(v), np.float64)
+
+
+def complex_normal(shape, dtype, seed=0):
+    """Complex numbers of the precision of a real dtype."""
+    return normal(shape, dtype, seed) + normal(shape, dtype, seed + 100) * np.result_type(dtype, np.complex64).type(1j)
+
+
+def holomorphic(z):
+    """A holomorphic map from a tree with leaves "a" (3,) and "b" () to 4 values."""
+    return {"s": jnp.sin(z["a"]) * z["b"], "p": jnp.prod(z["a"]) + jnp.exp(0.3 * z["b"])}
+
+
+def phases(x):
+    """A map from real to complex vectors."""
+    return jnp.exp(1j * x[:4]) * x[1:5]
+
+
+def conjugating(z):
+    """A map of complex numbers whose derivative is only real-linear."""
+    return {"c": jnp.conj(z["a"]) * z["b"], "m": jnp.abs(z["a"][:2]) ** 2}
+
+
+def energy(y):
+    """A real function of complex values, in one or more leaves."""
+    return sum(jnp.sum(jnp.abs(leaf) ** 2 + 0.1 * jnp.abs(leaf) ** 4) for leaf in jax.tree.leaves(y))
+
+
+def real_view(f, x):
+    """The function f on the real vector [Re x, Im x], with the vector [Re f, Im f] for its value, and that of x."""
+    leaves, treedef = jax.tree.flatten(x)
+    complex_leaves = [leaf for leaf in leaves if np.iscomplexobj(leaf)]
+
+    def stack(tree):
+        leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+        parts = [leaf.real for leaf in leaves] + [leaf.imag for leaf in leaves if jnp.iscomplexobj(leaf)]
+        return jnp.concatenate([part.ravel() for part in parts])
+
+    def view(v):
+        sizes = [np.size(leaf) for leaf in leaves] + [np.size(leaf) for leaf in complex_leaves]
+        parts = jnp.split(v, np.cumsum(sizes)[:-1])
+        imaginary = iter(parts[len(leaves) :])
+        tree = [
+            (part + 1j * next(imaginary) if np.iscomplexobj(leaf) else part).reshape(np.shape(leaf))
+            for part, leaf in zip(parts, leaves, strict=False)
+        ]
+        return stack(f(treedef.unflatten(tree)))
+
+    return view, stack(x)

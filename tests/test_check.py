@@ -1,0 +1,649 @@
+"""check: it passes what is right, and finds each planted fault by the check that names it, and by no other.
+
+`FAULTS` are the faults; the table of them in the docs is made by running `check` on each.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import operators
+import problems
+import pytest
+import scipy.sparse
+from scipy.sparse.linalg import LinearOperator, aslinearoperator
+
+import linops
+from linops import check
+
+X = problems.tree_point("dict", np.float32)
+Z = {"a": problems.complex_normal(3, np.float32), "b": problems.complex_normal((), np.float32)}
+M = problems.normal((6, 6), np.float32)
+
+pytestmark = pytest.mark.usefixtures("quick_compilations")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("name", list(operators.ZOO))
+def test_the_zoo_passes(name, dtype):
+    with jax.enable_x64(dtype == np.float64):
+        A, _ = operators.build(name, dtype)
+        check(A, key=5).raise_if_failed()
+
+
+@pytest.mark.parametrize("key", range(5))
+def test_any_key_passes(key):
+    check(linops.GaussNewton(problems.values, X, problems.loss), key=jax.random.key(key)).raise_if_failed()
+    check(linops.Hessian(lambda x: jnp.sum(jax.nn.relu(x["w"] @ M[:3])), X), key=key).raise_if_failed()
+
+
+def test_float64_operators_pass_where_it_is_off():
+    with jax.enable_x64(True):
+        A = linops.Hessian(problems.scalar, problems.tree_point("dict", np.float64))
+    report = check(A)
+    report.raise_if_failed()
+    assert max(finding.tolerance for finding in report.findings) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "A",
+    [
+        aslinearoperator(M),
+        aslinearoperator(M.astype(np.complex128) * 1j),
+        aslinearoperator(np.arange(12).reshape(3, 4)),
+        aslinearoperator(scipy.sparse.eye(5, 3)),
+        aslinearoperator(M) + linops.Matrix(M),
+        linops.Identity(7),
+        linops.Identity(0),
+        linops.Diagonal(np.zeros(3, np.float16)),
+        LinearOperator((6, 6), matvec=lambda v: M @ v, dtype=np.float32),
+    ],
+    ids=lambda A: repr(A),
+)
+def test_other_operators_pass(A):
+    check(A).raise_if_failed()
+
+
+def test_cancellation_is_no_fault():
+    J = linops.Jacobian(problems.square, X)
+    check(J + 1e6 * linops.Identity(11) - 1e6 * linops.Identity(11)).raise_if_failed()
+
+
+BAD = problems.normal((6, 6), np.float64, 3)
+BAD[:, 0] = BAD[:, 1] + 1e-5 * BAD[:, 2]  # ill-conditioned
+P = np.outer(np.ones(6), np.ones(6)) / 6  # a projector
+FAR = np.array([2.0, -5.0, 3.0, 1.0])
+RIGHT = {
+    "softmax": lambda d, seed: linops.Jacobian(jax.nn.softmax, 3 * problems.normal(30, d, seed)),
+    "0 but for rounding": lambda d, seed: linops.Jacobian(
+        lambda x: jnp.sum(x - jnp.mean(x))[None], problems.normal(7, d, seed)
+    ),
+    "1 but for rounding": lambda d, seed: linops.Jacobian(
+        lambda x: jnp.sum(x / jnp.sum(x))[None], problems.normal(7, d, seed)
+    ),
+    "projectors with product 0": lambda d, seed: linops.Matrix(P.astype(d)) @ linops.Matrix((np.eye(6) - P).astype(d)),
+    "an ill-conditioned matrix and its inverse": lambda d, seed: (
+        linops.Matrix(BAD.astype(d)) @ linops.Matrix(np.linalg.inv(BAD).astype(d))
+    ),
+    "a point of size 1e-9": lambda d, seed: linops.Jacobian(lambda x: jnp.sin(x / 1e-9), (1e-9 * FAR).astype(d)),
+    "a Hessian at a point of size 1e-8": lambda d, seed: linops.Hessian(
+        lambda x: jnp.sum(jnp.sin(x / 1e-8)), (1e-8 * FAR).astype(d)
+    ),
+    "leaves of sizes 1e-6 and 1e6": lambda d, seed: linops.Jacobian(
+        lambda x: jnp.sin(x["a"] * 1e6) * x["b"], {"a": (1e-6 * FAR).astype(d), "b": (1e6 * FAR).astype(d)}
+    ),
+    "a quick wave": lambda d, seed: linops.Jacobian(lambda x: jnp.sin(1e4 * x), FAR.astype(d)),
+    "an ill-conditioned solve": lambda d, seed: linops.Jacobian(
+        lambda x: jnp.linalg.solve(BAD.astype(d) + 1e-3 * jnp.diag(x), x), problems.normal(6, d, seed)
+    ),
+    "a point of zeros": lambda d, seed: linops.Hessian(lambda x: jnp.sum(jnp.cos(x) ** 2), np.zeros(4, d)),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("name", RIGHT)
+def test_what_is_hard_to_compute_passes(name, dtype):
+    with jax.enable_x64(dtype == np.float64):
+        for seed in range(4):
+            check(RIGHT[name](dtype, seed), key=seed).raise_if_failed()
+
+
+# The faults: each an operator that is wrong in one way, the checks that find it, and the words in which they say so.
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    make: Callable  # of the operator, or of the pair of it and the options of `check`
+    found_by: set
+    words: str
+    x64: bool
+
+    def report(self):
+        with jax.enable_x64(True) if self.x64 else contextlib.nullcontext():
+            made = self.make()
+            A, options = made if isinstance(made, tuple) else (made, {})
+            return check(A, **options)
+
+
+FAULTS = {}
+
+
+def fault(name, found_by, words, x64=False):
+    def register(make):
+        FAULTS[name] = Fault(make, set(found_by.split(", ")), words, x64)
+        return make
+
+    return register
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_planted_faults_are_found(name):
+    planted = FAULTS[name]
+    report = planted.report()
+    assert not report
+    assert {finding.name for finding in report.failed} == planted.found_by, str(report)
+    with pytest.raises(AssertionError, match="(?s)is not what it claims.*FAILS.*" + planted.words):
+        report.raise_if_failed()
+
+
+def table():
+    """Each fault, what found it, and the words of the first finding."""
+    yield from ("| planted | found by | in the words |", "| --- | --- | --- |")
+    for name, planted in FAULTS.items():
+        failed = planted.report().failed
+        words = failed[0].note.replace("|", "\\|")
+        yield f"| {name} | {', '.join(finding.name for finding in failed)} | {words} |"
+
+
+class Faulty(linops.Operator):
+    """M v, as a base of what is wrong in one way."""
+
+    array: jax.Array
+
+    domain = codomain = property(lambda self: linops.Space.flat(6, np.float32))
+
+    def _mv(self, v):
+        return self.array @ v
+
+
+class FaultyComplex(Faulty):
+    """The same on complex vectors."""
+
+    domain = codomain = property(lambda self: linops.Space.flat(6, np.complex64))
+
+
+class Bare(LinearOperator):
+    """M v by SciPy alone, as a base of what is wrong in blocks."""
+
+    def __init__(self):
+        super().__init__(np.float32, (6, 6))
+
+    def _matvec(self, v):
+        return M @ v
+
+    def _rmatvec(self, w):
+        return M.T @ w
+
+
+def bare(matvec, rmatvec=lambda w: M.T @ w, dtype=np.float32):
+    return LinearOperator((6, 6), matvec=matvec, rmatvec=rmatvec, dtype=dtype)
+
+
+ADJOINT = "<w, A v> and <Aᴴ w, v> differ; look at rmatvec and _mv_transposed"
+
+
+@fault("an adjoint that is off by 1 %", "adjoint, transpose", ADJOINT)
+def _adjoint():
+    class Wrong(Faulty):
+        def _mv_transposed(self, w):
+            return 1.01 * self.array.T @ w
+
+    return Wrong(M)
+
+
+@fault("a SciPy operator with M for its adjoint", "adjoint, transpose", ADJOINT)
+def _bare_adjoint():
+    return bare(lambda v: M @ v, lambda w: M @ w)
+
+
+@fault("a complex adjoint without conjugation", "adjoint", ADJOINT)
+def _unconjugated():
+    class Wrong(linops.Matrix):
+        H = linops.Matrix.T
+
+        def adjoint(self):
+            return self.T
+
+        rmatvec = linops.Operator._rmatvec
+        __init__ = linops.Matrix.__init__
+
+    return Wrong(M + 1j * M.T)
+
+
+@fault("A.T is A", "adjoint, transpose", "look at A.T")
+def _transpose():
+    class Wrong(Faulty):
+        T = property(lambda self: self)
+
+    return Wrong(M)
+
+
+def skewed(v):
+    return {"w": v["w"], "b": v["b"] + v["w"][0, :2]}
+
+
+@fault('an asymmetric "Hessian"', "symmetric, derivative", "A claims to be symmetric")  # it is no Hessian either
+def _hessian():
+    class Wrong(linops.Hessian):
+        __init__ = linops.Hessian.__init__
+
+        def _linear(self):
+            return linops.Hessian._linear(self)._replace(function=jax.tree_util.Partial(skewed))
+
+    return Wrong(lambda x: sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(x)) / 2, X)
+
+
+@fault("a matrix that claims to be symmetric", "symmetric", "A claims to be symmetric.*make that claim False")
+def _symmetric():
+    class Wrong(Faulty):
+        symmetric = True
+
+    return Wrong(M)
+
+
+@fault("a matrix that claims to be Hermitian", "symmetric", "A claims to be hermitian.*make that claim False")
+def _hermitian():
+    class Wrong(Faulty):
+        hermitian = True
+
+    return Wrong(M)
+
+
+@fault("a Hermitian matrix that claims to be complex symmetric", "symmetric", "A claims to be symmetric")
+def _complex_symmetric():
+    class Wrong(FaultyComplex):
+        symmetric = True
+
+    return Wrong((M + M.T) + 1j * (M - M.T))
+
+
+@fault("one negative eigenvalue of 300", "positive semidefinite", "and has an eigenvalue of at most -0.")
+def _indefinite():
+    d = np.linspace(0, 1, 300, dtype=np.float32)
+    assert check(Semidefinite(d))
+    d[17] = -0.5
+    return Semidefinite(d)
+
+
+class Semidefinite(linops.Operator):
+    """A diagonal matrix that claims to be positive semidefinite."""
+
+    entries: jax.Array
+
+    symmetric = hermitian = positive_semidefinite = True
+    domain = codomain = property(lambda self: linops.Space.flat(self.entries.size, self.entries.dtype))
+
+    def _mv(self, v):
+        return self.entries * v
+
+
+LINEAR = "A is not linear, or computes with fewer digits than float"
+
+
+@fault("the product with the sine of the vector", "linear", LINEAR)
+def _sine():
+    class Wrong(Faulty):
+        def _mv(self, v):
+            return self.array @ jnp.sin(v)
+
+    return Wrong(M)
+
+
+@fault("a constant that is added", "linear", LINEAR)
+def _affine():
+    class Wrong(Faulty):
+        def _mv(self, v):
+            return self.array @ v + 1
+
+    return Wrong(M)
+
+
+@fault("a product that is homogeneous, not additive", "linear", LINEAR)
+def _homogeneous():
+    return LinearOperator((6, 6), matvec=lambda v: v * np.abs(v), dtype=np.float64)
+
+
+@fault("float32 arithmetic within float64", "linear", "computes with fewer digits than float64")
+def _narrow():
+    return LinearOperator((6, 6), matvec=lambda v: (M @ v.astype(np.float32)).astype(float), dtype=np.float64)
+
+
+@fault("a conjugation inside", "complex-linear", "A .i v. and i A v differ; A is linear over the reals only: make it")
+def _conjugating():
+    class Wrong(FaultyComplex):
+        def _mv(self, v):
+            return self.array @ jnp.conj(v)
+
+        def _mv_transposed(self, w):
+            return self.array.T @ w
+
+    return Wrong(M)
+
+
+@fault(
+    "float64 claimed over float32",
+    "dtype",
+    "A.dtype claims float64, but the domain holds float32: claim that, or convert x",
+    x64=True,
+)
+def _dtype():
+    class Wrong(Faulty):
+        dtype = np.dtype(np.float64)
+
+    return Wrong(M)
+
+
+@fault("float32 given where float64 is claimed", "dtype", "A v has dtype float32, expected float64, which A.dtype")
+def _product_dtype():
+    return LinearOperator((6, 6), matvec=lambda v: (2 * v).astype(np.float32), dtype=np.float64), {"rtol": 1e-5}
+
+
+@fault("blocks with their columns reversed", "blocks", "A V and its columns A v differ; look at matmat")
+def _blocks():
+    class Wrong(Bare):
+        def _matmat(self, V):
+            return (M @ V)[:, ::-1]
+
+    return Wrong()
+
+
+@fault("mv that gives twice the product", "device", r"A.mv\(tree\) and A v differ; look at mv")
+def _mv():
+    class Wrong(Faulty):
+        def mv(self, v):
+            return 2 * super().mv(v)
+
+    return Wrong(M)
+
+
+@fault("NumPy for a device array", "device", "numpy.ndarray'>, expected a jax.Array")
+def _host():
+    class Wrong(Faulty):
+        def __matmul__(self, other):
+            return np.array(linops.Operator.__matmul__(self, other))
+
+    return Wrong(M)
+
+
+@fault("an aliasing product: one buffer for all", "fresh", "A v is memory that A uses again: overwritten, .*copy")
+def _aliasing():
+    buffer = np.empty(6, np.float32)
+    return bare(lambda v: np.matmul(M, v.reshape(-1), out=buffer))
+
+
+@fault("a product that is its vector", "fresh", "A v shares memory with its vector; return a copy")
+def _identity():
+    return bare(lambda v: v, lambda w: +w)
+
+
+@fault("a read-only product", "fresh", "A v is read-only, and solvers write to it; return np.array")
+def _read_only():
+    def matvec(v):
+        product = M @ v
+        product.flags.writeable = False
+        return product
+
+    return bare(matvec)
+
+
+@fault("a vector that is overwritten", "deterministic", "A v, computed twice, is not the same")
+def _overwriting():
+    def matvec(v):
+        product = M @ v
+        v[:] = 0
+        return product
+
+    return bare(matvec)
+
+
+@fault("a block that is overwritten", "fresh", "A V changed its vector; work on a copy")
+def _overwriting_blocks():
+    class Wrong(Bare):
+        def _matmat(self, V):
+            product = M @ V
+            V[:] = 0
+            return product
+
+    return Wrong()
+
+
+@fault("a device array for NumPy", "fresh", r"A v is ArrayImpl of shape \(6,\), expected NumPy, \(6,\)")
+def _kind():
+    class Wrong(linops.Matrix):
+        __init__ = linops.Matrix.__init__
+
+        def __matmul__(self, v):
+            return jnp.asarray(super().__matmul__(v))
+
+    return Wrong(M)
+
+
+@jax.custom_jvp
+def wrong_rule(x):
+    return jnp.sin(x)
+
+
+wrong_rule.defjvp(lambda x, v: (jnp.sin(x[0]), 1.1 * jnp.cos(x[0]) * v[0]))
+
+for operator, make in {
+    "a Jacobian": lambda: linops.Jacobian(wrong_rule, X["b"]),
+    "a product with a Jacobian": lambda: linops.Jacobian(wrong_rule, X["b"]).T @ linops.Matrix(M[:2, :2]),
+    "Gauss-Newton": lambda: linops.GaussNewton(wrong_rule, X["b"]),
+    "the loss of Gauss-Newton": lambda: linops.GaussNewton(lambda x: x * x, X["b"], lambda z: jnp.sum(wrong_rule(z))),
+    "a Gram matrix": lambda: linops.JacobianGram(wrong_rule, X["b"]),
+    "a Gram matrix at two points": lambda: linops.JacobianGram(wrong_rule, X["b"], X["b"]),
+    "a Hessian": lambda: linops.Hessian(lambda x: jnp.sum(wrong_rule(x)), X["b"]),
+    "a weighted Hessian": lambda: linops.Hessian(wrong_rule, X["b"], weights=X["b"]),
+    "a holomorphic Jacobian": lambda: linops.Jacobian(wrong_rule, X["b"] * np.complex64(1 + 1j)),
+    "a realified Jacobian": lambda: linops.Jacobian(lambda z: jnp.abs(wrong_rule(z.real)), X["b"].astype(np.complex64)),
+}.items():
+    fault(
+        f"a custom rule off by 10 % in {operator}",
+        "derivative",
+        "is not the slope of .* by central differences: look at custom derivative rules",
+    )(make)
+
+
+@fault("Gauss-Newton that forgets its loss", "derivative", "<w, A v> and <J w, H J v> of .*Forgetful")
+def _forgetful():
+    class Forgetful(linops.GaussNewton):
+        __init__ = linops.GaussNewton.__init__
+
+        def _expand(self):
+            return linops.GaussNewton._expand(linops.GaussNewton(problems.values, self.x))
+
+    return Forgetful(problems.values, X, problems.loss)
+
+
+@fault("a Gram matrix that forgets its second point", "adjoint, transpose, derivative", "<w, A v> and <J1ᴴ w, J2ᴴ v>")
+def _one_point():
+    class Same(linops.JacobianGram):
+        __init__ = linops.JacobianGram.__init__
+
+        def _expand(self):
+            return linops.JacobianGram._expand(self._replace(x2=self.x))
+
+    return Same(problems.values, X, problems.tree_point("dict", np.float32, seed=7))
+
+
+def noise(x):
+    return x * np.random.default_rng().normal()
+
+
+TRACED_AGAIN = "f.x. differs once f is traced again: f draws random numbers.*pass them through args="
+
+
+@fault("NumPy's random numbers in an importable f", "deterministic", TRACED_AGAIN)
+def _random():
+    return linops.Jacobian(noise, X["b"])
+
+
+@fault("NumPy's random numbers in a lambda, given as f=", "deterministic", TRACED_AGAIN)
+def _random_lambda():
+    f = lambda x: noise(x)  # noqa: E731
+    assert check(linops.Jacobian(f, X["b"]))  # without f= there is no way to know
+    return linops.Jacobian(f, X["b"]), {"f": f}
+
+
+@fault("the same, of complex numbers", "deterministic", TRACED_AGAIN)
+def _random_complex():
+    f = lambda x: noise(x)  # noqa: E731
+    return linops.Jacobian(f, X["b"] * np.complex64(1j)), {"f": f}
+
+
+@fault("a callback with state", "deterministic", "f.x., computed twice, differs: f has a callback with state")
+def _callback():
+    rng = np.random.default_rng(0)
+
+    def f(x):
+        factor = jax.pure_callback(lambda: np.float32(rng.normal()), jax.ShapeDtypeStruct((), np.float32))
+        return x * factor
+
+    return linops.Jacobian(f, X["b"])
+
+
+@fault("a product with state", "deterministic", "A v, computed twice, is not the same to the last bit.*random numbers")
+def _stateful():
+    rng = np.random.default_rng(0)
+    return LinearOperator((6, 6), matvec=lambda v: v * rng.normal(), dtype=np.float64)
+
+
+def roots(x):
+    return {"fine": jnp.sum(x["w"]), "roots": jnp.sqrt(x["b"])}
+
+
+def jacobian_of_roots(second, **options):
+    return linops.Jacobian(roots, {"w": X["w"], "b": np.array([1.0, second], np.float32)}, **options)
+
+
+@fault(
+    "an infinite derivative",
+    "finite",
+    r"raised FloatingPointError: a product with .* has NaN or Inf.*the first at \['roots'\]\[1\]",
+)
+def _infinite():
+    return jacobian_of_roots(0)
+
+
+@fault(
+    "an infinite derivative, with check_finite=False",
+    "finite",
+    r"A v has NaN or Inf in 1 of 3 entries, the first at \['roots'\]\[1\]",
+)
+def _unchecked():
+    return jacobian_of_roots(0, check_finite=False)
+
+
+@fault("NaN in f(x)", "finite", r"f\(x\) has NaN or Inf in 1 of 3 entries, the first at \['roots'\]\[1\]")
+def _nan_value():
+    return jacobian_of_roots(-1)
+
+
+@fault("NaN in x", "finite", r"x has NaN or Inf in 1 of 11 entries, the first at \['b'\]\[1\]")
+def _nan_point():
+    return jacobian_of_roots(np.nan)
+
+
+# What is said of what is not checked.
+
+
+def test_what_presupposes_a_failed_check_is_not_made():
+    report = check(jacobian_of_roots(np.nan))
+    assert "presupposes: finite" in str(report)
+    assert {finding.holds for finding in report.findings[2:]} == {None}
+
+
+def test_functions_given_as_f_pass():
+    assert check(linops.Jacobian(problems.values, X), f=problems.values)
+    assert check(linops.Jacobian(problems.conjugating, Z), f=problems.conjugating)
+
+
+def test_another_function_given_as_f():
+    J = linops.Jacobian(problems.values, X)
+    assert "(or f= is another function)" in str(check(J, f=lambda x: jax.tree.map(jnp.cos, problems.values(x))))
+    assert "f= is not the function that A was made of" in str(check(J, f=lambda x: x["b"]))
+
+
+def test_what_is_claimed_to_be_positive_semidefinite():
+    made = {
+        linops.GaussNewton(problems.values, X): True,
+        linops.GaussNewton(problems.values, X, problems.loss): None,
+        linops.JacobianGram(problems.values, X): True,
+        linops.JacobianGram(problems.values, X, X): None,
+    }
+    for A, holds in made.items():
+        assert {f.name: f.holds for f in check(A).findings}["positive semidefinite"] is holds
+
+
+def test_function_that_ends_near_the_point():
+    x = np.array([1.0, 0.0], np.float32)
+    A = linops.Jacobian(lambda x: jnp.where(jnp.all(x == jnp.array([1, 0])), 1, jnp.nan) * x, x)
+    report = check(A)
+    assert report
+    assert "f is not finite near x, so it has no differences" in str(report)
+
+
+def test_missing_rules_are_no_fault():
+    def loop(x):
+        return jax.lax.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, jnp.sin(s[1])), (0, x))[1]
+
+    report = check(linops.Jacobian(loop, X["b"]))
+    assert report
+    assert "a product with a derivative needs reverse-mode differentiation" in str(report)
+    report = check(LinearOperator((6, 6), matvec=lambda v: M @ v, dtype=np.float32))
+    assert report
+    for reason in ("not implemented", "a SciPy operator takes NumPy arrays", "not made of a function", "A is real"):
+        assert reason in str(report)
+
+
+def test_report():
+    report = check(linops.Matrix(M))
+    assert repr(report) == str(report)
+    assert str(report).splitlines()[0] == "<6x6 Matrix with dtype=float32>: 9 checks hold, 0 fail, 4 not made"
+    assert not check(linops.Matrix(M), rtol=1e-12)
+    assert check(linops.Matrix(M), samples=1)
+
+
+@pytest.mark.parametrize(
+    ("A", "options", "error", "match"),
+    [
+        (M, {}, TypeError, "check got ndarray, expected an operator .* wrap an array in linops.Matrix"),
+        (
+            linops.Matrix(M),
+            {"f": noise},
+            TypeError,
+            "check got f= with .*Matrix.*, expected an operator made of f",
+        ),
+        (linops.Matrix(M), {"samples": 0}, ValueError, "check got samples=0, expected a number of random vectors"),
+        (linops.Matrix(M), {"samples": 2.5}, ValueError, "check got samples=2.5, expected a number of random vectors"),
+        (linops.Matrix(M), {"key": "a"}, TypeError, "check got key='a', expected an integer or a key of jax.random"),
+    ],
+)
+def test_bad_arguments(A, options, error, match):
+    with pytest.raises(error, match=match):
+        check(A, **options)
+
+
+def test_bad_shapes():
+    A = linops.Matrix(M)
+    object.__setattr__(A, "shape", (2, 6, 6))
+    with pytest.raises(ValueError, match=r"check got an operator of shape \(2, 6, 6\), expected one matrix"):
+        check(A)
+
+
+def test_inside_of_jit():
+    with pytest.raises(TypeError, match="belongs to a jit, vmap or grad in progress; expected arrays: check outside"):
+        jax.jit(lambda M: bool(check(linops.Matrix(M))))(M)

@@ -1,0 +1,517 @@
+"""Functions from the wild against dense derivatives by JAX, and how many of them compile once for fresh closures."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import problems
+import pytest
+from counting import compilations
+from jax.experimental import sparse
+from jax.flatten_util import ravel_pytree
+
+import linops
+
+N = 6
+
+
+pytestmark = pytest.mark.usefixtures("quick_compilations")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Data:
+    """What the functions close over: arrays that differ from closure to closure, of one shape."""
+
+    A: jax.Array
+    b: jax.Array
+    spd: jax.Array
+    index: jax.Array
+    key: jax.Array
+    sparse: sparse.BCOO
+
+
+@functools.cache
+def data(seed):
+    A, b = problems.normal((N, N), np.float32, seed) / 3, problems.normal(N, np.float32, seed + 1)
+    entries = np.stack([np.arange(N), (np.arange(N) * 5 + seed) % N], 1)
+    index = np.random.default_rng(seed).permutation(N)
+    arrays = map(jnp.asarray, (A, b, A @ A.T + 2 * np.eye(N, dtype=np.float32), index.astype(np.int32)))
+    return Data(*arrays, jax.random.key(seed), sparse.BCOO((jnp.asarray(b), jnp.asarray(entries)), shape=(N, N)))
+
+
+@jax.custom_jvp
+def softplus(x):
+    return jnp.log1p(jnp.exp(x))
+
+
+softplus.defjvp(lambda primals, tangents: (softplus(*primals), tangents[0] * jax.nn.sigmoid(primals[0])))
+
+
+@jax.custom_vjp
+def scaled_sin(x, c):
+    return c * jnp.sin(x)
+
+
+scaled_sin.defvjp(
+    lambda x, c: (scaled_sin(x, c), (x, c)),
+    lambda kept, w: (kept[1] * w * jnp.cos(kept[0]), jnp.sum(w * jnp.sin(kept[0]))),
+)
+
+
+@jax.custom_jvp
+def host_sin(x):
+    return jax.pure_callback(np.sin, jax.ShapeDtypeStruct(x.shape, x.dtype), x, vmap_method="sequential")
+
+
+host_sin.defjvp(lambda primals, tangents: (host_sin(*primals), tangents[0] * jnp.cos(primals[0])))
+
+
+def local_custom_jvp(c):
+    """A custom rule that is defined anew for each closure."""
+
+    @jax.custom_jvp
+    def f(x):
+        return c * jnp.sin(x)
+
+    f.defjvp(lambda primals, tangents: (f(*primals), c * jnp.cos(primals[0]) * tangents[0]))
+    return f
+
+
+def newton_root(A, b, x):
+    """The solution y of y + 0.1 tanh(A y) = b * x by a fixed number of steps."""
+    return jax.lax.fori_loop(0, 8, lambda _, y: b * x - 0.1 * jnp.tanh(A @ y), x)
+
+
+def rotated(A, x):
+    """A symmetric matrix that depends on x, with separate eigenvalues."""
+    return jnp.diag(jnp.arange(1.0, N + 1)) + 0.1 * jnp.outer(x, x) + 0.1 * (A + A.T)
+
+
+# Models as they are written with equinox, flax and haiku.
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("weight", "bias"), meta_fields=("activation",))
+@dataclasses.dataclass
+class Layer:
+    weight: jax.Array
+    bias: jax.Array
+    activation: str = "tanh"
+
+    def __call__(self, x):
+        return getattr(jnp, self.activation)(self.weight @ x + self.bias)
+
+
+@jax.tree_util.register_pytree_node_class
+class Model:
+    """A class with __call__ that flattens itself, with layers that are modules."""
+
+    def __init__(self, layers, name):
+        self.layers = layers
+        self.name = name
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def tree_flatten(self):
+        return (self.layers,), self.name
+
+    @classmethod
+    def tree_unflatten(cls, name, children):
+        return cls(*children, name)
+
+
+def apply(variables, x, train=False):
+    """As flax has it: nested dicts, with what is not trained beside what is."""
+    for name in sorted(variables["params"]):
+        layer = variables["params"][name]
+        x = jax.nn.gelu(x @ layer["kernel"] + layer["bias"])
+        if train:
+            x = x / variables["statistics"][name]
+    return x
+
+
+def layers(rows=(4, N)):
+    weights = [problems.normal((m, n), np.float32, m) / 3 for m, n in zip(rows, (N, 4), strict=True)]
+    return [Layer(jnp.asarray(w), jnp.asarray(w[:, 0] * 0.3)) for w in weights]
+
+
+def variables():
+    weights = {"dense_0": problems.normal((N, 4), np.float32) / 3, "dense_1": problems.normal((4, 2), np.float32) / 3}
+    return {name: {"kernel": w, "bias": 0.2 * w[0]} for name, w in weights.items()}
+
+
+def vector():
+    return jnp.asarray(problems.normal(N, np.float32, 42))
+
+
+# Each entry makes from Data a function, of a point that is named beside it, to any pytree.
+FUNCTIONS = {
+    "relu": (lambda d: lambda x: jax.nn.relu(d.A @ x) * x, vector),
+    "softmax": (lambda d: lambda x: jax.nn.softmax(d.A @ x), vector),
+    "log_softmax": (lambda d: lambda x: jax.nn.log_softmax(d.b * x)[:3], vector),
+    "logsumexp": (lambda d: lambda x: jax.nn.logsumexp(d.A * x, axis=1), vector),
+    "logsumexp with weights": (lambda d: lambda x: jax.scipy.special.logsumexp(x, b=d.b**2), vector),
+    "gelu": (lambda d: lambda x: jax.nn.gelu(d.A @ x), vector),
+    "silu, elu, softplus": (lambda d: lambda x: jax.nn.silu(d.b * x) + jax.nn.elu(x) * jax.nn.softplus(x), vector),
+    "where": (lambda d: lambda x: jnp.where(x > d.b, x**2, jnp.abs(x)), vector),
+    "custom_jvp": (lambda d: lambda x: softplus(d.A @ x), vector),
+    "custom_jvp of its own": (lambda d: lambda x: local_custom_jvp(2.0)(d.A @ x), vector),
+    "custom_vjp": (lambda d: lambda x: scaled_sin(d.A @ x, d.b[0]) * x, vector),
+    "scan": (lambda d: lambda x: jax.lax.scan(lambda c, b: (jnp.tanh(d.A @ c + b), c[0]), x, d.b), vector),
+    "associative_scan": (lambda d: lambda x: jax.lax.associative_scan(jnp.multiply, d.b * x), vector),
+    "map": (lambda d: lambda x: jax.lax.map(lambda row: jnp.sin(row @ x), d.A), vector),
+    "fori_loop": (lambda d: lambda x: newton_root(d.A, d.b, x), vector),
+    "cond": (lambda d: lambda x: jax.lax.cond(x[0] > 0, lambda x: d.A @ x, lambda x: x**2 * d.b, x), vector),
+    "switch": (
+        lambda d: lambda x: jax.lax.switch(d.index[0] % 3, [jnp.sin, lambda x: d.A @ x * x, jnp.exp], x),
+        vector,
+    ),
+    "solve": (lambda d: lambda x: jnp.linalg.solve(d.spd + jnp.diag(x**2), d.b * x), vector),
+    "inv, det": (lambda d: lambda x: (jnp.linalg.inv(d.spd + jnp.diag(x)), jnp.linalg.slogdet(d.spd * x)[1]), vector),
+    "cholesky": (lambda d: lambda x: jnp.linalg.cholesky(d.spd + jnp.outer(x, x)), vector),
+    "eigh": (lambda d: lambda x: jnp.linalg.eigh(rotated(d.A, x))[0], vector),
+    "svd": (lambda d: lambda x: jnp.linalg.svd(rotated(d.A, x)[:4], compute_uv=False), vector),
+    "qr": (lambda d: lambda x: jnp.linalg.qr(rotated(d.A, x))[1], vector),
+    "triangular solve": (
+        lambda d: lambda x: jax.scipy.linalg.solve_triangular(d.spd + jnp.diag(x), x, lower=True),
+        vector,
+    ),
+    "cg": (lambda d: lambda x: jax.scipy.sparse.linalg.cg(lambda y: d.spd @ y, x**2, maxiter=N)[0], vector),
+    "fft": (lambda d: lambda x: jnp.abs(jnp.fft.fft(d.A @ x)) ** 2, vector),
+    "rfft, irfft": (lambda d: lambda x: jnp.fft.irfft(jnp.fft.rfft(x) * jnp.fft.rfft(d.b), N) ** 2, vector),
+    "convolution": (lambda d: lambda x: jnp.convolve(x, d.b[:3], mode="same") * x, vector),
+    "BCOO": (lambda d: lambda x: jnp.sin(d.sparse @ x), vector),
+    "random, key closed over": (
+        lambda d: lambda x: x * jax.random.normal(d.key, (N,)) + jax.random.uniform(d.key),
+        vector,
+    ),
+    "dropout": (lambda d: lambda x: jnp.where(jax.random.bernoulli(d.key, 0.5, (N,)), d.b * x**2, 0), vector),
+    "gather": (lambda d: lambda x: x[d.index] * x[:1], vector),
+    "scatter": (lambda d: lambda x: d.b.at[d.index[:3]].add(x[:3] ** 2).at[0].mul(x[1]), vector),
+    "segment_sum": (lambda d: lambda x: jax.ops.segment_sum(x**2, d.index // 2, num_segments=3), vector),
+    "dynamic slice": (lambda d: lambda x: jax.lax.dynamic_slice(x**3, (d.index[0] // 2,), (2,)), vector),
+    "sort": (lambda d: lambda x: jnp.sort(d.b * x) ** 2, vector),
+    "argsort, take": (lambda d: lambda x: jnp.take(x**2, jnp.argsort(x))[:4], vector),
+    "top_k": (lambda d: lambda x: jax.lax.top_k(x * d.b, 2)[0] ** 2, vector),
+    "cumsum, cumprod": (lambda d: lambda x: jnp.cumsum(d.b * x**2) + jnp.cumprod(x), vector),
+    "cumlogsumexp": (lambda d: lambda x: jax.lax.cumlogsumexp(d.b * x), vector),
+    "max, median": (lambda d: lambda x: jnp.stack([jnp.max(d.b * x**2), jnp.median(x) ** 2]), vector),
+    "interp": (lambda d: lambda x: jnp.interp(x, jnp.linspace(-3, 3, N), d.b) * x, vector),
+    "special functions": (
+        lambda d: lambda x: jax.scipy.special.erf(d.b * x) + jax.scipy.special.gammaln(1 + x**2),
+        vector,
+    ),
+    "norm": (lambda d: lambda x: jnp.linalg.norm(d.A @ x) * x, vector),
+    "einsum": (lambda d: lambda x: jnp.einsum("i,ij,j,k->k", x, d.A, x, d.b), vector),
+    "checkpoint": (lambda d: jax.checkpoint(lambda x: jnp.sin(d.A @ jnp.sin(d.A @ x))), vector),
+    "checkpoint with policy": (
+        lambda d: jax.checkpoint(lambda x: jnp.sin(d.A @ x), policy=jax.checkpoint_policies.dots_saveable),
+        vector,
+    ),
+    "vmap inside": (lambda d: lambda x: jax.vmap(lambda row: jnp.tanh(row @ x))(d.A), vector),
+    "jit inside": (lambda d: jax.jit(lambda x: jax.jit(jnp.sin)(d.A @ x)), vector),
+    "grad inside": (lambda d: jax.grad(lambda x: jnp.sum(jnp.tanh(d.A @ x) ** 3)), vector),
+    "jvp inside": (lambda d: lambda x: jax.jvp(lambda x: jnp.tanh(d.A @ x), (x,), (d.b,))[1], vector),
+    "hvp inside": (lambda d: lambda x: jax.jvp(jax.grad(lambda x: jnp.sum((d.A @ x) ** 4)), (x,), (d.b,))[1], vector),
+    "debug.print": (lambda d: lambda x: _printing(d.A @ x), vector),
+    "callback within custom_jvp": (lambda d: lambda x: host_sin(d.b * x), vector),
+    "stop_gradient": (lambda d: lambda x: jax.lax.stop_gradient(x**2) * d.b * x**2, vector),
+    "bfloat16 inside": (lambda d: lambda x: (d.b * x).astype(jnp.bfloat16).astype(jnp.float32), vector),
+    "named_scope": (lambda d: lambda x: _named(d.A @ x), vector),
+    "donated": (lambda d: jax.jit(lambda x: d.b * x**2, donate_argnums=0), vector),
+    "odeint": (lambda d: lambda x: _runge_kutta(lambda y: jnp.sin(d.A @ y), x), vector),
+    "equinox": (lambda d: lambda model: model(d.b), lambda: Layer(vector() * jnp.ones((3, 1)), jnp.ones(3))),
+    "equinox, nested": (lambda d: lambda model: model(d.b), lambda: Model(layers(), "two layers")),
+    "flax": (lambda d: lambda params: apply({"params": params}, d.A), variables),
+    "flax, with statistics": (
+        lambda d: (
+            lambda params: apply({"params": params, "statistics": {"dense_0": d.b[0], "dense_1": 2.0}}, d.A, True)
+        ),
+        variables,
+    ),
+    "haiku": (
+        lambda d: lambda params: jnp.tanh(d.b @ params["linear/~/w"]["w"]) + params["linear/~/w"]["b"],
+        lambda: {"linear/~/w": {"w": problems.normal((N, 3), np.float32), "b": np.ones(3, np.float32)}},
+    ),
+}
+
+# Where fresh closures compile anew, and why.
+COMPILES_ANEW = {}
+
+
+def _printing(x):
+    jax.debug.print("{x}", x=x[0])
+    return jnp.sin(x)
+
+
+@jax.named_call
+def _named(x):
+    with jax.named_scope("inner"):
+        return jnp.sin(x)
+
+
+def _runge_kutta(field, y, steps=4, h=0.1):
+    def step(y, _):
+        k1 = field(y)
+        return y + h * field(y + h / 2 * k1), None
+
+    return jax.lax.scan(step, y, None, length=steps)[0]
+
+
+def scalar_of(f):
+    return lambda x: sum(jnp.sum(jnp.sin(leaf) * leaf) for leaf in jax.tree.leaves(f(x)))
+
+
+def build(f, x):
+    """One of each kind, the last two with fewer compilations; together they take every derivative."""
+    return [
+        linops.Jacobian(f, x),
+        linops.Hessian(scalar_of(f), x),
+        linops.GaussNewton(f, x, half_squares, linearize=False),
+        linops.JacobianGram(f, x, linearize=False),
+    ]
+
+
+def half_squares(y):
+    return 0.5 * sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(y))
+
+
+def dense(make, x):
+    """The same by JAX alone, as a function of the data."""
+    v, unravel = ravel_pytree(x)
+
+    def reference(hessian, d):
+        f = make(d)
+        J = jax.jacrev(lambda v: ravel_pytree(f(unravel(v)))[0])(v)
+        return J, hessian(lambda v: scalar_of(f)(unravel(v)))(v)
+
+    forward = jax.jit(functools.partial(reference, jax.hessian))
+    reverse = jax.jit(functools.partial(reference, lambda f: jax.jacrev(jax.jacrev(f))))
+
+    def matrices(d):
+        try:
+            J, H = forward(d)
+        except TypeError:  # custom_vjp
+            J, H = reverse(d)
+        J, H = np.asarray(J, np.float64), np.asarray(H, np.float64)
+        return [J, H, J.T @ J, J @ J.T]
+
+    return matrices
+
+
+def products(operators):
+    return [A @ np.cos(np.arange(A.shape[1], dtype=np.float32)) for A in operators]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_derivatives(name, capfd):
+    make, point = FUNCTIONS[name]
+    x, reference = point(), dense(FUNCTIONS[name][0], point())
+    first = build(make(data(0)), x)
+    tolerance = 1e-2 if name == "bfloat16 inside" else 1e-4  # its products are rounded, and not those of its matrix
+    assert_right(first, products(first), reference(data(0)), tolerance)
+    fresh = [make(data(seed)) for seed in range(1, 21)]
+    with compilations() as count:
+        for f in fresh[:-1]:
+            products([linops.Jacobian(f, x)])
+        last = build(fresh[-1], x)
+        results = products(last)
+        compiled = count()
+    assert (compiled > 0) == (name in COMPILES_ANEW), f"{compiled} compilations"
+    assert_right(last, results, reference(data(20)), tolerance)
+
+
+def assert_right(operators, results, matrices, tolerance):
+    for A, w, D in zip(operators, results, matrices, strict=True):
+        expected = D @ np.cos(np.arange(A.shape[1]))
+        np.testing.assert_allclose(w, expected, rtol=1e-3, atol=tolerance * (1 + np.abs(D).max()), err_msg=repr(A))
+
+
+# What has no derivative is refused with the reason.
+
+X = problems.normal(N, np.float32, 42)
+
+
+def host(x):
+    return jax.pure_callback(np.sin, jax.ShapeDtypeStruct(x.shape, x.dtype), x, vmap_method="sequential")
+
+
+def io_host(x):
+    return jax.experimental.io_callback(np.sin, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+
+def looped(x):
+    return jax.lax.while_loop(lambda y: jnp.sum(y**2) < 100, lambda y: y * 1.5 + x, x)
+
+
+@pytest.mark.parametrize("callback", [host, io_host])
+@pytest.mark.parametrize("linearize", [True, False])
+def test_host_callbacks_are_refused(callback, linearize):
+    message = r"a product with a derivative needs {}-mode differentiation.*no callbacks.*JAX said: .*callback"
+    J = linops.Jacobian(callback, X, linearize=linearize)
+    for A in (J, linops.GaussNewton(callback, X, linearize=linearize)):
+        with pytest.raises(TypeError, match=message.format("forward")):
+            A @ X
+    with pytest.raises(TypeError, match=message.format("(reverse|forward)")):
+        J.T @ X
+    with pytest.raises(TypeError, match=message.format("(reverse|forward)")):
+        linops.Hessian(lambda x: jnp.sum(callback(x)), X, linearize=linearize) @ X
+
+
+def test_while_loop():
+    J = linops.Jacobian(looped, X)
+    D = np.asarray(jax.jacfwd(looped)(X))
+    np.testing.assert_allclose(J.toarray(), D, rtol=1e-5)
+    with pytest.raises(TypeError, match=r"needs reverse-mode differentiation.*lax.scan or fori_loop with fixed bounds"):
+        J.T @ X
+
+
+def test_keys_in_args():
+    def f(x, key, old):
+        return x**2 * jax.random.normal(key, (N,)) + jax.random.uniform(old, (N,)) * x
+
+    for seed in range(3):
+        args = (jax.random.key(seed), jax.random.PRNGKey(seed + 1))
+        J = linops.Jacobian(f, X, args=args)
+        with compilations() as count:
+            w = J @ X
+            compiled = count()
+        assert seed == 0 or compiled == 0
+        np.testing.assert_allclose(w, jax.jvp(lambda x, args=args: f(x, *args), (X,), (X,))[1], rtol=1e-5)
+
+
+def test_models_in_args():
+    """What is not differentiated may be a model too, with code beside its arrays."""
+
+    def f(x, model):
+        return model(x) * 2
+
+    compiled = []
+    for scale in (1.0, 2.0):
+        model = Model([dataclasses.replace(layer, bias=scale * layer.bias) for layer in layers()], "fixed")
+        J = linops.Jacobian(f, X, args=(model,))
+        with compilations() as count:
+            w = J @ X
+            compiled.append(count())
+        np.testing.assert_allclose(w, jax.jvp(lambda x, model=model: f(x, model), (X,), (X,))[1], rtol=1e-5)
+    assert compiled[0] > 0
+    assert compiled[1] == 0
+
+
+def test_products_have_the_structure_of_the_model():
+    model = Model(layers(), "two layers")
+    H = linops.Hessian(lambda model: jnp.sum(model(X) ** 2), model)
+    product = H.mv(model)
+    assert isinstance(product, Model)
+    assert isinstance(product.layers[0], Layer)
+    assert (product.name, product.layers[0].activation) == ("two layers", "tanh")
+    v, unravel = ravel_pytree(model)
+    D = jax.hessian(lambda v: jnp.sum(unravel(v)(X) ** 2))(v)
+    np.testing.assert_allclose(ravel_pytree(product)[0], D @ v, rtol=1e-3, atol=1e-4)
+
+
+def test_printing_goes_on(capfd):
+    """jax.debug.print is part of f; it prints when f is computed."""
+    J = linops.Jacobian(_printing, X, linearize=False)
+    J @ X
+    jax.effects_barrier()
+    assert f"{X[0]:.4f}"[:5] in capfd.readouterr().out
+
+
+# Complex functions of which the derivative is only real-linear, each in a disguise.
+
+
+def _conj_of_second(_, z):
+    return jnp.conj(z)
+
+
+def _through_a_reference(z):
+    r = jax.new_ref(jnp.zeros_like(z))
+    r[...] = jnp.conj(z)
+    return r[...]
+
+
+def _by_a_host_rule():
+    @jax.custom_jvp
+    def f(z):
+        return jnp.conj(z)
+
+    struct = jax.ShapeDtypeStruct((3,), np.complex64)
+    f.defjvp(lambda primals, tangents: (f(*primals), jax.pure_callback(np.conj, struct, *tangents)))
+    return f
+
+
+def _solve(matvec, solve):
+    return lambda b: jax.lax.custom_linear_solve(
+        matvec, b, lambda _, b: solve(b), transpose_solve=lambda _, b: solve(b)
+    )
+
+
+REAL_LINEAR = {
+    "conj": jnp.conj,
+    "a solve with a conjugation": _solve(lambda z: z + 0.5 * jnp.conj(z), lambda b: (b - 0.5 * jnp.conj(b)) / 0.75),
+    "linear_call": lambda z: jax.custom_derivatives.linear_call(
+        lambda _, x: jnp.conj(x), lambda _, x: jnp.conj(x), (), z
+    ),
+    "a custom_jvp rule on the host": _by_a_host_rule(),
+    "a reference": _through_a_reference,
+    "real and imag": lambda z: z.real * 1j + z.imag,
+    "abs in a scan": lambda z: jax.lax.scan(lambda c, x: (c + jnp.abs(x), c * x), 0j, z)[1],
+    "conj in one branch": lambda z: jax.lax.cond(z[0].real > 9, jnp.conj, lambda z: z**2, z),
+    "conj in a loop": lambda z: jax.lax.fori_loop(0, 2, lambda i, z: jnp.conj(z) * z, z),
+    "angle": lambda z: jnp.exp(1j * jnp.angle(z)),
+    "norm": lambda z: z / jnp.linalg.norm(z),
+    "vdot": lambda z: jnp.vdot(z, z) * z,
+    "bits": lambda z: jax.lax.complex(z.imag, z.real),
+    "custom_vjp": lambda z: z * jax.nn.relu(z.real),
+}
+HOLOMORPHIC = {
+    "solve": lambda z: jnp.linalg.solve(jnp.eye(3) * 4 + jnp.outer(z, z), z),
+    "fft": lambda z: jnp.fft.fft(z) ** 2,
+    "a scan": lambda z: jax.lax.scan(lambda c, x: (c * x, c + x), 1 + 0j, z)[1],
+    "a branch by values": lambda z: jax.lax.cond(jnp.abs(z[0]) > 9, jnp.sin, jnp.exp, z),
+    "checkpoint, jit, vmap": jax.checkpoint(jax.jit(jax.vmap(lambda z: jnp.sin(z) / z))),
+    "gather and scatter": lambda z: jnp.zeros(4, z.dtype).at[jnp.array([0, 2, 0])].add(z[::-1] ** 2),
+    "inv": lambda z: jnp.linalg.inv(jnp.eye(3) * 4 + jnp.outer(z, z)),
+}
+Z = problems.complex_normal(3, np.float32)
+
+
+@pytest.mark.parametrize("name", REAL_LINEAR)
+def test_real_linear_derivatives_are_realified(name):
+    J = linops.Jacobian(REAL_LINEAR[name], Z)
+    assert (J.dtype, J.shape) == (np.float32, (6, 6))
+    directions = problems.complex_normal((2, 3), np.float32, 7)
+    for v in directions:
+        try:
+            expected = jax.jvp(REAL_LINEAR[name], (jnp.asarray(Z),), (jnp.asarray(v),))[1]
+        except ValueError:
+            return  # JAX itself cannot
+        re, im = J.codomain.unravel(J @ np.asarray(J.domain.ravel(v)))
+        np.testing.assert_allclose(re + 1j * im, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", HOLOMORPHIC)
+def test_holomorphic_functions_have_complex_jacobians(name):
+    f = HOLOMORPHIC[name]
+    J = linops.Jacobian(f, Z)
+    assert J.dtype == np.complex64
+    v = problems.complex_normal(3, np.float32, 7)
+    expected = jax.jvp(f, (jnp.asarray(Z),), (jnp.asarray(v),))[1]
+    np.testing.assert_allclose(J @ v, np.ravel(expected), rtol=1e-4, atol=1e-5)
+    w = problems.complex_normal(J.shape[0], np.float32, 8)
+    np.testing.assert_allclose(np.vdot(w, J @ v), np.vdot(J.H @ w, v), rtol=1e-3, atol=1e-4)
+
+
+def test_missing_rules_of_complex_functions_are_said_at_the_product():
+    def host_z(z):
+        return jax.pure_callback(np.sin, jax.ShapeDtypeStruct(z.shape, z.dtype), z)
+
+    J = linops.Jacobian(host_z, Z)
+    with pytest.raises(TypeError, match="a product with a derivative needs forward-mode differentiation"):
+        J @ np.ones(J.shape[1], J.dtype)
