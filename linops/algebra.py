@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
-from linops.holomorphy import complex_space, extended
-from linops.operands import as_array, as_foreign, as_scalar, as_summand, is_scalar
+from linops.holomorphy import complex_space, extended, one_field
+from linops.operands import as_array, as_foreign, as_number, as_scalar, as_summand, is_scalar
 from linops.products import Products, less_precise, static
 from linops.space import Space, complex_dtype, is_complex, loses_precision
 
@@ -123,9 +123,7 @@ class Operator(Products):
     def __truediv__(self, other):
         if not is_scalar(other):
             raise ValueError(f"{self!r} / {other!r}: expected a scalar; to solve a system, use scipy.sparse.linalg")
-        # in double precision, as far as it goes: 1 / np.float32(3) would be rounded to the dtype of the scalar
-        other = other if isinstance(other, jax.Array) else np.asarray(other, np.result_type(other, np.float64))
-        return Scaled.of(1 / other, self)
+        return Scaled.of(1 / as_number(other), self)
 
     def __pow__(self, power):
         if not isinstance(power, numbers.Integral) or power < 0:
@@ -185,7 +183,7 @@ class Conjugate(Operator):
         return jax.tree.map(jnp.conj, self.operator._mv(jax.tree.map(jnp.conj, v)))
 
     def _transposed(self):
-        return Conjugate(self.operator.T)
+        return Conjugate.of(self.operator.T)
 
 
 class Complexified(Operator):
@@ -195,8 +193,9 @@ class Complexified(Operator):
 
     domain = property(lambda self: complex_space(self.operator.domain))
     codomain = property(lambda self: complex_space(self.operator.codomain))
-    dtype = property(lambda self: complex_dtype(self.operator.dtype))
+    dtype = property(lambda self: complex_dtype(self.operator._precision))
     symmetric = property(lambda self: self.operator.symmetric)
+    _adapts = property(lambda self: self.operator._adapts)
 
     def _mv(self, v):
         return extended(self.operator._mv, v, self.operator.domain, self.codomain)
@@ -207,6 +206,10 @@ class Complexified(Operator):
 
     def _transposed(self):
         return Complexified(self.operator.T) if not is_complex(self.operator.codomain.dtype) else Transposed(self)
+
+    def _on(self, domain, codomain):
+        """As it adapts, the operator itself takes complex Spaces."""
+        return self.operator._on(domain, codomain) if self._adapts else super()._on(domain, codomain)
 
 
 class Respaced(Operator):
@@ -235,7 +238,7 @@ class Identity(Operator):
         adapts = not isinstance(space_or_n, Space)
         if adapts and (not isinstance(space_or_n, numbers.Integral) or isinstance(space_or_n, bool) or space_or_n < 0):
             raise TypeError(f"Identity got {space_or_n!r}, expected a number of rows >= 0 or a linops.Space")
-        space = Space.flat(int(space_or_n), jnp.result_type(float)) if adapts else space_or_n
+        space = Space.flat(int(space_or_n), jnp.result_type(float)) if adapts else one_field(space_or_n)
         object.__setattr__(self, "space", space)
         object.__setattr__(self, "adapts", adapts)
 
@@ -258,10 +261,11 @@ class Scaled(Operator):
 
     @classmethod
     def of(cls, scalar, operator):
+        scalar = as_number(scalar)
         if is_complex(jnp.result_type(scalar)) and not is_complex(operator.dtype):
             operator = Complexified(operator)
         if operator._adapts and not isinstance(scalar, jax.Array):  # rounded where its dtype is known
-            return cls._make(scalar=np.asarray(scalar, np.float64), operator=operator)
+            return cls._make(scalar=scalar, operator=operator)
         return cls(as_scalar(scalar, operator.dtype), operator)
 
     domain = property(lambda self: self.operator.domain)

@@ -1,5 +1,6 @@
 """The verification report of an operator: what it claims, tried on random vectors and on differences of f."""
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -11,12 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
-from linops.algebra import Sum
+from linops.algebra import Product, Sum
 from linops.claims import CHECKS
 from linops.differences import Comparison, Unavailable, paired, widened
+from linops.fork import require_threads
 from linops.jacobian import Derived
 from linops.probe import normal
 from linops.products import Products
+from linops.rules import MissingRule
 from linops.space import Space
 
 
@@ -55,9 +58,11 @@ def check(A, *, key=None, samples=3, rtol=None, f=None):
 
     Products that should be equal may differ by ``rtol sqrt(max(m, n)) |A| |v|`` in the Euclidean norm, inner products
     ``<w, A v>`` by ``rtol |A| |v| |w|``. The norm of A is the largest ``|A v| / |v|`` seen, summed over the terms of a
-    sum. Source: Higham, Accuracy and Stability of Numerical Algorithms (2002), ch. 3, whose bound ``n eps |A| |v|`` for
-    sums of n terms is ``sqrt(n) eps |A| |v|`` for rounding errors of random sign (Higham and Mary, SIAM J. Sci. Comput.
-    41, 2019).
+    sum and multiplied over the factors of a product. To both is added 16 times what products are seen to move when the
+    last digits of v do, for what rounds within f. Source: Higham, Accuracy and Stability of Numerical Algorithms
+    (2002), ch. 3, whose bound ``n eps |A| |v|`` for sums of n terms is ``sqrt(n) eps |A| |v|`` for rounding errors of
+    random sign (Higham and Mary, SIAM J. Sci. Comput. 41, 2019).
+
     Derivatives are compared with central differences, within the error estimate in `linops.differences`. A positive
     semidefinite operator may have Ritz values down to minus the tolerance, of a few steps of Lanczos' method.
 
@@ -70,9 +75,10 @@ def check(A, *, key=None, samples=3, rtol=None, f=None):
     <2x2 Hessian with dtype=float32>: 11 checks hold, 0 fail, 2 not made
       dtype                   holds      ...
     """
+    require_threads()
     _require_checkable(A, samples, f)
-    key = jax.random.key(0 if key is None else key) if key is None or isinstance(key, numbers.Integral) else key
-    subject = Subject(A, key, samples, 16 * _eps(A) if rtol is None else rtol, f)
+    key = _key(key)
+    subject = Subject(A, key, samples, rtol, f)
     findings = {}
     for name, (run, needs) in CHECKS.items():
         spoiled = [need for need in needs if findings[need].holds is False or findings[need].spoiled]
@@ -135,14 +141,22 @@ def _require_checkable(A, samples, f):
         )
     if len(A.shape) != 2:
         raise ValueError(f"check got an operator of shape {A.shape}, expected one matrix (m, n)")
-    if samples < 1:
-        raise ValueError(f"check got samples={samples}, expected at least one random vector")
+    if not isinstance(samples, numbers.Integral) or samples < 1:
+        raise ValueError(f"check got samples={samples!r}, expected a number of random vectors, at least one")
     if getattr(A, "_traced", False):
         raise TypeError(
             f"check got {A!r}, which belongs to a jit, vmap or grad in progress; expected arrays: check outside"
         )
     if f is not None and not isinstance(A, Derived):
         raise TypeError(f"check got f= with {A!r}, expected an operator made of f, such as a Jacobian; leave out f=")
+
+
+def _key(key):
+    if key is None or isinstance(key, numbers.Integral):
+        return jax.random.key(key or 0)
+    if not (isinstance(key, jax.Array) and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise TypeError(f"check got key={key!r}, expected an integer or a key of jax.random.key")
+    return key
 
 
 def _find(name, results):
@@ -169,10 +183,11 @@ class Subject:
     A: LinearOperator
     key: jax.Array
     samples: int
-    rtol: float
+    given_rtol: float | None
     f: Callable | None
 
     eps = property(lambda self: _eps(self.A))
+    rtol = property(lambda self: 16 * self.eps if self.given_rtol is None else self.given_rtol)
     domain = property(lambda self: getattr(self.A, "domain", Space.flat(self.A.shape[1], _dtype(self.A))))
     codomain = property(lambda self: getattr(self.A, "codomain", Space.flat(self.A.shape[0], _dtype(self.A))))
 
@@ -194,15 +209,27 @@ class Subject:
         """|A| as far as random vectors see it; of a sum, whose rounding errors are those of its terms, their sum."""
         return _norm(self.A, self.rights)
 
+    @functools.cached_property
+    def noise(self):
+        """How far products move, relative to a vector's norm, where its last digits do; 0 under a given tolerance."""
+        if self.given_rtol is not None:
+            return 0.0
+        noises = [_noise(self.A.__matmul__, self.rights, self.eps)]
+        with contextlib.suppress(NotImplementedError, MissingRule):
+            noises.append(_noise(self.A.rmatvec, self.lefts, self.eps))
+        return max(noises)
+
     def equal(self, what, got, expected, v, remedy):
         """Two products with v, or with vectors of its norm."""
         error = np.linalg.norm(widened(got) - widened(expected))
-        tolerance = self.rtol * math.sqrt(max(1, *self.A.shape)) * self.norm * np.linalg.norm(widened(v))
+        rounding = self.rtol * math.sqrt(max(1, *self.A.shape)) * self.norm + 16 * self.noise
+        tolerance = rounding * np.linalg.norm(widened(v))
         return Comparison(error, tolerance, f"{what} differ; {remedy}")
 
     def inner(self, what, left, right):
         """Two inner products that should be equal."""
-        return paired(what, left, right, self.rtol, self.norm)
+        noise = 16 * self.noise / self.rtol if self.noise else 0.0
+        return paired(what, left, right, self.rtol, self.norm + noise)
 
 
 def _dtype(A):
@@ -223,8 +250,22 @@ def _eps(A):
     return max([float(jnp.finfo(dtype).eps) for dtype in dtypes] + [_eps(factor) for factor in factors])
 
 
+def _noise(multiply, vectors, eps):
+    signs = np.random.default_rng(0)
+    moved = [v * (1 + 2 * eps * signs.choice([-1, 1], v.shape)).astype(v.real.dtype) for v in vectors]
+    pairs = [(widened(multiply(u)) - widened(multiply(v)), widened(v)) for u, v in zip(moved, vectors, strict=True)]
+    return max((np.linalg.norm(change) / np.linalg.norm(v) for change, v in pairs if v.any()), default=0.0)
+
+
 def _norm(A, vectors):
     if isinstance(A, Sum):
         return _norm(A.left, vectors) + _norm(A.right, vectors)
+    if isinstance(A, Product):
+        middle = [np.array(normal(jax.random.key(i), Space.flat(A.left.shape[1], _dtype(A)))) for i in range(3)]
+        return max(_norm(A.right, vectors) * _norm(A.left, middle), _seen_norm(A, vectors))
+    return _seen_norm(A, vectors)
+
+
+def _seen_norm(A, vectors):
     norms = [(np.linalg.norm(widened(A @ v.astype(_dtype(A)))), np.linalg.norm(widened(v))) for v in vectors]
     return max((image / norm for image, norm in norms if norm), default=0.0)

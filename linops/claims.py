@@ -13,8 +13,9 @@ import numpy as np
 
 from linops.differences import Comparison, Unavailable, Values, comparisons, widened
 from linops.holomorphy import join, trace_linear
-from linops.jacobian import Derived, MissingRule
+from linops.jacobian import Derived
 from linops.products import Products
+from linops.rules import MissingRule
 from linops.space import Space, is_complex, loses_precision
 
 CHECKS = {}  # name -> (function of a subject, names of the checks that it presupposes)
@@ -61,11 +62,14 @@ def _deterministic(subject):
         same = _identical(_value(A.function, A.x), _value(A.function, A.x))
         yield _holds(same, "f(x), computed twice, differs: f has a callback with state or a side effect")
     for A, function in _traced_again(subject):
+        if function.codomain.layout != A.function.codomain.layout:
+            yield _holds(False, "f= is not the function that A was made of: its values have another structure or shape")
+            return
         same = _identical(_value(A.function, A.x), _value(function, A.x))
         yield _holds(
             same,
             "f(x) differs once f is traced again: f draws random numbers or reads what changes while it is traced; "
-            "pass them through args=, random numbers as a JAX key",
+            "pass them through args=, random numbers as a JAX key (or f= is another function)",
         )
     remedy = "the product depends on more than the vector: look for random numbers, callbacks and state"
     for v in subject.rights:
@@ -146,20 +150,21 @@ def _symmetric(subject):
 
 @claim("adjoint", "symmetric")
 def _adjoint(subject):
-    A = subject.A
-    with _where_available():
-        for v, w in zip(subject.rights, subject.lefts, strict=True):
-            what = "<w, A v> and <Aᴴ w, v> differ; look at rmatvec and _mv_transposed"
-            yield subject.inner(what, (w, A @ v), (A.rmatvec(w), v))
+    what = "<w, A v> and <Aᴴ w, v> differ; look at rmatvec and _mv_transposed"
+    yield from _inner_products(subject, what, lambda w: (w, subject.A.rmatvec(w)))
 
 
 @claim("transpose", "symmetric")
 def _transpose(subject):
-    A = subject.A
+    what = "wᵀ A v and (Aᵀ w)ᵀ v differ; look at A.T"
+    yield from _inner_products(subject, what, lambda w: (np.conj(w), np.conj(subject.A.T @ w)))
+
+
+def _inner_products(subject, what, moved):
     with _where_available():
         for v, w in zip(subject.rights, subject.lefts, strict=True):
-            what = "wᵀ A v and (Aᵀ w)ᵀ v differ; look at A.T"
-            yield subject.inner(what, (np.conj(w), A @ v), (np.conj(A.T @ w), v))
+            left, image = moved(w)
+            yield subject.inner(what, (left, subject.A @ v), (image, v))
 
 
 @claim("positive semidefinite", "symmetric")

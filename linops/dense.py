@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from linops.door import Flat, block_budget, is_traced
-from linops.space import Space, space_of, to_device
+from linops.space import Space, is_complex, space_of, to_device
 from linops.trace import Function
 
 
@@ -100,6 +100,11 @@ def _batched(block, f, X, args):
     count = leaves[0].shape[0]
     one = [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in leaves]
     domain = space_of(treedef.unflatten(one), "X")
+    if any(map(is_complex, domain.dtypes)):
+        raise TypeError(
+            "X holds complex numbers, expected real ones; give f the pair of real and imaginary parts, or build a "
+            "linops.Jacobian for each example"
+        )
     is_numpy = not any(isinstance(leaf, jax.Array) for _, leaf in paths)
     with domain.scope():
         blocks = _Blocks(Function.trace(f, domain, args), block, domain)

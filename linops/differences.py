@@ -1,13 +1,15 @@
 """Derivatives against finite differences: what `check` compares the products of operators made of functions with.
 
 Each of `comparisons` belongs to one kind of operator: a new operator registers its own. Central differences D(h) are
-taken at steps h from 4 eps^(1/3) downward by factors of 4, relative to the scale of x: eps^(1/3) balances their
-truncation error, of order h², with rounding, of order eps |f| / h (Gill, Murray, Wright, Practical Optimization, 1981,
-sec. 4.6; Nocedal, Wright, Numerical Optimization, 2006, sec. 8.1). The step is kept for which the error estimate
+taken at steps h from 4 eps^(1/3) downward by factors of 4, relative to the scale of each leaf of x: eps^(1/3) balances
+their truncation error, of order h², with rounding, of order eps |f| / h (Gill, Murray, Wright, Practical Optimization,
+1981, sec. 4.6; Nocedal, Wright, Numerical Optimization, 2006, sec. 8.1). The step is kept for which the error estimate
 4 |D(h) - D(4h)| + 8 eps |f| / h is the smallest; it is the tolerance. Its first term may be small by chance, so it is
-the largest over all directions, and counts as at least half of that of the step before: across kinks (relu), which
-come at random, the error falls like the root of h. Points x ± h v are rounded to the dtypes of x, and the direction
-compared is the one between the rounded points, so that this costs nothing.
+the largest over all directions, counts as at least half of that of the step before (across kinks, relu say, which come
+at random, the error falls like the root of h), and as at least the distance to D at shorter steps, as far as that is
+not rounding. Where f leaves a line by more than 8 eps |f| when the last digits of x move, that counts for
+rounding. Points x ± h v are rounded to the dtypes of x, and the direction compared is the one between the rounded
+points, so that this costs nothing.
 """
 
 import dataclasses
@@ -79,25 +81,56 @@ def split(space, vector):
 
 
 def slopes(values, x, vectors, eps):
-    """Along each v: the direction between the rounded points, and the central difference; a bound of all errors."""
-    best, bound = None, np.inf
-    previous = truncation = np.nan
+    """Along each v, scaled as x is: the direction between rounded points, the central difference; a bound of errors."""
+    scales = _scales(values.space, x)
+    vectors = [v * scales / max(map(_rms, vectors)) for v in vectors]
+    largest, smallest = scales.max(initial=0) or 1.0, scales.min(initial=1) or 1.0
+    start = 4 * eps ** (1 / 3) * max(1.0, largest) / largest
+    count = 9 + math.ceil(math.log(max(1.0, largest) / min(1.0, smallest), 4))
+    differences, noises, directions = [], [], []
     with np.errstate(all="ignore"):
-        scale = 4 * eps ** (1 / 3) * max(1.0, _rms(x)) / max(map(_rms, vectors))
-        for power in range(6):
-            h = 2.0 ** np.round(np.log2(scale)) / 4**power  # a power of two: the division by it is exact
+        noise = max(8 * eps * np.linalg.norm(values(x)), _noise(values, x, eps))
+        for power in range(count):
+            h = 2.0 ** np.round(np.log2(start)) / 4**power  # a power of two: the division by it is exact
             pairs = [[widened(split(values.space, x + step * v)) for step in (h, -h)] for v in vectors]
             ends = np.array([[values(ahead), values(behind)] for ahead, behind in pairs])
-            differences = (ends[:, 0] - ends[:, 1]) / (2 * h)
-            noise = 8 * eps * np.linalg.norm(ends, axis=2).max() / h
-            truncation = np.fmax(4 * np.linalg.norm(differences - previous, axis=-1).max(), truncation / 2)
-            if truncation + noise < bound:  # not so for NaN: f may end near x
-                directions = [(ahead - behind) / (2 * h) for ahead, behind in pairs]
-                best, bound = list(zip(directions, differences, strict=True)), truncation + noise
-            previous = differences
-    if best is None:
+            differences.append((ends[:, 0] - ends[:, 1]) / (2 * h))
+            noises.append(max(8 * eps * np.linalg.norm(ends, axis=2).max(), noise) / h)
+            directions.append([(ahead - behind) / (2 * h) for ahead, behind in pairs])
+        bounds = _bounds(differences, noises)
+    best = int(np.argmin(bounds))
+    if not np.isfinite(bounds[best]):
         raise Unavailable("f is not finite near x, so it has no differences")
-    return best, bound
+    return list(zip(directions[best], differences[best], strict=True)), bounds[best]
+
+
+def _bounds(differences, noises):
+    """An estimate of the error of the differences at each step, infinite where there is none."""
+    bounds, truncation = [], np.nan
+    for k, (difference, noise) in enumerate(zip(differences, noises, strict=True)):
+        before = differences[k - 1] if k else np.nan
+        truncation = np.fmax(4 * _largest(difference - before), truncation / 2)
+        # At a step much too long a wave has slopes near 0, and so near each other, and far from those at shorter ones.
+        later = zip(differences[k + 1 :], noises[k + 1 :], strict=True)
+        unlike = [_largest(difference - other) - other_noise for other, other_noise in later]
+        bounds.append(np.max([truncation, *unlike]) + noise)
+    return np.nan_to_num(bounds, nan=np.inf)
+
+
+def _largest(differences):
+    return np.linalg.norm(differences, axis=-1).max()
+
+
+def _scales(space, x):
+    """The size of the leaf that each entry belongs to, where it is 0 that of x."""
+    sizes = [_rms(widened(leaf)) or _rms(x) or 1.0 for leaf in split(space, x)]
+    return np.repeat(sizes, [int(np.prod(shape)) for shape in space.shapes])
+
+
+def _noise(values, x, eps):
+    """How far the value of f is from a line where the last digits of x move: what rounds within f."""
+    move = 2 * eps * np.random.default_rng(0).choice([-1, 1], x.shape) * x
+    return 8 * np.linalg.norm(values(x + move) + values(x - move) - 2 * values(x))
 
 
 def paired(what, left, right, rtol, norm=0.0):
@@ -141,7 +174,7 @@ def _gauss_newton(G: GaussNewton, subject):
     H = None
     if G.loss is not None:
         with Flat(G).scope():
-            H = Hessian._make(x=G.function(G.x), weights=None, **{**G._options(), "function": G.loss})
+            H = G._loss_hessian()
         yield from comparisons(H, subject)
     for v, w in zip(subject.draw(J.domain), subject.draw(J.domain, left=True), strict=True):
         v, w = v.astype(G.dtype), w.astype(G.dtype)

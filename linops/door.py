@@ -71,7 +71,6 @@ class Flat:
         return self.finish(self.stage(method, *arguments), *arguments)
 
     def finish(self, staged, *arguments):
-        require_threads()
         inputs = (*staged.consts, *self.leaves, *arguments)
         with self.scope():
             outputs = staged.run(*inputs)
@@ -169,7 +168,6 @@ class Door:
 
     def device_product(self, v):
         """A v or A V for a concrete device array, which stays there."""
-        require_threads()
         if v.ndim not in (1, 2) or v.shape[0] != self.columns:
             raise ValueError(self._shape_message(v))
         with self._flat.scope():

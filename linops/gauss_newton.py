@@ -85,8 +85,12 @@ class GaussNewton(Expanded):
         J = self._jacobian(self.x)
         if self.loss is None:
             return Product.of(J.H, J)
-        H = Hessian._make(x=self.function(self.x), weights=None, **{**self._options(), "function": self.loss})
-        return Product.of(J.T, Product.of(H, J))
+        return Product.of(J.T, Product.of(self._loss_hessian(), J))
+
+    def _loss_hessian(self):
+        """The Hessian of the loss at f(x)."""
+        options = {**self._options(), "function": self.loss, "realified": self.function.codomain.paired}
+        return Hessian._make(x=self.function(self.x), weights=None, **options)
 
 
 class JacobianGram(Expanded):
@@ -123,7 +127,7 @@ class JacobianGram(Expanded):
         x1, domain = point(x1)
         function, x1, realified = trace_linear(f, x1, domain, args)
         vars(self).update(function=function, x=x1, realified=realified, keep=linearize, check_finite=check_finite)
-        vars(self).update(x2=None if x2 is None else self._point(x2))
+        vars(self).update(x2=None if x2 is None else self._points.point(x2))
 
     hermitian = property(lambda self: self.x2 is None)
     positive_semidefinite = hermitian
@@ -136,7 +140,7 @@ class JacobianGram(Expanded):
 
         Without x2 it is J(x1) J(x1)ᵀ, also where the operator was made at two points.
         """
-        return self._replace(x=self._point(x1), x2=None if x2 is None else self._point(x2))
+        return self._replace(x=self._points.point(x1), x2=None if x2 is None else self._points.point(x2))
 
     def adjoint(self):
         """Aᴴ, the operator with its points exchanged."""

@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from linops.holomorphy import any_complex, trace_linear
-from linops.jacobian import Derived, differentiating, point, pullback, pushforward
-from linops.space import Space
+from linops.holomorphy import any_complex, has_complex_derivative, trace_linear
+from linops.jacobian import Derived, point, pullback, pushforward
+from linops.rules import differentiating
+from linops.space import pair_of
 
 
 class Hessian(Derived):
@@ -22,6 +23,7 @@ class Hessian(Derived):
         As for `Jacobian`.
     weights : pytree like f(x), optional
         The Hessian of the weighted sum `w . f(x)`, for a vector-valued f: the sum of w_i times the Hessian of f_i.
+        For complex values of a function that is not holomorphic, that of its real part.
 
     Raises
     ------
@@ -47,17 +49,27 @@ class Hessian(Derived):
     def __init__(self, f, x, *, args=(), weights=None, linearize=None, check_finite=True):
         x, domain = point(x)
         function, x, realified = trace_linear(f, x, domain, args)
-        if any_complex(function.codomain) and not any_complex(Space.of(x)):
+        if any_complex(function.codomain) and not any_complex(domain):
             raise TypeError(
                 "Hessian got f with complex values of a real point, expected real values; take the real or imaginary "
                 "part, or the absolute value"
             )
-        if weights is None:
-            require_scalar(function, "f", "Hessian", "pass weights=w for the Hessian of w . f")
+        if weights is not None:
+            weights = _weights(function.codomain, weights)
+        elif function.codomain.paired is not None:
+            raise TypeError(
+                "Hessian got f with complex values that is not holomorphic, expected real values, or a holomorphic f; "
+                "take the real or imaginary part, or the absolute value"
+            )
         else:
-            weights = function.codomain.point(weights, "weights")
+            require_scalar(function, "f", "Hessian", "pass weights=w for the Hessian of w . f")
         vars(self).update(function=function, x=x, realified=realified, weights=weights)
         vars(self).update(keep=linearize, check_finite=check_finite)
+        if not has_complex_derivative(self._gradient, self.domain, self.domain, function.forward):
+            raise TypeError(
+                "Hessian got f that is holomorphic by its first derivative and not by its second, expected both; look "
+                "at its custom derivative rules"
+            )
 
     symmetric = True
     hermitian = property(lambda self: not any_complex(self.domain))
@@ -78,6 +90,14 @@ class Hessian(Derived):
     def _linear(self):
         derivative = pushforward if self.function.forward else pullback
         return derivative(self._gradient, self.x, self.domain, self.domain, symmetric=True)
+
+
+def _weights(space, weights):
+    """Weights in the Space of values; of values in pairs, those that give Re(w . f) = Re w . Re f - Im w . Im f."""
+    if space.paired is None:
+        return space.point(weights, "weights")
+    with space.scope():
+        return pair_of(jax.tree.map(jnp.conj, space.paired.point(weights, "weights")))
 
 
 def require_scalar(function, what, operator, remedy):

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
-from linops.jaxpr import open_jaxpr, scan_counts
+from linops.jaxpr import jaxprs_in, open_jaxpr, scan_counts
+from linops.rules import MissingRule, differentiating
 from linops.space import Space, complex_dtype, is_complex, pair_of, space_of
 from linops.trace import Function
 
@@ -29,25 +30,33 @@ def trace_linear(f, x, domain, args, what="f", realify=False):
     Returns the Function, the point in its domain, and `domain` if f is realified, else None.
     """
     function = Function.trace(f, domain, args, what)
-    if realify or not _has_complex_derivative(function, domain):
-        if any_complex(domain):
-            real = realified_space(domain)
-            function = Function.trace(f, real, args, what, through=OnPairs(domain))
-            return function, pair_of(x), domain
-        if any_complex(function.codomain):
-            function = Function.trace(f, domain, args, what, through=OnPairs(None))
-    return function, x, None
+    values = function.codomain
+    if not realify and has_complex_derivative(function, domain, values, function.forward):
+        return function, x, None
+    if any_complex(domain):
+        function = Function.trace(f, realified_space(domain), args, what, through=OnPairs(domain))
+    elif any_complex(values):
+        function = Function.trace(f, domain, args, what, through=OnPairs(None))
+    if any_complex(values):
+        function = dataclasses.replace(function, codomain=dataclasses.replace(function.codomain, paired=values))
+    with domain.scope():
+        return (function, pair_of(x), domain) if any_complex(domain) else (function, x, None)
 
 
-def _has_complex_derivative(function, domain):
+def has_complex_derivative(function, domain, codomain, forward):
+    """Whether the derivative of a function is complex-linear, or extends to that: its domain is real."""
     if not any_complex(domain):
         return True
-    if not (all(map(is_complex, domain.dtypes)) and all(map(is_complex, function.codomain.dtypes))):
+    if not all(map(is_complex, (*domain.dtypes, *codomain.dtypes))):
         return False
-    if function.forward:
-        closed = jax.make_jaxpr(lambda x, v: jax.jvp(function, (x,), (v,))[1])(domain.struct, domain.struct)
-    else:
-        closed = jax.make_jaxpr(lambda x, w: jax.vjp(function, x)[1](w))(domain.struct, function.codomain.struct)
+    try:
+        with domain.scope(), differentiating("forward" if forward else "reverse"):
+            if forward:
+                closed = jax.make_jaxpr(lambda x, v: jax.jvp(function, (x,), (v,))[1])(domain.struct, domain.struct)
+            else:
+                closed = jax.make_jaxpr(lambda x, w: jax.vjp(function, x)[1](w))(domain.struct, codomain.struct)
+    except MissingRule:  # said when a product needs it
+        return False
     points = len(domain.shapes)
     inputs = len(closed.jaxpr.invars)
     outputs = _dependence(closed.jaxpr, [NOT] * points + [LINEARLY] * (inputs - points))
@@ -93,12 +102,18 @@ def join(pair, space):
 
 def realified_space(space):
     """The Space of the pairs (Re, Im) of the elements of a Space."""
-    return space_of(jax.eval_shape(pair_of, space.struct), "x")
+    with space.scope():
+        return dataclasses.replace(space_of(jax.eval_shape(pair_of, space.struct), "x"), paired=space)
 
 
 def complex_space(space):
     """The Space with the complex counterparts of the leaves' dtypes."""
     return Space(space.treedef, space.shapes, tuple(map(complex_dtype, space.dtypes)))
+
+
+def one_field(space):
+    """The Space, with all leaves complex where one is: over the real numbers it would be another one."""
+    return complex_space(space) if any_complex(space) else space
 
 
 def extended(mv, v, domain, codomain):
@@ -130,6 +145,8 @@ def _dependence(jaxpr, inputs):
         return NOT if isinstance(atom, Literal) else levels.get(atom, NOT)
 
     for eqn in jaxpr.eqns:
+        if any(hasattr(atom.aval, "inner_aval") for atom in eqn.invars):  # a mutable reference: who knows what is in it
+            return [OTHERWISE] * len(jaxpr.outvars)
         before = [level(atom) for atom in eqn.invars]
         for var, after in zip(eqn.outvars, _dependence_of(eqn, before), strict=True):
             levels[var] = OTHERWISE if after and not is_complex(var.aval.dtype) else after
@@ -153,10 +170,34 @@ def _dependence_of(eqn, inputs):
     if name == "cond":
         outputs = [_dependence(open_jaxpr(branch)[0], inputs[1:]) for branch in params["branches"]]
         return [OTHERWISE if inputs[0] else max(levels) for levels in zip(*outputs, strict=True)]
+    if name == "custom_linear_solve":
+        return [_solve(params, inputs)] * len(eqn.outvars)
     for key in ("jaxpr", "call_jaxpr"):
         if key in params and len(open_jaxpr(params[key])[0].invars) == len(inputs):
             return _dependence(open_jaxpr(params[key])[0], inputs)
+    if _is_opaque(eqn) or (name == "triangular_solve" and params["conjugate_a"] and inputs[0]):
+        return [OTHERWISE] * len(eqn.outvars)
     return [max(inputs)] * len(eqn.outvars)
+
+
+def _is_opaque(eqn):
+    """Whether an equation calls what is not seen into: the host, foreign code, functions of another kind."""
+    name, values = eqn.primitive.name, eqn.params.values()
+    foreign = "callback" in name or "ffi" in name or "custom_call" in name
+    return foreign or (not name.startswith("scatter") and (any(jaxprs_in(values)) or any(map(callable, values))))
+
+
+def _solve(params, inputs):
+    """A linear solve depends on its right-hand side as the given functions do, and not linearly on its matrix."""
+    jaxprs = params["jaxprs"]
+    consts = sum(params["const_lengths"])
+    if any(inputs[:consts]):
+        return OTHERWISE
+    levels = inputs[consts:]
+    for jaxpr, count in zip(jaxprs, params["const_lengths"], strict=True):
+        if jaxpr is not None:
+            levels = [*levels, *_dependence(open_jaxpr(jaxpr)[0], [NOT] * count + [max(levels)] * len(inputs[consts:]))]
+    return max(levels)
 
 
 def _loop(body, inputs, consts, carries):

@@ -1,17 +1,15 @@
 """The Jacobian, and the derivatives of traced functions that everything else is built on."""
 
-import contextlib
 import functools
-import re
 
 import jax
-import numpy as np
 
 from linops.algebra import Complexified, Operator, Transposed
 from linops.door import RESIDUAL_SHARE, Flat, memory_budget
-from linops.holomorphy import any_complex, complex_space, trace_linear
+from linops.holomorphy import any_complex, complex_space, realified_space, trace_linear
 from linops.products import static
-from linops.space import Space, pair_of, space_of, to_device
+from linops.rules import differentiating
+from linops.space import Space, space_of, to_device
 from linops.trace import Function
 
 
@@ -51,20 +49,19 @@ class Derived(Operator):
     keep: bool | None = static()
     check_finite: bool = static()
 
-    domain = functools.cached_property(lambda self: Space.of(self.x))
+    domain = functools.cached_property(lambda self: self._points)
 
     def at(self, x):
         """The same operator at another point, a pytree like x or its vector; nothing is traced or compiled.
 
         Where x is complex and the operator real, its vector is [Re x, Im x].
         """
-        return self._replace(x=self._point(x))
+        return self._replace(x=self._points.point(x))
 
-    def _point(self, x):
-        space = Space.of(self.x)
-        if self.realified is None or np.shape(x) == (space.size,):
-            return space.point(x)
-        return pair_of(self.realified.point(x))
+    @property
+    def _points(self):
+        """The Space of points."""
+        return realified_space(self.realified) if self.realified else Space.of(self.x)
 
     def _residual_form(self):
         if self.keep is False:
@@ -126,7 +123,7 @@ class Jacobian(Derived):
         vars(self).update(function=function, x=x, realified=realified, extended=extended)
         vars(self).update(keep=linearize, check_finite=check_finite)
 
-    domain = functools.cached_property(lambda self: self._over_field(Space.of(self.x)))
+    domain = functools.cached_property(lambda self: self._over_field(self._points))
     codomain = property(lambda self: self._over_field(self.function.codomain))
 
     def _over_field(self, space):
@@ -178,32 +175,3 @@ def pullback(f, x, domain, codomain, symmetric=False):
 
 def _single(pull, w):
     return pull(w)[0]
-
-
-class MissingRule(TypeError):  # noqa: N818 - users see a TypeError
-    """A product needs a derivative rule that the function does not have."""
-
-
-@contextlib.contextmanager
-def differentiating(mode):
-    """Say which derivative rule is missing. The function is traced before, so that errors here are those of rules."""
-    try:
-        yield
-    except MissingRule:
-        raise
-    except (TypeError, ValueError, NotImplementedError, AssertionError) as error:
-        said = str(error)
-        if said and not re.search("differentiation|callback|transpose|UndefinedPrimal", said, re.IGNORECASE):
-            raise  # the error of a custom rule
-        raise MissingRule(
-            f"a product with a derivative needs {mode}-mode differentiation, and the function has an operation without "
-            f"a {mode} rule; {_EXPECTED[mode]}. JAX said: {said.splitlines()[0] if said else repr(error)}"
-        ) from error
-
-
-_EXPECTED = {
-    "forward": "expected jax.custom_jvp rules rather than custom_vjp, and no callbacks; J.T @ w may work where J @ v "
-    "does not",
-    "reverse": "expected lax.scan or fori_loop with fixed bounds rather than while_loop, and no callbacks; J @ v may "
-    "work where J.T @ w does not",
-}

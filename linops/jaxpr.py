@@ -126,7 +126,12 @@ def open_jaxpr(value):
 
 def _inner(eqn):
     """The jaxprs among the parameters of an equation, opened, with their consts."""
-    for value in eqn.params.values():
+    return jaxprs_in(eqn.params.values())
+
+
+def jaxprs_in(values):
+    """The jaxprs among parameters, opened, with their consts."""
+    for value in values:
         for item in value if isinstance(value, tuple | list) else (value,):
             if _is_jaxpr(item):
                 yield open_jaxpr(item)

@@ -6,8 +6,9 @@ import numpy as np
 import scipy.sparse
 
 from linops.algebra import Operator
+from linops.holomorphy import one_field
 from linops.products import static
-from linops.space import Space, complex_dtype, is_complex, space_of, to_device
+from linops.space import Space, space_of, to_device
 
 
 class Matrix(Operator):
@@ -58,11 +59,11 @@ class Diagonal(Operator):
             )
         paths, treedef = jax.tree_util.tree_flatten_with_path(d)
         leaves = [_inexact(to_device(leaf, f"d{jax.tree_util.keystr(path)}")) for path, leaf in paths]
-        if any(is_complex(leaf.dtype) for leaf in leaves):  # one field for all: a real leaf would drop imaginary parts
-            leaves = [leaf.astype(complex_dtype(leaf.dtype)) for leaf in leaves]
-        entries = treedef.unflatten(leaves)
+        space = one_field(space_of(treedef.unflatten(leaves), "d"))
+        with space.scope():
+            entries = treedef.unflatten(leaf.astype(d) for leaf, d in zip(leaves, space.dtypes, strict=True))
         object.__setattr__(self, "entries", entries)
-        object.__setattr__(self, "space", space_of(entries, "d"))
+        object.__setattr__(self, "space", space)
 
     symmetric = True
     domain = codomain = property(lambda self: self.space)

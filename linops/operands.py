@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
-from linops.space import float64_if, refuse_masked
+from linops.space import float64_if, is_complex, is_number, refuse_masked
 
 
 def as_array(value):
@@ -32,6 +32,21 @@ def as_scalar(value, dtype):
         if isinstance(value, jax.Array):
             return value if value.dtype == dtype and not value.weak_type else value.astype(dtype)
         return jnp.asarray(np.asarray(value).astype(dtype))
+
+
+def as_number(value):
+    """A scalar that a user gives: an array without dimensions, on the device where it is there, in double precision."""
+    if isinstance(value, jax.Array):
+        return value
+    refuse_masked(value, "a scalar")
+    try:
+        array = np.array(value)
+        array = np.array(float(value)) if array.dtype == object else array  # fractions, decimals, long integers
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"got {_brief(value)}, expected a number; Python said: {error}") from error
+    if not is_number(array.dtype):
+        raise TypeError(f"got {_brief(value)} of dtype {array.dtype}, expected a number")
+    return array.astype(np.complex128 if is_complex(array.dtype) else np.float64)
 
 
 def is_scalar(value):

@@ -11,6 +11,7 @@ from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 from linops import dense
 from linops.door import WIDE, Door, is_traced
+from linops.fork import require_threads
 from linops.operands import as_array
 from linops.space import Space, is_complex, to_device
 
@@ -73,6 +74,7 @@ class Products(LinearOperator):
         return self._replace()
 
     def __deepcopy__(self, memo):
+        require_threads()
         copied = functools.partial(copy.deepcopy, memo=memo)
         tree = functools.partial(jax.tree.map, copied, is_leaf=lambda value: isinstance(value, Products))
         fields = {field: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -106,6 +108,15 @@ class Products(LinearOperator):
     @functools.cached_property
     def dtype(self):
         """The dtype computed in, the less precise one where those of domain, codomain and factors differ."""
+        if len({is_complex(dtype) for dtype in (*self.domain.dtypes, *self.codomain.dtypes)}) == 2:
+            raise TypeError(
+                f"{type(self).__name__} has real and complex leaves in its domain and codomain, expected one field, "
+                "over which it is linear: make all leaves complex, or a pair of real and imaginary parts of each"
+            )
+        return self._precision
+
+    @property
+    def _precision(self):
         return less_precise(self.domain.dtype, self.codomain.dtype, *(f.dtype for f in self._firm_factors()))
 
     def _firm_factors(self):

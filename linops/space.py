@@ -39,6 +39,7 @@ class Space:
     treedef: jax.tree_util.PyTreeDef
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[np.dtype, ...]
+    paired: "Space | None" = None  # the complex Space whose elements are here as pairs (Re, Im)
 
     @classmethod
     def of(cls, tree):
@@ -49,6 +50,11 @@ class Space:
     def flat(cls, size, dtype):
         """The space of vectors of shape (size,)."""
         return cls(jax.tree.structure(0), ((size,),), (np.dtype(dtype),))
+
+    @property
+    def layout(self):
+        """What an element looks like, without what it stands for."""
+        return self.treedef, self.shapes, self.dtypes
 
     @functools.cached_property
     def size(self):
@@ -72,7 +78,7 @@ class Space:
     def ravel(self, tree):
         """The vector, of shape (size,), of an element.
 
-        In a Space of pairs (Re, Im) a tree with complex leaves stands for its pair; where a leaf is real, Im has None.
+        In a Space of pairs (Re, Im) a complex tree stands for its pair.
         """
         tree = self._element(tree)
         paths, _ = jax.tree_util.tree_flatten_with_path(tree)
@@ -86,10 +92,11 @@ class Space:
         """The element with a given vector of shape (size,)."""
         if jnp.shape(vector) != (self.size,):
             raise ValueError(f"got an array of shape {jnp.shape(vector)}, expected a vector of shape ({self.size},)")
+        _require_castable(vector, self.dtype, "the vector")
         with self.scope():
             vector = jnp.asarray(vector)
             parts = [vector] if len(self.shapes) == 1 else jnp.split(vector, self._ends[:-1])
-            leaves = [part.reshape(s).astype(d) for part, s, d in zip(parts, self.shapes, self.dtypes, strict=True)]
+            leaves = [_leaf(part, s, d) for part, s, d in zip(parts, self.shapes, self.dtypes, strict=True)]
         return self.treedef.unflatten(leaves)
 
     def leaves(self, tree, what="the tree"):
@@ -105,11 +112,11 @@ class Space:
     def _element(self, tree):
         """The tree, or the pair that it stands for, of the structure and shapes of this Space."""
         leaves, treedef = jax.tree.flatten(tree)
-        if treedef != self.treedef and any(map(np.iscomplexobj, leaves)):
-            tree = pair_of(tree)
-            leaves, treedef = jax.tree.flatten(tree)
         shapes = tuple(map(jnp.shape, leaves))
-        if treedef != self.treedef or shapes != self.shapes:
+        if (treedef, shapes) != (self.treedef, self.shapes):
+            if self.paired is not None:
+                with self.scope():
+                    return pair_of(self.paired.treedef.unflatten(self.paired.leaves(tree)))
             raise ValueError(
                 f"got a pytree of structure {treedef} and shapes {list(shapes)}, expected one like the point's: "
                 f"{self.treedef} and shapes {list(self.shapes)}"
@@ -163,6 +170,7 @@ def pair_of(tree):
 
 def to_device(leaf, what):
     """A JAX array that shares no memory with `leaf`, which SciPy may overwrite; narrowing warns."""
+    require_threads()
     if isinstance(leaf, jax.core.Tracer):
         _require_alive(leaf, what)
     if isinstance(leaf, jax.Array):
@@ -180,7 +188,6 @@ def to_device(leaf, what):
             f"{what} holds integers beyond {dtype}, expected ones within; convert it to floating point, or call "
             'jax.config.update("jax_enable_x64", True) before'
         )
-    require_threads()
     return jax.device_put(narrowed)  # a copy already: astype made it, and jnp.array would compile for each new shape
 
 
@@ -191,7 +198,8 @@ def refuse_masked(array, what):
 
 
 def float64_if(needed):
-    """A context with float64 enabled, if it is needed: what was made with it keeps it where it is off."""
+    """A context to compute in, with float64 enabled if it is needed: what was made with it keeps it where it is off."""
+    require_threads()
     return jax.enable_x64(True) if needed and not jax.config.jax_enable_x64 else contextlib.nullcontext()
 
 
@@ -205,7 +213,17 @@ def _as_dtype(leaf, dtype, what):
     return leaf.astype(dtype)
 
 
+def _leaf(part, shape, dtype):
+    """A part of a vector as a leaf; a real one, of a Space with complex ones, has no imaginary part to lose."""
+    if is_complex(part.dtype) and not is_complex(dtype):
+        if not isinstance(part, jax.core.Tracer) and jnp.any(part.imag):
+            raise ValueError(f"got a vector with imaginary parts where a leaf is {dtype}, expected real numbers there")
+        part = part.real
+    return part.reshape(shape).astype(dtype)
+
+
 def _require_castable(leaf, dtype, what):
+    refuse_masked(leaf, what)
     given = jnp.result_type(leaf)
     if not (is_number(given) and jnp.can_cast(given, dtype, "same_kind")):
         raise TypeError(f"{what} has dtype {given}, expected {dtype}")

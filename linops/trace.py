@@ -9,6 +9,8 @@ compiles nothing.
 import contextlib
 import dataclasses
 import functools
+import hashlib
+import re
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -49,6 +51,11 @@ class Program:
     def shared(self):
         """The first program seen that equals this one: equal programs become identical, and compare at once."""
         return self
+
+    def fingerprint(self):
+        """JAX's version, and a digest of the program that is the same in another process."""
+        text = re.sub("0x[0-9a-f]+", "", str(self.jaxpr))  # addresses of functions
+        return jax.__version__, hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +140,7 @@ class Function:
                 f"its module has under its own name, and hashable args: write {self.what} with def at module level, "
                 "not as a lambda or inside of a function, and pass data through args="
             )
-        return _unpickle_function, (self.source, self.consts, self.args, self.codomain)
+        return _unpickle_function, (self.source, self.consts, self.args, self.codomain, self.program.fingerprint())
 
     @classmethod
     def trace(cls, f, domain, args=(), what="f", through=None):
@@ -190,15 +197,18 @@ def _unpickle_source(name, *rest):
     return Source(f, *rest)
 
 
-def _unpickle_function(source, consts, args, codomain):
+def _unpickle_function(source, consts, args, codomain, fingerprint):
     function = source.trace(args)
-    if (function.codomain, *map(jax.typeof, function.consts)) != (codomain, *map(jax.typeof, consts)):
+    arrays = [[jax.typeof(const) for const in values] for values in (function.consts, consts)]
+    (version, digest), (version_then, digest_then) = function.program.fingerprint(), fingerprint
+    same_program = digest == digest_then or version != version_then  # another JAX traces other programs
+    if not (same_program and function.codomain.layout == codomain.layout and arrays[0] == arrays[1]):
         raise ValueError(
             f"{source.f.__module__}.{source.f.__qualname__} is not the function that it was when its operator was "
-            "pickled: its value, or an array that it uses, has another shape or dtype; expected the same code and "
-            "version: build the operator anew"
+            "pickled: it computes something else, or its value, or an array that it uses, has another shape or dtype; "
+            "expected the same code and version: build the operator anew"
         )
-    return dataclasses.replace(function, consts=consts)
+    return dataclasses.replace(function, consts=consts, codomain=codomain)
 
 
 def stage(function, *arguments):

@@ -201,7 +201,34 @@ def test_errors_within_a_custom_rule_are_its_own():
         linops.Jacobian(f, X) @ X
 
 
+@pytest.mark.parametrize("combine", [lambda c, A: c * A, lambda c, A: A * c, lambda c, A: A / c])
+def test_scalars(combine):
+    A = linops.Matrix(np.eye(2, dtype=np.float32))
+    with pytest.raises(TypeError, match=r"got a int, 1000.* expected a number; Python said: int too large"):
+        combine(10**400, A)
+    with pytest.raises(ValueError, match="a scalar has masked entries, expected numbers in all"):
+        combine(np.ma.array(3.0, mask=True), A)
+    with pytest.raises(TypeError, match=r"got np.timedelta64\(3,.s.\) of dtype timedelta64.s., expected a number"):
+        combine(np.timedelta64(3, "s"), A)
+
+
+def test_complex_examples_in_batches():
+    for batched in (linops.batch_jacobian, linops.batch_hessian):
+        with pytest.raises(TypeError, match="X holds complex numbers, expected real ones; give f the pair of real and"):
+            batched(jnp.sum, np.ones((3, 2), np.complex64))
+
+
 def test_complex_values_where_real_ones_are_needed():
+    with pytest.raises(TypeError, match="Hessian got f with complex values that is not holomorphic, expected real"):
+        linops.Hessian(lambda z: jnp.vdot(z, z), X * np.complex64(1j))
+
+    @jax.custom_jvp
+    def f(z):
+        return jnp.sum(z**2)
+
+    f.defjvp(lambda primals, tangents: (f(*primals), 2 * jnp.sum(jnp.conj(primals[0]) * tangents[0])))
+    with pytest.raises(TypeError, match="holomorphic by its first derivative and not by its second, expected both"):
+        linops.Hessian(f, X * np.complex64(1j))
     with pytest.raises(
         TypeError, match=r"Hessian got f with complex values of a real point, expected real values; take"
     ):

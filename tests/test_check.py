@@ -72,6 +72,45 @@ def test_cancellation_is_no_fault():
     check(J + 1e6 * linops.Identity(11) - 1e6 * linops.Identity(11)).raise_if_failed()
 
 
+BAD = problems.normal((6, 6), np.float64, 3)
+BAD[:, 0] = BAD[:, 1] + 1e-5 * BAD[:, 2]  # ill-conditioned
+P = np.outer(np.ones(6), np.ones(6)) / 6  # a projector
+FAR = np.array([2.0, -5.0, 3.0, 1.0])
+RIGHT = {
+    "softmax": lambda d, seed: linops.Jacobian(jax.nn.softmax, 3 * problems.normal(30, d, seed)),
+    "0 but for rounding": lambda d, seed: linops.Jacobian(
+        lambda x: jnp.sum(x - jnp.mean(x))[None], problems.normal(7, d, seed)
+    ),
+    "1 but for rounding": lambda d, seed: linops.Jacobian(
+        lambda x: jnp.sum(x / jnp.sum(x))[None], problems.normal(7, d, seed)
+    ),
+    "projectors with product 0": lambda d, seed: linops.Matrix(P.astype(d)) @ linops.Matrix((np.eye(6) - P).astype(d)),
+    "an ill-conditioned matrix and its inverse": lambda d, seed: (
+        linops.Matrix(BAD.astype(d)) @ linops.Matrix(np.linalg.inv(BAD).astype(d))
+    ),
+    "a point of size 1e-9": lambda d, seed: linops.Jacobian(lambda x: jnp.sin(x / 1e-9), (1e-9 * FAR).astype(d)),
+    "a Hessian at a point of size 1e-8": lambda d, seed: linops.Hessian(
+        lambda x: jnp.sum(jnp.sin(x / 1e-8)), (1e-8 * FAR).astype(d)
+    ),
+    "leaves of sizes 1e-6 and 1e6": lambda d, seed: linops.Jacobian(
+        lambda x: jnp.sin(x["a"] * 1e6) * x["b"], {"a": (1e-6 * FAR).astype(d), "b": (1e6 * FAR).astype(d)}
+    ),
+    "a quick wave": lambda d, seed: linops.Jacobian(lambda x: jnp.sin(1e4 * x), FAR.astype(d)),
+    "an ill-conditioned solve": lambda d, seed: linops.Jacobian(
+        lambda x: jnp.linalg.solve(BAD.astype(d) + 1e-3 * jnp.diag(x), x), problems.normal(6, d, seed)
+    ),
+    "a point of zeros": lambda d, seed: linops.Hessian(lambda x: jnp.sum(jnp.cos(x) ** 2), np.zeros(4, d)),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("name", RIGHT)
+def test_what_is_hard_to_compute_passes(name, dtype):
+    with jax.enable_x64(dtype == np.float64):
+        for seed in range(4):
+            check(RIGHT[name](dtype, seed), key=seed).raise_if_failed()
+
+
 # The faults: each an operator that is wrong in one way, the checks that find it, and the words in which they say so.
 
 
@@ -532,6 +571,12 @@ def test_functions_given_as_f_pass():
     assert check(linops.Jacobian(problems.conjugating, Z), f=problems.conjugating)
 
 
+def test_another_function_given_as_f():
+    J = linops.Jacobian(problems.values, X)
+    assert "(or f= is another function)" in str(check(J, f=lambda x: jax.tree.map(jnp.cos, problems.values(x))))
+    assert "f= is not the function that A was made of" in str(check(J, f=lambda x: x["b"]))
+
+
 def test_what_is_claimed_to_be_positive_semidefinite():
     made = {
         linops.GaussNewton(problems.values, X): True,
@@ -582,7 +627,9 @@ def test_report():
             TypeError,
             "check got f= with .*Matrix.*, expected an operator made of f",
         ),
-        (linops.Matrix(M), {"samples": 0}, ValueError, "check got samples=0, expected at least one random vector"),
+        (linops.Matrix(M), {"samples": 0}, ValueError, "check got samples=0, expected a number of random vectors"),
+        (linops.Matrix(M), {"samples": 2.5}, ValueError, "check got samples=2.5, expected a number of random vectors"),
+        (linops.Matrix(M), {"key": "a"}, TypeError, "check got key='a', expected an integer or a key of jax.random"),
     ],
 )
 def test_bad_arguments(A, options, error, match):

@@ -41,6 +41,13 @@ def with_global(x):
     return jnp.tanh(LINEAR @ jnp.concatenate([x["b"], x["w"].ravel()]))
 
 
+SCALE = 2.0
+
+
+def with_global_scalar(x):
+    return SCALE * x["b"]
+
+
 @jax.jit
 def jitted(x):
     return jnp.sin(x["w"]) @ x["w"]
@@ -217,6 +224,10 @@ def test_functions_that_have_changed(monkeypatch):
     expected = H @ ones(H)
     monkeypatch.setitem(globals(), "LINEAR", 2 * LINEAR)  # the arrays of that day are what is pickled
     np.testing.assert_array_equal(pickle.loads(pickled) @ ones(H), expected)
+    pickled_program = pickle.dumps(linops.Jacobian(with_global_scalar, X))
+    monkeypatch.setitem(globals(), "SCALE", 3.0)
+    with pytest.raises(ValueError, match=r"with_global_scalar is not the function.*it computes something else"):
+        pickle.loads(pickled_program)
     monkeypatch.setitem(globals(), "LINEAR", LINEAR[:2])
     with pytest.raises(ValueError, match=r"with_global is not the function that it was .* expected the same code"):
         pickle.loads(pickled)
@@ -339,7 +350,7 @@ def test_forks_are_refused():
     """JAX has threads, of which a forked child has none but may wait for their answers, for ever."""
     printed = in_subprocess(
         """
-import os, warnings
+import copy, os, warnings
 import jax.numpy as jnp, numpy as np, linops
 warnings.simplefilter("ignore")  # Python and JAX warn of the fork
 def attempt(multiply):
@@ -360,13 +371,17 @@ if after == 0:
         attempt(lambda: A @ v)
     attempt(lambda: A.mv(np.ones(3)))
     attempt(lambda: linops.Hessian(jnp.sum, np.ones(3)) @ np.ones(3))
+    for use in (copy.deepcopy, linops.check, lambda A: 2 * A, lambda A: A - A, lambda A: A.diagonal()):
+        attempt(lambda: use(A))
+    for use in (A.domain.ravel, A.domain.unravel, linops.Diagonal, lambda x: linops.batch_jacobian(jnp.sin, x)):
+        attempt(lambda: use(on_device))
     os._exit(0)
 os.waitpid(after, 0)
 """
     )
     assert printed.startswith("[1. 1. 1.]")
-    assert printed.count("got a call in a process that was forked from one that computes with JAX") == 5
-    assert printed.count("expected a process of its own: use multiprocessing with the start method spawn or") == 5
+    assert printed.count("got a call in a process that was forked from one that computes with JAX") == 14
+    assert printed.count("expected a process of its own: use multiprocessing with the start method spawn or") == 14
 
 
 def in_subprocess(code, **environment):

@@ -1,5 +1,7 @@
 """What a law over the zoo cannot say: points, Spaces, dense forms, batches, settings, pieces of structure."""
 
+import decimal
+import fractions
 import gc
 import weakref
 
@@ -326,16 +328,97 @@ def test_complex_trees_stand_for_their_pairs():
     vector = np.asarray(H.domain.ravel(z))
     np.testing.assert_array_equal(vector, [1, 3, 0.5, 2, -1])
     there = H @ vector
-    np.testing.assert_allclose(H.at(z) @ vector, there)
-    np.testing.assert_allclose(H.at(vector) @ vector, there)
+    for point in (z, vector, H.x, H.domain.unravel(vector)):
+        np.testing.assert_allclose(H.at(point) @ vector, there)
     np.testing.assert_allclose(H.domain.ravel(H.mv(z)), there, rtol=1e-6)
     re, im = H.mv(z)
     assert im["b"] is None
     np.testing.assert_allclose(H.domain.ravel({"a": re["a"] + 1j * im["a"], "b": re["b"]}), there, rtol=1e-6)
-    with pytest.raises(ValueError, match="expected one like the point's"):
+    real = {"a": np.ones(2, np.float32), "b": np.float32(1)}  # for real numbers, with imaginary parts 0
+    np.testing.assert_array_equal(H.domain.ravel(real), [1, 1, 1, 0, 0])
+    with pytest.raises(
+        ValueError, match=r"structure PyTreeDef\({'a': \*}\).*expected one like the point's: .*'a': \*, 'b'"
+    ):
         H.mv({"a": z["a"]})
+    with pytest.raises(ValueError, match=r"got a vector with imaginary parts where a leaf is float32, expected real"):
+        H.realified.unravel(np.array([1, 2, 1j], np.complex64))
+    with pytest.raises(TypeError, match="the vector has dtype complex64, expected float32"):
+        H.domain.unravel(vector * np.complex64(1j))
     with pytest.raises(TypeError, match=r"the tree\['b'\] has dtype complex64, expected float32"):
         linops.Jacobian(lambda x: x["b"], {"b": np.float32(1)}).mv({"b": np.complex64(1j)})
+
+
+def test_points_in_lists():
+    z = np.array([1 + 2j, 3 - 1j], np.complex64)
+    H = linops.Hessian(lambda x: jnp.sum(jnp.abs(x[0]) ** 4) + jnp.sum(jnp.abs(x[1]) ** 4), [z, z[:1]])
+    np.testing.assert_array_equal(H.at([z, z[:1]]) @ np.ones(6, np.float32), H @ np.ones(6, np.float32))
+    there = jax.jit(lambda z: H.at([z, z[:1]]) @ jnp.ones(6))(z)
+    np.testing.assert_allclose(there, H @ np.ones(6, np.float32), rtol=1e-6)
+
+
+def test_one_field():
+    mixed = linops.Space.of({"a": jnp.zeros(1, jnp.complex64), "b": jnp.zeros(1)})
+    identity = linops.Identity(mixed)
+    v = np.array([1j, 1j], np.complex64)
+    np.testing.assert_array_equal(identity @ v, v)
+    np.testing.assert_array_equal((1j * identity).toarray(), 1j * np.eye(2))
+    M = np.array([[1, 2j], [3, 4j]], np.complex64)
+    np.testing.assert_array_equal((linops.Matrix(M) + identity).toarray(), M + np.eye(2))
+    with jax.enable_x64(True):
+        J = linops.Jacobian(jnp.sin, np.ones(2))
+        assert (J + 1j * linops.Identity(2)).dtype == np.complex128
+        np.testing.assert_allclose((J - 1j * linops.Identity(2)).toarray(), J.toarray() - 1j * np.eye(2), rtol=1e-15)
+
+    class Mixed(linops.Operator):
+        domain = property(lambda self: linops.Space.flat(2, np.float32))
+        codomain = property(lambda self: linops.Space.flat(2, np.complex64))
+
+        def _mv(self, v):
+            return 1j * v
+
+    with pytest.raises(TypeError, match="Mixed has real and complex leaves in its domain and codomain, expected one"):
+        Mixed() @ np.ones(2, np.float32)
+
+
+def test_double_precision_complex_points_keep_it_where_it_is_off():
+    with jax.enable_x64(True):
+        z = jnp.array([1 + 2j, 3 - 1j])
+    assert linops.Jacobian(lambda z: jnp.conj(z) * z, z).dtype == np.float64
+    assert linops.Jacobian(lambda z: jnp.sin(z) * np.pi, z).dtype == np.complex128
+    G = linops.GaussNewton(lambda z: z**2, z, lambda y: jnp.sum(jnp.abs(y) ** 2))
+    assert G.dtype == np.float64
+    np.testing.assert_allclose(G.diagonal(), 8 * np.tile(np.abs(z) ** 2, 2), rtol=1e-14)
+
+
+def test_weights_of_complex_values():
+    """The Hessian of w . f, of its real part where f is not holomorphic, by the real Hessian of that."""
+    z, w = np.array([1 + 2j, 3 - 1j], np.complex64), np.array([1j, 1 - 2j], np.complex64)
+    v = np.array([0.5, -1, 2, 0.3], np.float32)
+
+    def disguised(z):
+        return jnp.conj(jnp.conj(z)) ** 2
+
+    for weights in (w, np.array([1, 2], np.float32)):
+        real = linops.Hessian(lambda z, w=weights: jnp.real(jnp.sum(w * disguised(z))), z)
+        np.testing.assert_allclose(linops.Hessian(disguised, z, weights=weights) @ v, real @ v, rtol=1e-5)
+    np.testing.assert_allclose(linops.Hessian(lambda z: z**2, z, weights=w).diagonal(), 2 * w, rtol=1e-6)
+
+
+def test_scalars_are_copied():
+    scalar = np.array(2.0)
+    M = linops.Matrix(np.eye(2, dtype=np.float32))
+    scaled = [scalar * linops.Identity(2), scalar * M, linops.Identity(2) / scalar]
+    scalar[...] = 5
+    for A, expected in zip(scaled, (2, 2, 0.5), strict=True):
+        np.testing.assert_array_equal(A @ np.ones(2, np.float32), [expected, expected])
+
+
+def test_scalars_of_other_kinds():
+    A = linops.Matrix(np.eye(1, dtype=np.float32))
+    third = fractions.Fraction(1, 3)
+    for B in (third * A, A * third, A / 3, decimal.Decimal("0.25") * A * third * 4, A / np.longdouble(3)):
+        np.testing.assert_allclose(B.toarray(), 1 / 3, rtol=1e-6)
+    assert ((10**30) * A).toarray() == np.float32(1e30)
 
 
 def test_scipy_minimizes_over_complex_parameters():
