@@ -1,6 +1,6 @@
 """Tasks for a process of their own: each prints one number.
 
-    python fresh.py first_product linops 85002
+python fresh.py first_product linops 85002
 """
 
 import argparse
@@ -50,7 +50,7 @@ def closed_over(kind):
 
 def import_linops():
     """Seconds that linops adds to importing JAX and SciPy's solvers."""
-    import jax.numpy
+    import jax.numpy  # noqa: F401
     import scipy.sparse.linalg  # noqa: F401
 
     start = time.perf_counter()

@@ -87,7 +87,7 @@ def curvlinops(kind, layers, weights):
 
 
 def reaction_diffusion(u):
-    """The residual of -u'' + u^3 on a square grid, with five points; its Jacobian reads and writes, and computes little."""
+    """The residual of -u'' + u^3 on a square grid, with five points: much to read and write, little to compute."""
     padded = jnp.pad(u, 1)
     neighbors = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]
     return 4 * u - neighbors + u**3

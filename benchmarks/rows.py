@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import problems
-from measure import cost
+from measure import cost, fresh
 from scipy.sparse.linalg import cg, eigsh
 from threadpoolctl import threadpool_limits
 
@@ -240,7 +240,11 @@ def _tiny(n):
     bare = jax.jit(problems.hessian_vector(f))
     A, B = linops.Hessian(f, x), problems.handwritten(n, lambda v: bare(point, v))
     A @ x
-    return {"linops": lambda: A @ x, "by hand": lambda: B @ x, "jitted, NumPy to NumPy": lambda: np.array(bare(point, x))}, {}
+    return {
+        "linops": lambda: A @ x,
+        "by hand": lambda: B @ x,
+        "jitted, NumPy to NumPy": lambda: np.array(bare(point, x)),
+    }, {}
 
 
 for size in (10, 1_000):
@@ -311,3 +315,24 @@ def _grid(side):
 
 for side in (1_000, 3_162, 10_000):
     ROWS[f"reaction and diffusion on a grid, Jacobian, n = {side**2:,}"] = functools.partial(_grid, side)
+
+
+def _first_product(n):
+    return {rival: fresh("first_product", rival, n, runs=5) for rival in ("linops", "by hand")}, {}
+
+
+for size in (2_410, 85_002):
+    ROWS[f"first product, compilation included, n = {size:,}"] = functools.partial(_first_product, size)
+
+
+@row
+def closed_over_400_MB():  # noqa: N802 - megabytes
+    """Construction and first product over 400 MB of data, closed over and in args."""
+    return {"linops": fresh("closed_over", "closure"), "linops, in args": fresh("closed_over", "args")}, {}
+
+
+def _import():
+    return {"linops": fresh("import_linops", runs=7)}, {}
+
+
+ROWS["import"] = _import
