@@ -19,7 +19,12 @@ import rows
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default="", metavar="WORDS", help="only rows whose names contain these words")
+    parser.add_argument(
+        "--rows",
+        default="",
+        metavar="WORDS",
+        help="only rows whose names contain these words; more words after a comma",
+    )
     parser.add_argument("--seconds", type=float, default=4, help="about how long each rival of a row is measured")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     parser.add_argument("--plot", metavar="FILE", help="draw them there")
@@ -34,7 +39,7 @@ def main():
         + f"\nat best {machine['flops_per_second'] / 1e9:.0f} Gflop/s, {machine['bytes_per_second'] / 1e9:.1f} GB/s\n"
     )
     for name, make in rows.ROWS.items():
-        if options.rows in name:
+        if any(words in name for words in options.rows.split(",")):
             report["rows"][name] = _row(name, make, machine, options.seconds)
     if options.growth:
         report["growth"] = growth.report()

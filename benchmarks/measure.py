@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-PAUSE = 0.03  # seconds between rivals: threads of OpenBLAS and OpenMP go on spinning for as long after a call
+PAUSE = 0.05  # seconds between rivals: threads of OpenBLAS and OpenMP go on spinning for as long after a call
 BATCH = 2e-3  # seconds that the calls of one sample take together, at least
 
 
@@ -20,11 +20,12 @@ def interleaved(calls, seconds=4.0, least=5, most=60):
     """Seconds of a call of each rival, as the quartiles of samples that are taken in turn."""
     batches = {name: _batch(call) for name, call in calls.items()}
     samples = {name: [] for name in calls}
-    start = time.perf_counter()
+    order, start = np.random.default_rng(0), time.perf_counter()
     for round_ in range(most):
         if round_ >= least and time.perf_counter() - start > seconds * len(calls):
             break
-        for name, call in calls.items():
+        for name in order.permutation(list(calls)):  # so that no rival always follows the same other one
+            call = calls[name]
             time.sleep(PAUSE)
             before = time.perf_counter()
             for _ in range(batches[name]):

@@ -13,7 +13,7 @@ LAYERS = {2_410: (64, 32, 10), 85_002: (64, 256, 256, 10), 1_126_410: (64, 1024,
 
 def handwritten(n, matvec):
     """What a careful user writes: float32 said, products made writable."""
-    return LinearOperator((n, n), matvec=lambda v: np.array(matvec(v)), dtype=np.float32)
+    return LinearOperator((n, n), matvec=lambda v: np.array(matvec(v.reshape(-1))), dtype=np.float32)
 
 
 def digits(layers, seed=0, copies=1):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import problems
 from measure import cost, fresh
-from scipy.sparse.linalg import cg, eigsh
+from scipy.sparse.linalg import LinearOperator, cg, eigsh
 from threadpoolctl import threadpool_limits
 
 import linops
@@ -163,24 +163,33 @@ def damped_gauss_newton_step():
     expected = cg(B, gradient, rtol=1e-6)[0]
     np.testing.assert_allclose(cg(A, gradient, rtol=1e-6)[0], expected, rtol=1e-2, atol=1e-4)
     np.testing.assert_allclose(on_device(point, b), expected, rtol=1e-2, atol=1e-3)
-    calls = {
+    return {  # lineax's CG answers NaN here, where entries of the gradient are 0
         "linops": lambda: cg(A, gradient, rtol=1e-4),
         "by hand": lambda: cg(B, gradient, rtol=1e-4),
         "jax.scipy.sparse.linalg.cg, jitted": device(lambda: on_device(point, b)),
-    }
-    if has("lineax"):
-        import lineax
+    }, {}
 
-        def solve(point, b):
-            operator = lineax.FunctionLinearOperator(
-                lambda v: product(point, v) + lam * v, b, lineax.positive_semidefinite_tag
-            )
-            return lineax.linear_solve(operator, b, lineax.CG(rtol=1e-4, atol=0.0)).value
 
-        jitted = jax.jit(solve)
-        np.testing.assert_allclose(jitted(point, b), expected, rtol=1e-2, atol=1e-3)
-        calls["lineax CG, jitted"] = device(lambda: jitted(point, b))
-    return calls, {}
+@row
+def normal_equations():
+    """(J^T J + lam I) v, n = 100,000, beside SciPy's algebra over two operators by hand."""
+    n, lam = 100_000, np.float32(0.1)
+    f = lambda x: jnp.tanh(x[:-1]) * x[1:] + jnp.sin(x[:-1])  # noqa: E731
+    x = normal(n, 0)
+    point = jnp.asarray(x)
+    push = jax.jit(lambda x, v: jax.jvp(f, (x,), (v,))[1])
+    pull = jax.jit(lambda x, w: jax.vjp(f, x)[1](w)[0])
+    hand = LinearOperator(
+        (n - 1, n),
+        matvec=lambda v: np.array(push(point, v)),
+        rmatvec=lambda w: np.array(pull(point, w)),
+        dtype=np.float32,
+    )
+    J = linops.Jacobian(f, x)
+    A = J.T @ J + lam * linops.Identity(n)
+    B = hand.H @ hand + lam * problems.handwritten(n, lambda v: v)
+    np.testing.assert_allclose(A @ x, B @ x, rtol=1e-4, atol=1e-4)
+    return {"linops": lambda: A @ x, "by hand, SciPy's algebra": lambda: B @ x}, {}
 
 
 @row
