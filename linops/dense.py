@@ -7,17 +7,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from linops.door import Flat, block_budget, is_traced
+from linops.door import Flat, all_finite, block_budget, concrete, is_traced
 from linops.space import Space, is_complex, space_of, to_device
 from linops.trace import Function
 
 
-def toarray(door):
-    """The dense NumPy array of an operator behind its door, column by column."""
+def toarray(operator):
+    """The dense NumPy array of an operator, block by block of columns."""
+    if "_door" not in vars(operator) and (result := _at_once(operator)) is not None:
+        return result
+    door = operator._door
     result = np.empty((door.rows, door.columns), door.dtype)
     for start, block in _identity_blocks(door, door.columns):
         result[:, start : start + block.shape[1]] = door.matmat(block)
     return result
+
+
+def _at_once(operator):
+    """The same in one program that linearizes and multiplies; None where it is too large, or not finite."""
+    flat = Flat(operator)
+    staged = flat.stage("_dense")
+    if staged.bytes_live + staged.bytes_out > block_budget():
+        return None
+    result = np.array(concrete(lambda: flat.finish(staged)))
+    return result if not operator._checks_finite or all_finite(result) else None
 
 
 def diagonal(door):

@@ -16,9 +16,8 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Literal
 
-from linops.jaxpr import jaxprs_in, open_jaxpr, scan_counts
+from linops.jaxpr import is_literal, jaxprs_in, open_jaxpr, scan_counts
 from linops.rules import MissingRule, differentiating
 from linops.space import Space, complex_dtype, is_complex, pair_of, space_of
 from linops.trace import Function
@@ -142,7 +141,7 @@ def _dependence(jaxpr, inputs):
     levels = dict(zip(jaxpr.invars, inputs, strict=True))
 
     def level(atom):
-        return NOT if isinstance(atom, Literal) else levels.get(atom, NOT)
+        return NOT if is_literal(atom) else levels.get(atom, NOT)
 
     for eqn in jaxpr.eqns:
         if any(hasattr(atom.aval, "inner_aval") for atom in eqn.invars):  # a mutable reference: who knows what is in it

@@ -5,7 +5,7 @@ import functools
 import jax
 
 from linops.algebra import Complexified, Operator, Transposed
-from linops.door import RESIDUAL_SHARE, Flat, memory_budget
+from linops.door import RESIDUAL_SHARE, Flat, concrete, memory_budget
 from linops.holomorphy import any_complex, complex_space, realified_space, trace_linear
 from linops.products import static
 from linops.rules import differentiating
@@ -72,8 +72,7 @@ class Derived(Operator):
         staged = flat.stage("_linear")
         if self.keep is None and staged.bytes_out > memory_budget(RESIDUAL_SHARE):
             return self
-        with jax.ensure_compile_time_eval():  # an operator made outside of a jit keeps arrays, not tracers, also inside
-            return flat.finish(staged)
+        return concrete(lambda: flat.finish(staged))  # an operator made outside of a jit keeps arrays also inside
 
 
 class Jacobian(Derived):

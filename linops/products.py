@@ -189,6 +189,9 @@ class Products(LinearOperator):
         columns = jnp.arange(block.shape[1])
         return self._block(block)[start + columns, columns]
 
+    def _dense(self):
+        return self.linearize()._block(jnp.eye(self.shape[1], dtype=self.dtype))
+
     def _tree(self, *leaves):
         return self._mv(self.domain.treedef.unflatten(leaves))
 
@@ -253,7 +256,7 @@ class Products(LinearOperator):
     def toarray(self):
         """The dense matrix, a NumPy array of shape (m, n): columns or rows, whichever are fewer, in blocks."""
         self._require_arrays("toarray")
-        return dense.toarray(self.T._door).T.copy() if self.shape[0] < self.shape[1] else dense.toarray(self._door)
+        return dense.toarray(self.T).T.copy() if self.shape[0] < self.shape[1] else dense.toarray(self)
 
     def diagonal(self):
         """The entries A[i, i], a NumPy array of shape (min(m, n),), from as many products in blocks."""

@@ -1,5 +1,6 @@
 """What a law over the zoo cannot say: points, Spaces, dense forms, batches, settings, pieces of structure."""
 
+import concurrent.futures
 import decimal
 import fractions
 import gc
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import problems
 import pytest
+from counting import compilations
 from scipy.optimize import minimize
 
 import linops
@@ -96,8 +98,9 @@ def test_dense_matrix_by_the_shorter_side(monkeypatch):
     widths = []
     matmat = door.Door.matmat
     monkeypatch.setattr(door.Door, "matmat", lambda self, block: widths.append(block.shape) or matmat(self, block))
+    monkeypatch.setattr("linops.dense._at_once", lambda operator: widths.append(operator.shape))
     linops.Jacobian(problems.scalar, X).toarray()
-    assert widths == [(1, 1)]
+    assert widths == [(SIZE, 1), (1, 1)]
 
 
 def test_residuals_beyond_the_budget_are_recomputed(monkeypatch):
@@ -439,3 +442,34 @@ def test_scipy_minimizes_over_complex_parameters():
             tol=1e-9,
         )
     np.testing.assert_allclose(result.x, [1, 3, 2, -1], atol=1e-6)
+
+
+def test_large_vectors_are_aligned_and_not_kept(monkeypatch):
+    monkeypatch.setattr(door, "BORDER_BYTES", 0)
+    J = linops.Jacobian(problems.values, X)
+    D, v = J.toarray(), np.ones(SIZE, np.float32)
+    strided = np.ones(2 * SIZE, np.float32)[::2]
+    for given in (v, strided, v.astype(np.float16)):
+        np.testing.assert_allclose(J @ given, D @ v, rtol=1e-5)
+    first = J @ v
+    v[:] = 7
+    np.testing.assert_allclose(first, D @ np.ones(SIZE), rtol=1e-5)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda c: J @ np.full(SIZE, c, np.float32), range(40)))
+    for c, result in enumerate(results):
+        np.testing.assert_allclose(result, c * (D @ np.ones(SIZE)), rtol=1e-4, atol=1e-4)
+
+
+def test_finite_numbers_with_an_infinite_sum_pass():
+    largest = np.full(4, np.finfo(np.float32).max)
+    np.testing.assert_array_equal(linops.Identity(linops.Space.flat(4, np.float32)) @ largest, largest)
+    assert not door.all_finite(np.array([np.inf, -np.inf]))
+    assert door.all_finite(np.zeros(0))
+
+
+def test_constants_are_not_compiled_one_by_one():
+    """Two programs for the first product: the linearization and the product."""
+    x = np.ones(13, np.float32)
+    with compilations() as count:
+        linops.Hessian(lambda x: jnp.mean(jnp.tanh(x) ** 2) / 3 - jnp.sum(jnp.zeros(3)), x) @ x
+        assert count() == 2

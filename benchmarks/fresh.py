@@ -1,0 +1,105 @@
+"""Tasks for a process of their own: each prints one number.
+
+python fresh.py first_product linops 85002
+"""
+
+import argparse
+import resource
+import sys
+import time
+
+
+def first_product(rival, n):
+    """Seconds from construction to the first product, compilation included."""
+    import jax
+    import numpy as np
+    import problems
+
+    import linops
+
+    model, loss, weights = problems.digits(problems.LAYERS[int(n)])
+    scalar, _, point = problems.flat(model, loss, weights)
+    v = np.ones(point.size, np.float32)
+    np.array(jax.jit(lambda v: 2 * v)(v))  # JAX itself is awake
+    start = time.perf_counter()
+    if rival == "linops":
+        linops.Hessian(lambda weights: loss(model(weights)), weights) @ v
+    else:
+        np.array(jax.jit(problems.hessian_vector(scalar))(point, v))
+    return time.perf_counter() - start
+
+
+def closed_over(kind):
+    """Seconds from construction to the first product over 400 MB, closed over or in args."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    import linops
+
+    A, x = jnp.ones((10_000, 10_000)).block_until_ready(), np.ones(10_000, np.float32)
+    jax.jit(jnp.tanh)(x).block_until_ready()
+    start = time.perf_counter()
+    if kind == "closure":
+        J = linops.Jacobian(lambda x: jnp.tanh(A @ x), x)
+    else:
+        J = linops.Jacobian(lambda x, A: jnp.tanh(A @ x), x, args=(A,))
+    J @ x
+    return time.perf_counter() - start
+
+
+def import_linops():
+    """Seconds that linops adds to importing JAX and SciPy's solvers."""
+    import jax.numpy  # noqa: F401
+    import scipy.sparse.linalg  # noqa: F401
+
+    start = time.perf_counter()
+    import linops  # noqa: F401
+
+    return time.perf_counter() - start
+
+
+def peak_memory(rival, n, columns="1"):
+    """Bytes by which products raise the peak of the process."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import problems
+
+    import linops
+
+    n, columns = int(n), int(columns)
+    model, loss, weights = problems.digits(problems.LAYERS[n])
+    scalar, _, point = problems.flat(model, loss, weights)
+    V = np.ones((n, columns), np.float32) if columns > 1 else np.ones(n, np.float32)
+    jax.jit(jax.grad(scalar))(point).block_until_ready()
+    if rival == "linops":
+        A = linops.Hessian(lambda weights: loss(model(weights)), weights)
+        multiply = lambda: A @ V  # noqa: E731
+    elif rival == "curvlinops":
+        D = problems.curvlinops("Hessian", problems.LAYERS[n], weights).to_scipy()
+        multiply = lambda: D @ V  # noqa: E731
+    elif rival == "vmapped":
+        batched = jax.jit(jax.vmap(problems.hessian_vector(scalar), in_axes=(None, 1), out_axes=1))
+        multiply = lambda: np.array(batched(point, jnp.asarray(V)))  # noqa: E731
+    else:
+        bare = jax.jit(problems.hessian_vector(scalar))
+        multiply = lambda: np.array(bare(point, V))  # noqa: E731
+    before = _peak()
+    for _ in range(3):
+        multiply()
+    return _peak() - before
+
+
+def _peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+TASKS = [first_product, closed_over, import_linops, peak_memory]
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=[task.__name__ for task in TASKS])
+    parser.add_argument("arguments", nargs="*")
+    options = parser.parse_args()
+    print(globals()[options.task](*options.arguments))

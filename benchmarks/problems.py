@@ -1,0 +1,93 @@
+"""What is measured: functions of JAX, the same in torch, and the operators that one writes by hand."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from scipy.sparse.linalg import LinearOperator
+
+LAYERS = {2_410: (64, 32, 10), 85_002: (64, 256, 256, 10), 1_126_410: (64, 1024, 1024, 10)}
+
+
+def handwritten(n, matvec):
+    """What a careful user writes: float32 said, products made writable."""
+    return LinearOperator((n, n), matvec=lambda v: np.array(matvec(v.reshape(-1))), dtype=np.float32)
+
+
+def digits(layers, seed=0, copies=1):
+    """A tanh network on scikit-learn's digits: `model(weights)`, the mean cross-entropy of its outputs, weights."""
+    from sklearn.datasets import load_digits
+
+    inputs, labels = load_digits(return_X_y=True)
+    inputs = jnp.asarray(np.tile(inputs / 16, (copies, 1)), jnp.float32)
+    labels = jnp.asarray(np.tile(labels, copies))
+    rng = np.random.default_rng(seed)
+    weights = [
+        (jnp.asarray(rng.normal(size=shape) / np.sqrt(shape[0]), jnp.float32), jnp.zeros(shape[1]))
+        for shape in itertools.pairwise(layers)
+    ]
+
+    def model(weights):
+        *hidden, (W, b) = weights
+        h = inputs
+        for V, c in hidden:
+            h = jnp.tanh(h @ V + c)
+        return h @ W + b
+
+    def loss(outputs):
+        return jnp.mean(jax.nn.logsumexp(outputs, axis=1) - jnp.take_along_axis(outputs, labels[:, None], 1)[:, 0])
+
+    return model, loss, weights
+
+
+def flat(model, loss, weights):
+    """The loss and the model as functions of one vector, and that vector."""
+    point, unravel = ravel_pytree(weights)
+    return lambda x: loss(model(unravel(x))), lambda x: model(unravel(x)), point
+
+
+def hessian_vector(f):
+    return lambda x, v: jax.jvp(jax.grad(f), (x,), (v,))[1]
+
+
+def gauss_newton_vector(model, loss):
+    def product(x, v):
+        outputs, pushed = jax.jvp(model, (x,), (v,))
+        curved = jax.jvp(jax.grad(loss), (outputs,), (pushed,))[1]
+        return jax.vjp(model, x)[1](curved)[0]
+
+    return product
+
+
+def torch_digits(layers, weights):
+    """The same network in torch: the model, its loss, its parameters and the data."""
+    import torch
+    from sklearn.datasets import load_digits
+
+    inputs, labels = load_digits(return_X_y=True)
+    linear = [torch.nn.Linear(m, n) for m, n in itertools.pairwise(layers)]
+    with torch.no_grad():
+        for layer, (W, b) in zip(linear, weights, strict=True):
+            layer.weight.copy_(torch.from_numpy(np.array(W).T.copy()))
+            layer.bias.copy_(torch.from_numpy(np.array(b)))
+    modules = [module for layer in linear for module in (layer, torch.nn.Tanh())][:-1]
+    model = torch.nn.Sequential(*modules)
+    data = [(torch.as_tensor(inputs / 16, dtype=torch.float32), torch.as_tensor(labels))]
+    return model, torch.nn.CrossEntropyLoss(), list(model.parameters()), data
+
+
+def curvlinops(kind, layers, weights):
+    """The operator of curvlinops, "Hessian" or "GGN"."""
+    import curvlinops
+
+    model, loss, parameters, data = torch_digits(layers, weights)
+    return getattr(curvlinops, f"{kind}LinearOperator")(model, loss, parameters, data, check_deterministic=False)
+
+
+def reaction_diffusion(u):
+    """The residual of -u'' + u^3 on a square grid, with five points: much to read and write, little to compute."""
+    padded = jnp.pad(u, 1)
+    neighbors = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]
+    return 4 * u - neighbors + u**3

@@ -1,0 +1,347 @@
+"""The rows of the table: each yields its name, the rivals as calls to be measured in turn, and what to know beside."""
+
+import functools
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import problems
+from measure import cost, fresh
+from scipy.sparse.linalg import LinearOperator, cg, eigsh
+from threadpoolctl import threadpool_limits
+
+import linops
+
+ROWS = {}
+
+
+def row(function):
+    """Register a row under its function's name; it returns calls by rival."""
+    ROWS[function.__name__] = function
+    return function
+
+
+def has(package):
+    return importlib.util.find_spec(package) is not None
+
+
+def device(call):
+    """Until the numbers are there."""
+    return lambda: jax.block_until_ready(call())
+
+
+def normal(size, seed=1):
+    return np.random.default_rng(seed).normal(size=size).astype(np.float32)
+
+
+def _products(n, kind):
+    model, loss, weights = problems.digits(problems.LAYERS[n])
+    scalar, vector_valued, point = problems.flat(model, loss, weights)
+    if kind == "Hessian":
+        A = linops.Hessian(lambda weights: loss(model(weights)), weights)
+        product = problems.hessian_vector(scalar)
+        linear = jax.linearize(jax.grad(scalar), point)[1]
+    else:
+        A = linops.GaussNewton(model, weights, loss)
+        product = problems.gauss_newton_vector(vector_valued, loss)
+        outputs, push = jax.linearize(vector_valued, point)
+        pull, curve = jax.linear_transpose(push, point), jax.linearize(jax.grad(loss), outputs)[1]
+        linear = jax.tree_util.Partial(lambda push, pull, curve, v: pull(curve(push(v)))[0], push, pull, curve)
+    bare, prelinearized = jax.jit(product), jax.jit(lambda linear, v: linear(v))
+    gradient = jax.jit(jax.grad(scalar))
+    v = normal(n)
+    on_device = jnp.asarray(v)
+    B, C = (problems.handwritten(n, f) for f in (lambda v: bare(point, v), lambda v: prelinearized(linear, v)))
+    np.testing.assert_allclose(A @ v, B @ v, rtol=1e-2, atol=1e-4)
+    calls = {
+        "linops": lambda: A @ v,
+        "by hand": lambda: B @ v,
+        "by hand, prelinearized": lambda: C @ v,
+        "bare program, jvp": device(lambda: bare(point, on_device)),
+        "bare program, prelinearized": device(lambda: prelinearized(linear, on_device)),
+        "one gradient": device(lambda: gradient(point)),
+    }
+    if has("curvlinops"):
+        D = problems.curvlinops("Hessian" if kind == "Hessian" else "GGN", problems.LAYERS[n], weights).to_scipy()
+        np.testing.assert_allclose(A @ v, _reordered(D, weights, v), rtol=1e-2, atol=1e-3)
+        calls["curvlinops"] = lambda: D @ v
+    if has("lineax"):
+        import lineax
+
+        function, at = (jax.grad(scalar), point) if kind == "Hessian" else (vector_valued, point)
+        operator = lineax.JacobianLinearOperator(lambda x, _: function(x), at, jac=None)
+        if kind == "Hessian":
+            multiply = jax.jit(lambda v: operator.mv(v))
+            calls["lineax"] = lambda: np.array(multiply(v))
+    if n == 2_410:
+        dense = A.toarray()
+        calls["materialized"] = lambda: dense @ v
+    return calls, limits(A)
+
+
+def _reordered(D, weights, v):
+    """D @ v with torch's order of parameters, which transposes the matrices."""
+    sizes = np.cumsum([leaf.size for leaf in jax.tree.leaves(weights)])[:-1]
+    shapes = [leaf.shape for leaf in jax.tree.leaves(weights)]
+
+    def transposed(v, shapes):
+        parts = np.split(v, sizes)
+        return np.concatenate([part.reshape(shape).T.ravel() for part, shape in zip(parts, shapes, strict=True)])
+
+    product = np.asarray(D @ transposed(v, shapes))
+    return transposed(product, [shape[::-1] for shape in shapes])
+
+
+def limits(A):
+    """What XLA counts in the compiled product of an operator."""
+    door = A._door
+    staged = door._staged_vector
+    v = jnp.zeros(door.columns, door.dtype)
+    return cost(staged.run.lower(*staged.consts, *door._flat.leaves, v).compile())
+
+
+for size in problems.LAYERS:
+    for kind in ("Hessian", "Gauss-Newton"):
+        ROWS[f"{kind} of the digits network, product, n = {size:,}"] = functools.partial(_products, size, kind)
+
+
+def _eigsh(n):
+    model, loss, weights = problems.digits(problems.LAYERS[n])
+    scalar, _, point = problems.flat(model, loss, weights)
+    A = linops.Hessian(lambda weights: loss(model(weights)), weights)
+    bare, prelinearized = jax.jit(problems.hessian_vector(scalar)), jax.jit(lambda linear, v: linear(v))
+    linear = jax.linearize(jax.grad(scalar), point)[1]
+    B, C = (problems.handwritten(n, f) for f in (lambda v: bare(point, v), lambda v: prelinearized(linear, v)))
+    v = normal(n)
+
+    def held(A):
+        with threadpool_limits(1, "blas"):
+            return eigsh(A, k=10, v0=v)
+
+    expected = eigsh(B, k=10, v0=v)[0]
+    np.testing.assert_allclose(held(A)[0], expected, rtol=1e-3)
+    calls = {
+        "linops, BLAS on one thread": lambda: held(A),
+        "linops": lambda: eigsh(A, k=10, v0=v),
+        "by hand": lambda: eigsh(B, k=10, v0=v),
+        "by hand, BLAS on one thread": lambda: held(B),
+        "by hand, prelinearized, BLAS on one thread": lambda: held(C),
+    }
+    if has("curvlinops"):
+        D = problems.curvlinops("Hessian", problems.LAYERS[n], weights).to_scipy(dtype=np.dtype(np.float32))
+        calls["curvlinops"] = lambda: eigsh(D, k=10, v0=v)
+    if has("matfree"):
+        from matfree import decomp, eig
+
+        partial = eig.eigh_partial(decomp.tridiag_sym(55))
+        solve = jax.jit(lambda v, point: partial(lambda u: problems.hessian_vector(scalar)(point, u), v))
+        start = jnp.asarray(v)
+        calls["matfree, 55 steps, not converged"] = device(lambda: solve(start, point))
+    return calls, {}
+
+
+for size in (2_410, 85_002):
+    ROWS[f"eigsh(k=10) of the Hessian, n = {size:,}"] = functools.partial(_eigsh, size)
+
+
+@row
+def damped_gauss_newton_step():
+    """(G + lam I) x = gradient by cg to rtol = 1e-4, n = 85,002."""
+    n, lam = 85_002, np.float32(0.1)
+    model, loss, weights = problems.digits(problems.LAYERS[n])
+    scalar, vector_valued, point = problems.flat(model, loss, weights)
+    gradient = np.asarray(jax.grad(scalar)(point))
+    product = problems.gauss_newton_vector(vector_valued, loss)
+    A = linops.GaussNewton(model, weights, loss) + lam * linops.Identity(n)
+    bare = jax.jit(product)
+    B = problems.handwritten(n, lambda v: bare(point, v) + lam * v)
+    on_device = jax.jit(
+        lambda point, b: jax.scipy.sparse.linalg.cg(lambda v: product(point, v) + lam * v, b, tol=1e-4)[0]
+    )
+    b = jnp.asarray(gradient)
+    expected = cg(B, gradient, rtol=1e-6)[0]
+    np.testing.assert_allclose(cg(A, gradient, rtol=1e-6)[0], expected, rtol=1e-2, atol=1e-4)
+    np.testing.assert_allclose(on_device(point, b), expected, rtol=1e-2, atol=1e-3)
+    return {  # lineax's CG answers NaN here, where entries of the gradient are 0
+        "linops": lambda: cg(A, gradient, rtol=1e-4),
+        "by hand": lambda: cg(B, gradient, rtol=1e-4),
+        "jax.scipy.sparse.linalg.cg, jitted": device(lambda: on_device(point, b)),
+    }, {}
+
+
+@row
+def normal_equations():
+    """(J^T J + lam I) v, n = 100,000, beside SciPy's algebra over two operators by hand."""
+    n, lam = 100_000, np.float32(0.1)
+    f = lambda x: jnp.tanh(x[:-1]) * x[1:] + jnp.sin(x[:-1])  # noqa: E731
+    x = normal(n, 0)
+    point = jnp.asarray(x)
+    push = jax.jit(lambda x, v: jax.jvp(f, (x,), (v,))[1])
+    pull = jax.jit(lambda x, w: jax.vjp(f, x)[1](w)[0])
+    hand = LinearOperator(
+        (n - 1, n),
+        matvec=lambda v: np.array(push(point, v)),
+        rmatvec=lambda w: np.array(pull(point, w)),
+        dtype=np.float32,
+    )
+    J = linops.Jacobian(f, x)
+    A = J.T @ J + lam * linops.Identity(n)
+    B = hand.H @ hand + lam * problems.handwritten(n, lambda v: v)
+    np.testing.assert_allclose(A @ x, B @ x, rtol=1e-4, atol=1e-4)
+    return {"linops": lambda: A @ x, "by hand, SciPy's algebra": lambda: B @ x}, {}
+
+
+@row
+def gram_at_two_points():
+    """J(x1) J(x2)^T with n = 10,000 and m = 5, dense, at new points each time."""
+    n, m = 10_000, 5
+    W = jnp.asarray(normal((m, n)) / np.sqrt(n))
+    f = lambda x: jnp.tanh(W @ jnp.sin(x)) + W @ x**2  # noqa: E731
+    x1, x2 = jnp.asarray(normal(n, 2)), jnp.asarray(normal(n, 3))
+
+    def direct(x1, x2):
+        return jax.jacrev(f)(x1) @ jax.jacrev(f)(x2).T
+
+    def vmapped(x1, x2):
+        pull = jax.vjp(f, x2)[1]
+        return jax.vmap(lambda w: jax.jvp(f, (x1,), (pull(w)[0],))[1])(jnp.eye(m)).T
+
+    jitted, jitted_vmapped = jax.jit(direct), jax.jit(vmapped)
+    K = linops.JacobianGram(f, x1, x2)
+    np.testing.assert_allclose(K.toarray(), direct(x1, x2), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(K.toarray(), vmapped(x1, x2), rtol=1e-3, atol=1e-4)
+    return {
+        "linops": lambda: K.at(x1, x2).toarray(),
+        "direct": device(lambda: direct(x1, x2)),
+        "direct, jitted": device(lambda: jitted(x1, x2)),
+        "vmapped": device(lambda: vmapped(x1, x2)),
+        "vmapped, jitted": device(lambda: jitted_vmapped(x1, x2)),
+    }, {}
+
+
+def _blocks(columns):
+    n = 2_410
+    model, loss, weights = problems.digits(problems.LAYERS[n])
+    scalar, _, point = problems.flat(model, loss, weights)
+    A = linops.Hessian(lambda weights: loss(model(weights)), weights)
+    bare = jax.jit(problems.hessian_vector(scalar))
+    batched = jax.jit(jax.vmap(problems.hessian_vector(scalar), in_axes=(None, 1), out_axes=1))
+    V = normal((n, columns))
+    B = problems.handwritten(n, lambda v: bare(point, v))
+    np.testing.assert_allclose(A @ V, batched(point, V), rtol=1e-2, atol=1e-4)
+    return {
+        "linops": lambda: A @ V,
+        "linops, one by one": lambda: [A @ v for v in V.T],
+        "by hand": lambda: B @ V,
+        "by hand, vmapped": lambda: np.array(batched(point, V)),
+    }, {}
+
+
+for columns in (1, 16, 256):
+    ROWS[f"block of {columns} columns, Hessian, n = 2,410"] = functools.partial(_blocks, columns)
+
+
+def _tiny(n):
+    f = lambda x: jnp.sum(x**4)  # noqa: E731
+    x = np.linspace(-1, 1, n, dtype=np.float32)
+    point = jnp.asarray(x)
+    bare = jax.jit(problems.hessian_vector(f))
+    A, B = linops.Hessian(f, x), problems.handwritten(n, lambda v: bare(point, v))
+    A @ x
+    return {
+        "linops": lambda: A @ x,
+        "by hand": lambda: B @ x,
+        "jitted, NumPy to NumPy": lambda: np.array(bare(point, x)),
+    }, {}
+
+
+for size in (10, 1_000):
+    ROWS[f"overhead: Hessian of sum(x**4), n = {size:,}"] = functools.partial(_tiny, size)
+
+
+@row
+def chain_of_100_points():
+    """A product at each of 100 points, n = 2,410."""
+    model, loss, weights = problems.digits(problems.LAYERS[2_410])
+    scalar, _, point = problems.flat(model, loss, weights)
+    points = [point + 0.01 * normal(point.size, seed) for seed in range(100)]
+    v = normal(point.size)
+    H = linops.Hessian(scalar, point)
+    H @ v
+    bare = jax.jit(problems.hessian_vector(scalar))
+
+    def rebuilt(x):
+        return jax.jit(lambda v: problems.hessian_vector(scalar)(x, v))(v)
+
+    return {
+        "linops": lambda: [H.at(x) @ v for x in points],
+        "by hand, the point an argument": lambda: [np.array(bare(x, v)) for x in points],
+        "by hand, a jitted closure at each point": lambda: [np.array(rebuilt(x)) for x in points],
+    }, {}
+
+
+@row
+def fresh_lambda():
+    """A Hessian from a fresh lambda over other data, with its first product, n = 85,002."""
+    seeds = iter(range(10**6))
+    v = normal(85_002)
+
+    def construct(multiply):
+        model, loss, weights = problems.digits(problems.LAYERS[85_002], next(seeds))
+        return multiply(lambda weights: loss(model(weights)), *problems.flat(model, loss, weights)[::2], weights)
+
+    return {
+        "linops": lambda: construct(lambda f, scalar, point, weights: linops.Hessian(f, weights) @ v),
+        "by hand": lambda: construct(
+            lambda f, scalar, point, weights: np.array(jax.jit(problems.hessian_vector(scalar))(point, v))
+        ),
+    }, {}
+
+
+def _grid(side):
+    f = problems.reaction_diffusion
+    u = normal((side, side))
+    J = linops.Jacobian(f, u)
+    point = jnp.asarray(u)
+    bare = jax.jit(lambda u, v: jax.jvp(f, (u,), (v,))[1])
+    linear = jax.linearize(f, point)[1]
+    prelinearized = jax.jit(lambda linear, v: linear(v))
+    v = normal(side * side, 2)
+    on_device = jnp.asarray(v.reshape(side, side))
+    np.testing.assert_allclose(J @ v, np.ravel(bare(point, on_device)), rtol=1e-4, atol=1e-4)
+    B = problems.handwritten(v.size, lambda v: bare(point, v.reshape(side, side)).ravel())
+    vector = jnp.asarray(v)
+    J @ vector
+    return {
+        "linops": lambda: J @ v,
+        "linops, on the device": device(lambda: J @ vector),
+        "by hand": lambda: B @ v,
+        "bare program, jvp": device(lambda: bare(point, on_device)),
+        "bare program, prelinearized": device(lambda: prelinearized(linear, on_device)),
+    }, limits(J)
+
+
+for side in (1_000, 3_162, 10_000):
+    ROWS[f"reaction and diffusion on a grid, Jacobian, n = {side**2:,}"] = functools.partial(_grid, side)
+
+
+def _first_product(n):
+    return {rival: fresh("first_product", rival, n, runs=5) for rival in ("linops", "by hand")}, {}
+
+
+for size in (2_410, 85_002):
+    ROWS[f"first product, compilation included, n = {size:,}"] = functools.partial(_first_product, size)
+
+
+@row
+def closed_over_400_MB():  # noqa: N802 - megabytes
+    """Construction and first product over 400 MB of data, closed over and in args."""
+    return {"linops": fresh("closed_over", "closure"), "linops, in args": fresh("closed_over", "args")}, {}
+
+
+def _import():
+    return {"linops": fresh("import_linops", runs=7)}, {}
+
+
+ROWS["import"] = _import
