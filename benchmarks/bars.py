@@ -90,5 +90,5 @@ BARS = {
     "import linops, seconds": (["import"], lambda t: t["linops"], 0.1, False),
     "exponent of time against n": (["n"], lambda g: g["exponent"], 1.05, False),
     "exponent of time against examples": (["examples"], lambda g: g["exponent"], 1.05, False),
-    "memory of 4,096 columns beside that of 256": (["columns"], lambda g: g["ratio"], 1.5, False),
+    "memory of 4,096 columns beside that of 1,024": (["columns"], lambda g: g["ratio"], 1.5, False),
 }
