@@ -206,7 +206,7 @@ class Subject:
 
     @functools.cached_property
     def norm(self):
-        """|A| as far as random vectors see it; of a sum, whose rounding errors are those of its terms, their sum."""
+        """|A| as random vectors see it; of sums and products from that of their terms, whose rounding errors stay."""
         return _norm(self.A, self.rights)
 
     @functools.cached_property

@@ -180,7 +180,7 @@ class Door:
     def diagonal_of(self, block, start):
         """The entries (start + i, i) of A V."""
         diagonal = self._padded("_block_diagonal", block, np.int32(start))[: block.shape[1]]
-        if self.check_finite and not np.isfinite(diagonal).all():
+        if self.check_finite and not all_finite(diagonal):
             raise FloatingPointError(f"the diagonal of {self.name} has NaN or Inf; expected finite numbers")
         return diagonal
 

@@ -3,10 +3,10 @@
 import functools
 
 from linops.algebra import Conjugate, Product
-from linops.hessian import Hessian, require_real, require_scalar
+from linops.hessian import Hessian, require_scalar
 from linops.holomorphy import OnPairs, any_complex, trace_linear
-from linops.jacobian import Derived, Jacobian, point
-from linops.space import Space, is_complex
+from linops.jacobian import Derived, Jacobian, is_extended, point
+from linops.space import is_complex
 from linops.trace import Function
 
 
@@ -27,8 +27,7 @@ class Expanded(Derived):
         return {name: getattr(self, name) for name in ("function", "realified", "keep", "check_finite")}
 
     def _jacobian(self, x):
-        extended = any_complex(self.function.codomain) and not any_complex(Space.of(x))
-        return Jacobian._make(x=x, extended=extended, **self._options())
+        return Jacobian._make(x=x, extended=is_extended(self.function, x), **self._options())
 
 
 class GaussNewton(Expanded):
@@ -67,11 +66,11 @@ class GaussNewton(Expanded):
         x, domain = point(x)
         function, x, realified = trace_linear(f, x, domain, args, realify=loss is not None)
         if loss is not None:
-            outputs = Function.trace(f, domain, args).codomain
-            through = OnPairs(outputs, values=False) if any_complex(outputs) else None
+            pairs = function.codomain.paired
+            through = OnPairs(pairs, values=False) if pairs else None
             traced = Function.trace(loss, function.codomain, what="loss", through=through)
             require_scalar(traced, "a loss", "GaussNewton", "weight its values")
-            require_real(traced)
+            _require_real(traced)
         vars(self).update(function=function, x=x, realified=realified, loss=loss and traced)
         vars(self).update(keep=linearize, check_finite=check_finite)
 
@@ -91,6 +90,14 @@ class GaussNewton(Expanded):
         """The Hessian of the loss at f(x)."""
         options = {**self._options(), "function": self.loss, "realified": self.function.codomain.paired}
         return Hessian._make(x=self.function(self.x), weights=None, **options)
+
+
+def _require_real(function):
+    """Refuse a loss with complex values."""
+    if any_complex(function.codomain):
+        raise TypeError(
+            "GaussNewton got a loss with complex values, expected real ones; take the real part or the absolute value"
+        )
 
 
 class JacobianGram(Expanded):

@@ -108,11 +108,3 @@ def require_scalar(function, what, operator, remedy):
             f"{operator} got {what} with values of shapes {shapes}, expected a scalar (shape ()); sum or squeeze the "
             f"value, or {remedy}"
         )
-
-
-def require_real(function):
-    """Refuse a loss with complex values."""
-    if any_complex(function.codomain):
-        raise TypeError(
-            "GaussNewton got a loss with complex values, expected real ones; take the real part or the absolute value"
-        )

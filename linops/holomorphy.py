@@ -13,6 +13,7 @@ then is real, and its vectors are [Re, Im]. Leaves that are real have no imagina
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -99,6 +100,7 @@ def join(pair, space):
     return space.treedef.unflatten(leaves)
 
 
+@functools.lru_cache(maxsize=512)
 def realified_space(space):
     """The Space of the pairs (Re, Im) of the elements of a Space."""
     with space.scope():

@@ -118,8 +118,7 @@ class Jacobian(Derived):
     def __init__(self, f, x, *, args=(), linearize=None, check_finite=True):
         x, domain = point(x)
         function, x, realified = trace_linear(f, x, domain, args)
-        extended = any_complex(function.codomain) and not any_complex(Space.of(x))
-        vars(self).update(function=function, x=x, realified=realified, extended=extended)
+        vars(self).update(function=function, x=x, realified=realified, extended=is_extended(function, x))
         vars(self).update(keep=linearize, check_finite=check_finite)
 
     domain = functools.cached_property(lambda self: self._over_field(self._points))
@@ -151,6 +150,11 @@ class Jacobian(Derived):
         if self.function.forward:
             return pushforward(self.function, self.x, self.domain, self.codomain)
         return Transposed(pullback(self.function, self.x, self.domain, self.codomain))
+
+
+def is_extended(function, x):
+    """Whether the derivative of a function at x, from real to complex numbers, is to take complex vectors."""
+    return any_complex(function.codomain) and not any_complex(Space.of(x))
 
 
 def point(x):

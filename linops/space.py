@@ -175,8 +175,9 @@ def to_device(leaf, what):
         _require_alive(leaf, what)
     if isinstance(leaf, jax.Array):
         return leaf
-    refuse_masked(np.asanyarray(leaf), what)
-    array = np.asarray(leaf)
+    array = np.asanyarray(leaf)
+    refuse_masked(array, what)
+    array = np.asarray(array)
     if not is_number(array.dtype):
         raise TypeError(f"{what} is {leaf!r}; expected an array or a number")
     dtype = _device_dtype(array.dtype)

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import operator
 import re
 import sys
 from collections.abc import Callable
@@ -184,17 +185,15 @@ class Function:
 
 def _is_importable(f):
     """Whether f is what its module has under its name."""
-    found = sys.modules.get(getattr(f, "__module__", None))
-    for name in getattr(f, "__qualname__", "").split("."):
-        found = getattr(found, name, None)
-    return found is f
+    try:
+        return operator.attrgetter(f.__qualname__)(sys.modules[f.__module__]) is f
+    except (AttributeError, KeyError):
+        return False
 
 
 def _unpickle_source(name, *rest):
-    f = import_module(name[0])
-    for part in name[1].split("."):
-        f = getattr(f, part)
-    return Source(f, *rest)
+    module, attribute = name
+    return Source(operator.attrgetter(attribute)(import_module(module)), *rest)
 
 
 def _unpickle_function(source, consts, args, codomain, fingerprint):
