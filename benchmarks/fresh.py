@@ -4,14 +4,16 @@ python fresh.py first_product linops 85002
 """
 
 import argparse
+import functools
 import time
 from pathlib import Path
+
+import numpy as np
 
 
 def first_product(rival, n):
     """Seconds from construction to the first product, compilation included."""
     import jax
-    import numpy as np
     import problems
 
     import linops
@@ -32,7 +34,6 @@ def closed_over(kind):
     """Seconds from construction to the first product over 400 MB, closed over or in args."""
     import jax
     import jax.numpy as jnp
-    import numpy as np
 
     import linops
 
@@ -61,34 +62,28 @@ def import_linops():
 def peak_memory(rival, n, columns="1"):
     """Bytes beyond what is held before that a product takes at its peak, its result among them."""
     import jax
-    import jax.numpy as jnp
-    import numpy as np
     import problems
 
-    import linops
-
     n, columns = int(n), int(columns)
-    model, loss, weights = problems.digits(problems.LAYERS[n])
-    scalar, _, point = problems.flat(model, loss, weights)
+    A, scalar, point, weights = problems.hessian(n)
     V = np.ones((n, columns), np.float32) if columns > 1 else np.ones(n, np.float32)
-    jax.jit(jax.grad(scalar))(point).block_until_ready()
     if rival == "linops":
-        A = linops.Hessian(lambda weights: loss(model(weights)), weights)
-        multiply = lambda: A @ V  # noqa: E731
+        multiply = A.__matmul__
     elif rival == "curvlinops":
-        D = problems.curvlinops("Hessian", problems.LAYERS[n], weights).to_scipy()
-        multiply = lambda: D @ V  # noqa: E731
-    elif rival == "vmapped":
-        batched = jax.jit(jax.vmap(problems.hessian_vector(scalar), in_axes=(None, 1), out_axes=1))
-        multiply = lambda: np.array(batched(point, jnp.asarray(V)))  # noqa: E731
+        multiply = problems.curvlinops("Hessian", problems.LAYERS[n], weights).to_scipy().__matmul__
     else:
-        bare = jax.jit(problems.hessian_vector(scalar))
-        multiply = lambda: np.array(bare(point, V))  # noqa: E731
-    multiply()  # compiled
+        product = problems.hessian_vector(scalar)
+        product = jax.vmap(product, in_axes=(None, 1), out_axes=1) if rival == "vmapped" else product
+        multiply = functools.partial(_to_numpy, jax.jit(product), point)
+    multiply(V)  # compiled
     before = _memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-    multiply()
+    multiply(V)
     return _memory("VmHWM") - before
+
+
+def _to_numpy(multiply, point, V):
+    return np.array(multiply(point, V))
 
 
 def _memory(name):

@@ -1,6 +1,7 @@
 """Measuring: rivals in turn, medians with quartiles; what the machine does at best; programs in fresh processes."""
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -85,8 +86,6 @@ def machine():
 
 
 def _cores():
-    import os
-
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
 
 

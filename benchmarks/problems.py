@@ -8,6 +8,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from scipy.sparse.linalg import LinearOperator
 
+import linops
+
 LAYERS = {2_410: (64, 32, 10), 85_002: (64, 256, 256, 10), 1_126_410: (64, 1024, 1024, 10)}
 
 
@@ -46,6 +48,13 @@ def flat(model, loss, weights):
     """The loss and the model as functions of one vector, and that vector."""
     point, unravel = ravel_pytree(weights)
     return lambda x: loss(model(unravel(x))), lambda x: model(unravel(x)), point
+
+
+def hessian(n, seed=0, copies=1):
+    """Linops' Hessian of the digits network of that size, the loss as a function of one vector, the vector, weights."""
+    model, loss, weights = digits(LAYERS[n], seed, copies)
+    scalar, _, point = flat(model, loss, weights)
+    return linops.Hessian(lambda weights: loss(model(weights)), weights), scalar, point, weights
 
 
 def hessian_vector(f):

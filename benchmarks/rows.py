@@ -1,4 +1,4 @@
-"""The rows of the table: each yields its name, the rivals as calls to be measured in turn, and what to know beside."""
+"""The rows: each returns, by rival, calls to be measured in turn or times that it measured, and the cost by XLA."""
 
 import functools
 import importlib.util
@@ -17,7 +17,7 @@ ROWS = {}
 
 
 def row(function):
-    """Register a row under its function's name; it returns calls by rival."""
+    """Register a row under its function's name."""
     ROWS[function.__name__] = function
     return function
 
@@ -66,14 +66,12 @@ def _products(n, kind):
         D = problems.curvlinops("Hessian" if kind == "Hessian" else "GGN", problems.LAYERS[n], weights).to_scipy()
         np.testing.assert_allclose(A @ v, _reordered(D, weights, v), rtol=1e-2, atol=1e-3)
         calls["curvlinops"] = lambda: D @ v
-    if has("lineax"):
+    if has("lineax") and kind == "Hessian":
         import lineax
 
-        function, at = (jax.grad(scalar), point) if kind == "Hessian" else (vector_valued, point)
-        operator = lineax.JacobianLinearOperator(lambda x, _: function(x), at, jac=None)
-        if kind == "Hessian":
-            multiply = jax.jit(lambda v: operator.mv(v))
-            calls["lineax"] = lambda: np.array(multiply(v))
+        operator = lineax.JacobianLinearOperator(lambda x, _: jax.grad(scalar)(x), point, jac=None)
+        multiply = jax.jit(lambda v: operator.mv(v))
+        calls["lineax"] = lambda: np.array(multiply(v))
     if n == 2_410:
         dense = A.toarray()
         calls["materialized"] = lambda: dense @ v
@@ -107,9 +105,7 @@ for size in problems.LAYERS:
 
 
 def _eigsh(n):
-    model, loss, weights = problems.digits(problems.LAYERS[n])
-    scalar, _, point = problems.flat(model, loss, weights)
-    A = linops.Hessian(lambda weights: loss(model(weights)), weights)
+    A, scalar, point, weights = problems.hessian(n)
     bare, prelinearized = jax.jit(problems.hessian_vector(scalar)), jax.jit(lambda linear, v: linear(v))
     linear = jax.linearize(jax.grad(scalar), point)[1]
     B, C = (problems.handwritten(n, f) for f in (lambda v: bare(point, v), lambda v: prelinearized(linear, v)))
@@ -222,9 +218,7 @@ def gram_at_two_points():
 
 def _blocks(columns):
     n = 2_410
-    model, loss, weights = problems.digits(problems.LAYERS[n])
-    scalar, _, point = problems.flat(model, loss, weights)
-    A = linops.Hessian(lambda weights: loss(model(weights)), weights)
+    A, scalar, point, _ = problems.hessian(n)
     bare = jax.jit(problems.hessian_vector(scalar))
     batched = jax.jit(jax.vmap(problems.hessian_vector(scalar), in_axes=(None, 1), out_axes=1))
     V = normal((n, columns))
