@@ -94,7 +94,7 @@ def _reordered(D, weights, v):
 def limits(A):
     """What XLA counts in the compiled product of an operator."""
     door = A._door
-    staged = door._staged_vector
+    staged = door.staged_array
     v = jnp.zeros(door.columns, door.dtype)
     return cost(staged.run.lower(*staged.consts, *door._flat.leaves, v).compile())
 

@@ -124,14 +124,14 @@ class Door:
         self._aligned = []  # memory for a copy of a vector, while no product uses it
 
     @functools.cached_property
-    def _vector(self):
-        """The compiled product with a vector, bound to the operator's arrays."""
-        staged = self._staged_vector
+    def _array(self):
+        """The compiled product with a vector, bound to the operator's arrays; it may have the shape of one leaf."""
+        staged = self.staged_array
         return functools.partial(staged.run, *staged.consts, *self._flat.leaves)
 
     @functools.cached_property
-    def _staged_vector(self):
-        return self._flat.stage("_vector", jax.ShapeDtypeStruct((self.columns,), self.dtype))
+    def staged_array(self):
+        return self._flat.stage("_array", jax.ShapeDtypeStruct((self.columns,), self.dtype))
 
     def matvec(self, v):
         """A v for a NumPy vector: a fresh, writable NumPy vector of the operator's dtype."""
@@ -151,10 +151,10 @@ class Door:
 
     def _host_product(self, v):
         try:
-            return np.array(self._vector(v)[0])
+            return np.array(self._array(v)[0]).reshape(-1)
         except jax.errors.TracerArrayConversionError:  # within a jit that has nothing to do with this product
             with jax.ensure_compile_time_eval():
-                return np.array(self._vector(v)[0])
+                return np.array(self._array(v)[0]).reshape(-1)
 
     def _large_product(self, v):
         """XLA takes the memory of a NumPy array as it is, where that is aligned, and otherwise a copy in new memory."""
@@ -197,7 +197,8 @@ class Door:
         with self._flat.scope():
             v = self.coerce(v)
             if v.ndim == 1:
-                return self._vector(v)[0]
+                product = self._array(v)[0]
+                return product if product.ndim == 1 else _raveled(product)
             starts = range(0, max(v.shape[1], 1), self.block_width)
             pieces = [self._flat.call("_block", v[:, start : start + self.block_width]) for start in starts]
             return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=1)
@@ -209,7 +210,7 @@ class Door:
     @functools.cached_property
     def block_width(self):
         """How many columns to take at once: a power of two, such that intermediates stay within the budget."""
-        per_column = self._staged_vector.bytes_live + (self.rows + self.columns) * self.dtype.itemsize
+        per_column = self.staged_array.bytes_live + (self.rows + self.columns) * self.dtype.itemsize
         return 1 << max(0, (block_budget() // max(1, per_column)).bit_length() - 1)
 
     def coerce(self, v):
@@ -242,6 +243,9 @@ class Door:
             f"a product with {self.name} has NaN or Inf: {cause}; expected finite numbers: look at the function near "
             "its point (jax.config.jax_debug_nans shows where), or pass check_finite=False"
         )
+
+
+_raveled = jax.jit(jnp.ravel, donate_argnums=0)  # in the memory of its argument
 
 
 # Shares of memory: residuals kept for one operator, and the intermediates of one block of columns. On CPUs wider

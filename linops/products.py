@@ -182,6 +182,12 @@ class Products(LinearOperator):
         """The product with a vector, in traceable JAX."""
         return self.codomain.ravel(self._mv(self.domain.unravel(v))).astype(self.dtype)
 
+    def _array(self, v):
+        """The same; one leaf keeps its shape, since a loop of XLA that ends in a reshape divides the index of each entry."""
+        product = self._mv(self.domain.unravel(v))
+        leaf = jax.tree.leaves(product)[0] if len(self.codomain.shapes) == 1 else self.codomain.ravel(product)
+        return leaf.astype(self.dtype)
+
     def _block(self, block):
         return jax.vmap(self._vector, in_axes=1, out_axes=1)(block)
 

@@ -103,7 +103,7 @@ def test_composite_is_one_program():
     with compilations() as count:
         A @ np.ones(40, np.float32)
         assert count() == 2
-    staged = A._door._flat.stage("_vector", jax.ShapeDtypeStruct((40,), np.float32))
+    staged = A._door._flat.stage("_array", jax.ShapeDtypeStruct((40,), np.float32))
     assert len(A._door._flat.leaves) == len(jax.tree.leaves(J.linearize())) + 1  # residuals once, and the scalar
     assert staged.jaxpr.outvars[0].aval.dtype == np.float32
 
@@ -210,7 +210,7 @@ def test_matmul_precision_is_part_of_the_key():
     found = []
     for precision in ("highest", "default"):
         with jax.default_matmul_precision(precision):
-            found.append(str(linops.Matrix(M)._door._staged_vector.jaxpr))
+            found.append(str(linops.Matrix(M)._door.staged_array.jaxpr))
     linops.Matrix(M) @ x
     assert "HIGHEST" in found[0]
     assert "HIGHEST" not in found[1]
