@@ -8,6 +8,7 @@ from linops.algebra import Complexified, Operator, Transposed
 from linops.door import RESIDUAL_SHARE, Flat, concrete, memory_budget
 from linops.holomorphy import any_complex, complex_space, realified_space, trace_linear
 from linops.products import static
+from linops.residuals import thrifty
 from linops.rules import differentiating
 from linops.space import Space, space_of, to_device
 from linops.trace import Function
@@ -147,9 +148,10 @@ class Jacobian(Derived):
     def _linear(self):
         if self.extended:
             return Complexified(self._unextended()._linear())
+        f = thrifty(self.function, self.function.program.jaxpr)
         if self.function.forward:
-            return pushforward(self.function, self.x, self.domain, self.codomain)
-        return Transposed(pullback(self.function, self.x, self.domain, self.codomain))
+            return pushforward(f, self.x, self.domain, self.codomain)
+        return Transposed(pullback(f, self.x, self.domain, self.codomain))
 
 
 def is_extended(function, x):

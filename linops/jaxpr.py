@@ -59,6 +59,14 @@ def contains(jaxpr, primitive):
     )
 
 
+def has_complex(jaxpr):
+    """Whether a complex number occurs, however deep."""
+    variables = (*jaxpr.invars, *(var for eqn in jaxpr.eqns for var in eqn.outvars))
+    return any(jax.dtypes.issubdtype(var.aval.dtype, np.complexfloating) for var in variables) or any(
+        has_complex(inner) for eqn in jaxpr.eqns for inner, _ in _inner(eqn)
+    )
+
+
 def nbytes(aval):
     return int(np.prod(aval.shape)) * aval.dtype.itemsize
 

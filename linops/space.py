@@ -205,6 +205,8 @@ def float64_if(needed):
 
 
 def _as_dtype(leaf, dtype, what):
+    if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and leaf.dtype == dtype:
+        return leaf
     if isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind in "iu":  # 64 bits, say, where JAX has 32
         leaf = leaf.astype(dtype)
     leaf = to_device(leaf, what)

@@ -7,7 +7,7 @@ import linops
 
 ROOT = Path(linops.__file__).parent
 ORDER = [
-    ["fork", "jaxpr", "rules"],
+    ["fork", "jaxpr", "residuals", "rules"],
     ["space"],
     ["probe", "trace"],
     ["holomorphy"],
