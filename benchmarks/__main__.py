@@ -2,7 +2,7 @@
 
     python benchmarks [--rows WORDS] [--seconds S] [--json FILE] [--plot FILE] [--growth]
 
-Each row prints the median of each rival (and its quartiles), how many times faster linops is, and what is lost to the
+Each row prints the median of each rival (and its quartiles), in times of linops, and what is lost to the
 limits: operations by XLA's count over the machine's measured rate, bytes over its measured rate of copying. At the end
 stand the bars, met or not. Rivals that are not installed are left out: `pip install '.[peers]'` brings them.
 """
@@ -38,9 +38,10 @@ def main():
         + ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
         + f"\nat best {machine['flops_per_second'] / 1e9:.0f} Gflop/s, {machine['bytes_per_second'] / 1e9:.1f} GB/s\n"
     )
-    for name, make in rows.ROWS.items():
+    for name, make in (rows.ROWS | rows.MEMORY).items():
         if any(words in name for words in options.rows.split(",")):
-            report["rows"][name] = _row(name, make, machine, options.seconds)
+            show = _bytes if name in rows.MEMORY else _seconds
+            report["rows"][name] = _row(name, make, machine, options.seconds, show)
     if options.growth:
         report["growth"] = growth.report()
     report["bars"] = bars.judge(report)
@@ -50,21 +51,21 @@ def main():
         plot.draw(report, options.plot)
 
 
-def _row(name, make, machine, seconds):
+def _row(name, make, machine, seconds, show):
     calls, cost = make()
     times = calls if _is_measured(calls) else measure.interleaved(calls, seconds)
     print(name)
     ours = times["linops"][1]
     for rival, (low, median, high) in times.items():
         ratio = "" if rival == "linops" else f"  {median / ours:8.2f}"
-        print(f"    {rival:45} {_show(median):>12}  ({_show(low)} to {_show(high)}){ratio}", flush=True)
+        print(f"    {rival:45} {show(median):>12}  ({show(low)} to {show(high)}){ratio}", flush=True)
     limits = {}
     if cost:
         limits = {
             "arithmetic": cost["flops"] / machine["flops_per_second"],
             "bytes": cost["bytes"] / machine["bytes_per_second"],
         }
-        print(f"    at best {_show(limits['arithmetic'])} of arithmetic, {_show(limits['bytes'])} of memory")
+        print(f"    at best {_seconds(limits['arithmetic'])} of arithmetic, {_seconds(limits['bytes'])} of memory")
     print()
     return {"times": times, "limits": limits}
 
@@ -73,7 +74,11 @@ def _is_measured(values):
     return not any(callable(value) for value in values.values())
 
 
-def _show(seconds):
+def _bytes(count):
+    return f"{count / 2**20:.1f} MB"
+
+
+def _seconds(seconds):
     unit, scale = next((u, s) for u, s in (("s", 1), ("ms", 1e3), ("us", 1e6)) if seconds * s >= 1 or u == "us")
     return f"{seconds * scale:.3g} {unit}"
 

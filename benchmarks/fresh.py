@@ -4,7 +4,8 @@ python fresh.py first_product linops 85002
 """
 
 import argparse
-import functools
+import ctypes
+import gc
 import time
 from pathlib import Path
 
@@ -23,11 +24,15 @@ def first_product(rival, n):
     v = np.ones(point.size, np.float32)
     np.array(jax.jit(lambda v: 2 * v)(v))  # JAX itself is awake
     start = time.perf_counter()
-    if rival == "linops":
-        linops.Hessian(lambda weights: loss(model(weights)), weights) @ v
+    if rival.startswith("linops"):
+        linops.Hessian(lambda weights: loss(model(weights)), weights, linearize=_linearize(rival)) @ v
     else:
         np.array(jax.jit(problems.hessian_vector(scalar))(point, v))
     return time.perf_counter() - start
+
+
+def _linearize(rival):
+    return False if rival.endswith("linearize=False") else None
 
 
 def closed_over(kind):
@@ -60,30 +65,32 @@ def import_linops():
 
 
 def peak_memory(rival, n, columns="1"):
-    """Bytes beyond what is held before that a product takes at its peak, its result among them."""
+    """Bytes at the peak of an operator made at a new point and its product with some columns, all that it keeps and gives."""
     import jax
     import problems
 
+    import linops
+
     n, columns = int(n), int(columns)
-    A, scalar, point, weights = problems.hessian(n)
+    H, scalar, point, weights = problems.hessian(n)
     V = np.ones((n, columns), np.float32) if columns > 1 else np.ones(n, np.float32)
-    if rival == "linops":
-        multiply = A.__matmul__
-    elif rival == "curvlinops":
-        multiply = problems.curvlinops("Hessian", problems.LAYERS[n], weights).to_scipy().__matmul__
-    else:
-        product = problems.hessian_vector(scalar)
-        product = jax.vmap(product, in_axes=(None, 1), out_axes=1) if rival == "vmapped" else product
-        multiply = functools.partial(_to_numpy, jax.jit(product), point)
-    multiply(V)  # compiled
+    product = problems.hessian_vector(scalar)
+    by_hand, vmapped = jax.jit(product), jax.jit(jax.vmap(product, in_axes=(None, 1), out_axes=1))
+    direct = linops.Hessian(scalar, point, linearize=False)
+    work = {
+        "linops": lambda: H.at(point) @ V,
+        "linops, linearize=False": lambda: direct.at(point) @ V,
+        "by hand": lambda: problems.handwritten(n, lambda v: by_hand(point, v)) @ V,
+        "by hand, vmapped": lambda: np.array(vmapped(point, V)),
+        "curvlinops": lambda: problems.curvlinops("Hessian", problems.LAYERS[n], weights).to_scipy() @ V,
+    }[rival]
+    work()  # compiled
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what malloc keeps would hide as much of the peak
     before = _memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-    multiply(V)
+    work()
     return _memory("VmHWM") - before
-
-
-def _to_numpy(multiply, point, V):
-    return np.array(multiply(point, V))
 
 
 def _memory(name):

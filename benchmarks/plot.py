@@ -1,4 +1,4 @@
-"""The table as a picture: how many times longer each rival takes than linops, row by row."""
+"""The table as a picture: how many times the time, or memory, of linops each rival takes, row by row."""
 
 from matplotlib.figure import Figure
 
@@ -15,6 +15,6 @@ def draw(report, path):
         axes.plot([ratio for _, ratio in found], [y for y, _ in found], marker, label=rival, alpha=0.8)
     axes.set_yticks(range(len(rows)), rows)
     axes.invert_yaxis()
-    axes.set(xscale="log", xlabel="time, in that of linops")
+    axes.set(xscale="log", xlabel="time, or memory, in that of linops")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
     figure.savefig(path)

@@ -159,11 +159,25 @@ def damped_gauss_newton_step():
     expected = cg(B, gradient, rtol=1e-6)[0]
     np.testing.assert_allclose(cg(A, gradient, rtol=1e-6)[0], expected, rtol=1e-2, atol=1e-4)
     np.testing.assert_allclose(on_device(point, b), expected, rtol=1e-2, atol=1e-3)
-    return {  # lineax's CG answers NaN here, where entries of the gradient are 0
+    calls = {  # jaxopt's solve_cg is that of jax.scipy; optimistix has solvers of equations that are not linear
         "linops": lambda: cg(A, gradient, rtol=1e-4),
         "by hand": lambda: cg(B, gradient, rtol=1e-4),
         "jax.scipy.sparse.linalg.cg, jitted": device(lambda: on_device(point, b)),
-    }, {}
+    }
+    if has("lineax"):
+        import lineax
+
+        struct, tag = jax.ShapeDtypeStruct((n,), np.float32), lineax.positive_semidefinite_tag
+        solver = lineax.CG(rtol=1e-4, atol=1e-6)  # by entries: with atol=0 it answers NaN where b has zeros
+
+        def solve(point, b):
+            operator = lineax.FunctionLinearOperator(lambda v: product(point, v) + lam * v, struct, tag)
+            return lineax.linear_solve(operator, b, solver).value
+
+        jitted = jax.jit(solve)
+        np.testing.assert_allclose(jitted(point, b), expected, rtol=1e-2, atol=1e-3)
+        calls["lineax.CG, jitted"] = device(lambda: jitted(point, b))
+    return calls, {}
 
 
 @row
@@ -261,8 +275,8 @@ def chain_of_100_points():
     scalar, _, point = problems.flat(model, loss, weights)
     points = [point + 0.01 * normal(point.size, seed) for seed in range(100)]
     v = normal(point.size)
-    H = linops.Hessian(scalar, point)
-    H @ v
+    H, direct = linops.Hessian(scalar, point), linops.Hessian(scalar, point, linearize=False)
+    H @ v, direct @ v
     bare = jax.jit(problems.hessian_vector(scalar))
 
     def rebuilt(x):
@@ -270,6 +284,7 @@ def chain_of_100_points():
 
     return {
         "linops": lambda: [H.at(x) @ v for x in points],
+        "linops, linearize=False": lambda: [direct.at(x) @ v for x in points],
         "by hand, the point an argument": lambda: [np.array(bare(x, v)) for x in points],
         "by hand, a jitted closure at each point": lambda: [np.array(rebuilt(x)) for x in points],
     }, {}
@@ -321,9 +336,10 @@ for side in (1_000, 3_162, 10_000):
 
 
 def _first_product(n):
-    return {rival: fresh("first_product", rival, n, runs=5) for rival in ("linops", "by hand")}, {}
+    return {rival: fresh("first_product", rival, n, runs=5) for rival in FIRST}, {}
 
 
+FIRST = ("linops", "linops, linearize=False", "by hand")
 for size in (2_410, 85_002):
     ROWS[f"first product, compilation included, n = {size:,}"] = functools.partial(_first_product, size)
 
@@ -339,3 +355,18 @@ def _import():
 
 
 ROWS["import"] = _import
+
+
+def _peak_memory(n, columns, rivals):
+    rivals = [rival for rival in rivals if rival != "curvlinops" or has("curvlinops")]
+    return {rival: fresh("peak_memory", rival, n, columns) for rival in rivals}, {}
+
+
+MEMORY = {}  # rows of bytes, not of seconds
+for size in problems.LAYERS:
+    MEMORY[f"peak memory of a new point and a product, Hessian, n = {size:,}"] = functools.partial(
+        _peak_memory, size, 1, ("linops", "linops, linearize=False", "by hand", "curvlinops")
+    )
+MEMORY["peak memory of a new point and 256 columns, Hessian, n = 2,410"] = functools.partial(
+    _peak_memory, 2_410, 256, ("linops", "by hand", "by hand, vmapped", "curvlinops")
+)
