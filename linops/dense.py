@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from linops.door import Flat, all_finite, block_budget, concrete, is_traced
+from linops.door import Flat, all_finite, block_budget, concrete, is_traced, to_host
 from linops.space import Space, is_complex, space_of, to_device
 from linops.trace import Function
 
@@ -29,7 +29,7 @@ def _at_once(operator):
     staged = flat.stage("_dense")
     if staged.bytes_live + staged.bytes_out > block_budget():
         return None
-    result = np.array(concrete(lambda: flat.finish(staged)))
+    result = to_host(concrete(lambda: flat.finish(staged)))
     return result if not operator._checks_finite or all_finite(result) else None
 
 

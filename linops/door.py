@@ -144,23 +144,23 @@ class Door:
         if self._flat.wide and not jax.config.jax_enable_x64:
             with jax.enable_x64(True):
                 return self.matvec(given)
-        result = self._large_product(v) if v.nbytes > BORDER_BYTES else self._host_product(v)
+        result = self._large_product(v) if v.nbytes > BORDER_BYTES else self._host_product(v, np.array)
         if self.check_finite and not all_finite(result):
             raise FloatingPointError(self._nonfinite_message(result, given))
         return result
 
-    def _host_product(self, v):
+    def _host_product(self, v, to_host):
         try:
-            return np.array(self._array(v)[0]).reshape(-1)
+            return to_host(self._array(v)[0]).reshape(-1)
         except jax.errors.TracerArrayConversionError:  # within a jit that has nothing to do with this product
             with jax.ensure_compile_time_eval():
-                return np.array(self._array(v)[0]).reshape(-1)
+                return to_host(self._array(v)[0]).reshape(-1)
 
     def _large_product(self, v):
         """XLA takes the memory of a NumPy array as it is, where that is aligned, and otherwise a copy in new memory."""
         aligned = self._aligned.pop() if self._aligned else _aligned_empty(v.shape, v.dtype)
         np.copyto(aligned, v)
-        result = self._host_product(aligned)
+        result = self._host_product(aligned, to_host)
         self._aligned.append(aligned)
         return result
 
@@ -188,7 +188,7 @@ class Door:
         """Call with the block filled up with zeros to one of a few widths, so that few programs are compiled."""
         missing = _round_up(block.shape[1]) - block.shape[1]
         block = np.pad(block, ((0, 0), (0, missing))) if missing else block
-        return np.asarray(concrete(lambda: self._flat.call(method, block, *arguments)))
+        return np.asarray(jax.block_until_ready(concrete(lambda: self._flat.call(method, block, *arguments))))
 
     def device_product(self, v):
         """A v or A V for a concrete device array, which stays there."""
@@ -255,9 +255,10 @@ BLOCK_SHARE = 1 / 64
 CACHE_BYTES = 16 * 2**20
 
 
-# A vector beyond that is copied to aligned memory that is kept: malloc gives new memory for it each time, of which the
-# pages cost more than the copy (n = 10^8: 640 ms without, 420 with); below, the copy does (n = 10^6: 2.5 ms, 3.4).
-BORDER_BYTES = 2**25
+# A vector beyond that is copied to aligned memory that is kept, and its product waited for before it is copied: XLA
+# would copy it to new memory, of which the pages cost more than the copy (n = 10^8: 640 ms without, 420 with), and both
+# take it long to schedule (Hessian of a network, n = 85,002: 18.1 ms without, 15.5 with). Below, the waiting costs more.
+BORDER_BYTES = 2**16
 ALIGNMENT = 64  # of XLA, in bytes
 
 
@@ -265,6 +266,11 @@ def _aligned_empty(shape, dtype):
     memory = np.empty(math.prod(shape) * dtype.itemsize + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + memory.size - ALIGNMENT].view(dtype).reshape(shape)
+
+
+def to_host(array):
+    """A NumPy copy of a device array, which is waited for: np.array waits longer."""
+    return np.array(jax.block_until_ready(array))
 
 
 def all_finite(array):
