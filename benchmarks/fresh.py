@@ -65,7 +65,7 @@ def import_linops():
 
 
 def peak_memory(rival, n, columns="1"):
-    """Bytes at the peak of an operator made at a new point and its product with some columns, all that it keeps and gives."""
+    """Bytes at the peak of an operator at a new point and its product, with what they keep and give."""
     import jax
     import problems
 

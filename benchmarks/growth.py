@@ -7,7 +7,7 @@ import problems
 
 import linops
 
-SIDES = (512, 1_024, 2_048, 4_096, 8_192)
+SIZES = tuple(4**k for k in range(9, 14))
 COPIES = (1, 2, 4, 8, 16)
 COLUMNS = (16, 64, 256, 1_024, 4_096)
 
@@ -16,7 +16,8 @@ def report():
     """By axis: sizes, seconds of a product, the fitted exponent; for columns also the peak of memory."""
     found = {"n": _against_n(), "examples": _against_examples(), "columns": _against_columns()}
     for axis, figures in found.items():
-        print(f"time against {axis}: exponent {figures['exponent']:.3f}")
+        copying = f" (of copying: {figures['of copying']:.3f})" if "of copying" in figures else ""
+        print(f"time against {axis}: exponent {figures['exponent']:.3f}{copying}")
         for size, seconds in zip(figures["sizes"], figures["seconds"], strict=True):
             print(f"    {size:12,}  {1e3 * seconds:10.4g} ms")
     print("memory against columns: " + ", ".join(f"{b / 2**20:.0f} MB" for b in found["columns"]["bytes"]) + "\n")
@@ -31,14 +32,20 @@ def _timed(sizes, make):
 
 
 def _against_n():
-    """The Hessian of a chain of springs; the exponent is fitted where a product is more than its overhead."""
+    """The Hessian of a chain of springs, and what the machine makes of copying: from some size on, memory is new."""
 
     def make(n):
         H = linops.Hessian(lambda x: jnp.sum(jnp.diff(x) ** 4) + jnp.sum(jnp.cos(x)), np.ones(n, np.float32))
         v = np.ones(n, np.float32)
         return lambda: H @ v
 
-    return _timed([side**2 for side in SIDES], make)
+    def copying(n):
+        x = np.ones(n, np.float32)
+        return lambda: x + 1
+
+    found = _timed(SIZES, make)
+    found["of copying"] = _timed(SIZES, copying)["exponent"]
+    return found
 
 
 def _against_examples():

@@ -100,3 +100,75 @@ def reaction_diffusion(u):
     padded = jnp.pad(u, 1)
     neighbors = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]
     return 4 * u - neighbors + u**3
+
+
+def _rosenbrock():
+    return lambda x: jnp.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2), _normal(10**6)
+
+
+def _elementwise():
+    return lambda x: jnp.sum(jnp.exp(jnp.sin(x)) * jnp.tanh(x) * jnp.cos(x**2)), _normal(10**6)
+
+
+def _energy_on_a_grid():
+    return lambda u: jnp.sum(reaction_diffusion(u) ** 2), _normal((1_000, 1_000))
+
+
+def _logistic_regression():
+    X, y = _normal((20_000, 300)), _normal(20_000, 1) > 0
+    return lambda w: jnp.mean(jnp.logaddexp(0, X @ w) - y * (X @ w)), 0.01 * _normal(300, 2)
+
+
+def _convolutions():
+    images = _normal((128, 16, 16, 1))
+    sizes = (3, 3, 1, 16), (3, 3, 16, 16), (16, 10)
+    weights = [_normal(size, seed) / np.sqrt(np.prod(size[:-1])) for seed, size in enumerate(sizes)]
+
+    def loss(weights):
+        *kernels, last = weights
+        h = images
+        for kernel in kernels:
+            layout = ("NHWC", "HWIO", "NHWC")
+            h = jnp.tanh(jax.lax.conv_general_dilated(h, kernel, (1, 1), "SAME", dimension_numbers=layout))
+        return jnp.mean(jax.nn.logsumexp(h.mean((1, 2)) @ last, axis=1))
+
+    return loss, weights
+
+
+def _recurrent():
+    inputs = _normal((40, 64, 16))
+    weights = [0.2 * _normal((16, 64)), 0.1 * _normal((64, 64), 1), _normal(64, 2)]
+
+    def loss(weights):
+        A, B, c = weights
+        h, _ = jax.lax.scan(lambda h, x: (jnp.tanh(x @ A + h @ B), None), jnp.zeros((64, 64)), inputs)
+        return jnp.mean((h @ c) ** 2)
+
+    return loss, weights
+
+
+def _attention():
+    tokens = _normal((16, 64, 32))
+
+    def loss(weights):
+        queries, keys, values, out = (tokens @ W for W in weights)
+        scores = queries @ keys.swapaxes(1, 2) / np.sqrt(32)
+        return jnp.mean((tokens + (jax.nn.softmax(scores, axis=-1) @ values) * out) ** 2)
+
+    return loss, [0.2 * _normal((32, 32), seed) for seed in range(4)]
+
+
+def _normal(size, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=size), jnp.float32)
+
+
+# Functions of all kinds: what is bound by memory, by arithmetic, by transcendental functions, with loops.
+KINDS = [
+    _rosenbrock,
+    _elementwise,
+    _energy_on_a_grid,
+    _logistic_regression,
+    _convolutions,
+    _recurrent,
+    _attention,
+]

@@ -295,6 +295,36 @@ def fresh_lambda():
     }, {}
 
 
+def _ways(make):
+    """Ways to a Hessian product: linops keeps what is dear to compute, for forward over reverse."""
+    f, x = make()
+    v = jax.tree.map(lambda leaf: jnp.asarray(normal(leaf.shape)), x)
+    g = jax.grad(f)
+    kept, reverse = jax.jit(lambda x: jax.linearize(g, x)[1])(x), jax.jit(lambda x: jax.vjp(g, x)[1])(x)
+    apply = jax.jit(lambda linear, v: linear(v))
+    programs = {
+        "forward over reverse": jax.jit(lambda x, v: jax.jvp(g, (x,), (v,))[1]),
+        "reverse over forward": jax.jit(lambda x, v: jax.grad(lambda x: jax.jvp(f, (x,), (v,))[1])(x)),
+        "reverse over reverse": jax.jit(lambda x, v: jax.vjp(g, x)[1](v)[0]),
+    }
+    A = linops.Hessian(f, x)
+    for leaf, expected in zip(
+        jax.tree.leaves(A.mv(v)), jax.tree.leaves(programs["forward over reverse"](x, v)), strict=True
+    ):
+        np.testing.assert_allclose(leaf, expected, rtol=1e-2, atol=1e-4 * float(jnp.abs(expected).max()))
+    return {
+        "linops": device(lambda: A.mv(v)),
+        "forward over reverse, all kept": device(lambda: apply(kept, v)),
+        "reverse over reverse, all kept": device(lambda: apply(reverse, v)),
+        **{name: device(functools.partial(program, x, v)) for name, program in programs.items()},
+    }, {}
+
+
+for make in problems.KINDS:
+    name = make.__name__.strip("_").replace("_", " ")
+    ROWS[f"ways to a Hessian product on the device: {name}"] = functools.partial(_ways, make)
+
+
 def _grid(side):
     f = problems.reaction_diffusion
     u = normal((side, side))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from linops.fork import require_threads
-from linops.jaxpr import is_literal, live_bytes, nbytes
+from linops.jaxpr import is_literal, live_bytes, nbytes, representatives
 from linops.space import Space, float64_if, is_number, loses_precision, warn_narrowing
 from linops.trace import Program, stage
 
@@ -255,9 +255,9 @@ BLOCK_SHARE = 1 / 64
 CACHE_BYTES = 16 * 2**20
 
 
-# A vector beyond that is copied to aligned memory that is kept, and its product waited for before it is copied: XLA
-# would copy it to new memory, of which the pages cost more than the copy (n = 10^8: 640 ms without, 420 with), and both
-# take it long to schedule (Hessian of a network, n = 85,002: 18.1 ms without, 15.5 with). Below, the waiting costs more.
+# A vector beyond that is copied to aligned memory that is kept, and its product waited for. XLA would copy it to new
+# memory, of which the pages cost more than the copy (n = 10^8: 640 ms without, 420 with), and a product that neither
+# waits nor is aligned is slower, whatever the cause (a network's Hessian, n = 85,002: 18.1 ms, 15.5 with).
 BORDER_BYTES = 2**16
 ALIGNMENT = 64  # of XLA, in bytes
 
@@ -306,13 +306,14 @@ def _stage(method, treedef, index, leaf_avals, argument_avals, settings):
 def _sources(jaxpr, held):
     """Where each result comes from, as pairs (is one of the first `held` inputs, index), and which to compute.
 
-    XLA would copy a result that is an input, and compute one that is asked for twice as two.
+    XLA would copy a result that is an input, and write one that is asked for twice, or computed twice, as two.
     """
+    first = representatives(jaxpr)
     inputs = {var: i for i, var in enumerate((*jaxpr.constvars, *jaxpr.invars)[:held])}
     computed = {}
     sources = []
     for i, atom in enumerate(jaxpr.outvars):
-        key = i if is_literal(atom) else atom
+        key = i if is_literal(atom) else first.get(atom, atom)
         sources.append(
             (True, inputs[key]) if key in inputs else (False, computed.setdefault(key, (len(computed), i))[0])
         )

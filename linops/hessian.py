@@ -90,7 +90,9 @@ class Hessian(Derived):
 
     def _linear(self):
         derivative = pushforward if self.function.forward else pullback
-        return derivative(thrifty(self._gradient, self.function.program.jaxpr), self.x, self.domain, self.domain, symmetric=True)
+        return derivative(
+            thrifty(self._gradient, self.function.program.jaxpr), self.x, self.domain, self.domain, symmetric=True
+        )
 
 
 def _weights(space, weights):

@@ -34,9 +34,7 @@ def structure(jaxpr, rules):
         return numbers.setdefault(var, len(numbers)), var.aval
 
     def read(atom):
-        if is_literal(atom):  # by its bits: -0.0 == 0.0, and nan != nan
-            return _value(np.asarray(atom.val, atom.aval.dtype), rules), atom.aval
-        return numbers[atom]
+        return _literal(atom) if is_literal(atom) else numbers[atom]
 
     inputs = [number(var) for var in (*jaxpr.constvars, *jaxpr.invars)]
     equations = [
@@ -46,9 +44,37 @@ def structure(jaxpr, rules):
     return tuple(inputs), tuple(equations), tuple(map(read, jaxpr.outvars))
 
 
+def representatives(jaxpr):
+    """The first variable that has the same value, for each variable: by the same operation on the same inputs."""
+    first, operations = {}, {}
+
+    def read(atom):
+        return _literal(atom) if is_literal(atom) else first.get(atom, atom)
+
+    for eqn in jaxpr.eqns:
+        inputs = tuple(map(read, eqn.invars))
+        operation = _Opaque(eqn) if eqn.effects else (eqn.primitive, _params(eqn, False), inputs, eqn.ctx)
+        for i, var in enumerate(eqn.outvars):
+            first[var] = inputs[0] if _is_vain(eqn) else operations.setdefault((operation, i), var)
+    return first
+
+
+def _is_vain(eqn):
+    """Whether an equation rounds numbers to the precision that they have, as those in `jax.checkpoint` do."""
+    if eqn.primitive.name != "reduce_precision" or is_literal(eqn.invars[0]):
+        return False
+    finfo = jax.numpy.finfo(eqn.invars[0].aval.dtype)
+    return (eqn.params["exponent_bits"], eqn.params["mantissa_bits"]) == (finfo.nexp, finfo.nmant)
+
+
 def is_literal(atom):
     """Whether an input of an equation is a number in it; the class, jax.extend.core.Literal, takes 60 ms to import."""
     return hasattr(atom, "val")
+
+
+def _literal(atom):
+    """A number in an equation, by its bits: -0.0 == 0.0, and nan != nan."""
+    return np.asarray(atom.val, atom.aval.dtype).tobytes(), atom.aval
 
 
 def contains(jaxpr, primitive):

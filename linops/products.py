@@ -183,7 +183,7 @@ class Products(LinearOperator):
         return self.codomain.ravel(self._mv(self.domain.unravel(v))).astype(self.dtype)
 
     def _array(self, v):
-        """The same; one leaf keeps its shape, since a loop of XLA that ends in a reshape divides the index of each entry."""
+        """The same; one leaf keeps its shape: a loop of XLA that ends in a reshape divides the index of each entry."""
         product = self._mv(self.domain.unravel(v))
         leaf = jax.tree.leaves(product)[0] if len(self.codomain.shapes) == 1 else self.codomain.ravel(product)
         return leaf.astype(self.dtype)

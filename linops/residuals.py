@@ -9,11 +9,13 @@ import jax
 from linops.jaxpr import has_complex
 
 # Computed anew in each product, beside the same operation on tangents; anything else, known or not, is kept.
-CHEAP = frozenset(
-    "abs add add_any and broadcast_in_dim ceil clamp concatenate conj convert_element_type copy copy_p div eq "
-    "expand_dims floor ge gt imag integer_pow iota is_finite le lt max min mul ne neg not or pad real reduce_precision "
-    "reshape rev round select_n sign slice sqrt square squeeze stop_gradient sub transpose".split()
-)
+CHEAP = {
+    "abs", "add", "add_any", "ceil", "clamp", "div", "floor", "integer_pow", "max", "min", "mul", "neg",
+    "one_minus_square", "round", "rsqrt", "sign", "sqrt", "square", "sub",
+    "and", "eq", "ge", "gt", "is_finite", "le", "lt", "ne", "not", "or", "select_n", "xor",
+    "bitcast_convert_type", "broadcast_in_dim", "concatenate", "convert_element_type", "copy", "dynamic_slice", "iota",
+    "pad", "reduce_precision", "reshape", "rev", "slice", "split", "squeeze", "stack", "tile", "transpose", "unstack",
+}  # fmt: skip
 
 
 def thrifty(f, jaxpr):
