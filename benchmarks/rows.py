@@ -95,7 +95,7 @@ def _reordered(D, weights, v):
 def limits(A):
     """What XLA counts in the compiled product of an operator."""
     door = A._door
-    staged = door.staged_array
+    staged = door.staged
     v = jnp.zeros(door.columns, door.dtype)
     return cost(staged.run.lower(*staged.consts, *door._flat.leaves, v).compile())
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from linops.fork import require_threads
-from linops.jaxpr import is_literal, live_bytes, nbytes, representatives
+from linops.jaxpr import dependent, is_literal, live_bytes, nbytes
 from linops.space import Space, float64_if, is_number, loses_precision, warn_narrowing
 from linops.trace import Program, stage
 
@@ -121,16 +121,22 @@ class Door:
         self.codomain: Space = operator.codomain
         self._flat = Flat(operator)
         self._warned = False
+        self._multiplied = False
         self._aligned = []  # memory for a copy of a vector, while no product uses it
 
     @functools.cached_property
-    def _array(self):
-        """The compiled product with a vector, bound to the operator's arrays; it may have the shape of one leaf."""
-        staged = self.staged_array
-        return functools.partial(staged.run, *staged.consts, *self._flat.leaves)
+    def _multiply(self):
+        """The compiled product with a vector, bound to the operator's arrays: a vector, or one leaf in its shape."""
+        held = *self.staged.consts, *self._flat.leaves
+        ((passed, i),) = self.staged.sources
+        if passed:
+            constant = jnp.ravel(held[i])
+            return lambda v: constant
+        compute = functools.partial(self.staged.run, *held)
+        return lambda v: compute(v)[0]
 
     @functools.cached_property
-    def staged_array(self):
+    def staged(self):
         return self._flat.stage("_array", jax.ShapeDtypeStruct((self.columns,), self.dtype))
 
     def matvec(self, v):
@@ -149,16 +155,26 @@ class Door:
             raise FloatingPointError(self._nonfinite_message(result, given))
         return result
 
-    def _host_product(self, v, to_host):
+    def _host_product(self, v, copy):
         try:
-            return to_host(self._array(v)[0]).reshape(-1)
+            product = copy(self._multiply(v))
         except jax.errors.TracerArrayConversionError:  # within a jit that has nothing to do with this product
             with jax.ensure_compile_time_eval():
-                return to_host(self._array(v)[0]).reshape(-1)
+                product = copy(self._multiply(v))
+        return product if product.ndim == 1 else product.reshape(-1)
 
     def _large_product(self, v):
-        """XLA takes the memory of a NumPy array as it is, where that is aligned, and otherwise a copy in new memory."""
-        aligned = self._aligned.pop() if self._aligned else _aligned_empty(v.shape, v.dtype)
+        """XLA takes the memory of a NumPy array as it is, where that is aligned, and otherwise a copy in new memory.
+
+        The first product is of one vector at a point, perhaps: memory of our own is as new then.
+        """
+        if not self._multiplied:
+            self._multiplied = True
+            return self._host_product(v, to_host)
+        try:
+            aligned = self._aligned.pop()
+        except IndexError:
+            aligned = _aligned_empty(v.shape, v.dtype)
         np.copyto(aligned, v)
         result = self._host_product(aligned, to_host)
         self._aligned.append(aligned)
@@ -188,7 +204,7 @@ class Door:
         """Call with the block filled up with zeros to one of a few widths, so that few programs are compiled."""
         missing = _round_up(block.shape[1]) - block.shape[1]
         block = np.pad(block, ((0, 0), (0, missing))) if missing else block
-        return np.asarray(jax.block_until_ready(concrete(lambda: self._flat.call(method, block, *arguments))))
+        return np.asarray(concrete(lambda: self._flat.call(method, block, *arguments)))
 
     def device_product(self, v):
         """A v or A V for a concrete device array, which stays there."""
@@ -197,7 +213,7 @@ class Door:
         with self._flat.scope():
             v = self.coerce(v)
             if v.ndim == 1:
-                product = self._array(v)[0]
+                product = self._multiply(v)
                 return product if product.ndim == 1 else _raveled(product)
             starts = range(0, max(v.shape[1], 1), self.block_width)
             pieces = [self._flat.call("_block", v[:, start : start + self.block_width]) for start in starts]
@@ -210,7 +226,9 @@ class Door:
     @functools.cached_property
     def block_width(self):
         """How many columns to take at once: a power of two, such that intermediates stay within the budget."""
-        per_column = self.staged_array.bytes_live + (self.rows + self.columns) * self.dtype.itemsize
+        jaxpr = self.staged.jaxpr
+        of_vector = live_bytes(jaxpr, dependent(jaxpr, jaxpr.invars[-1:]))
+        per_column = of_vector + (self.rows + self.columns) * self.dtype.itemsize
         return 1 << max(0, (block_budget() // max(1, per_column)).bit_length() - 1)
 
     def coerce(self, v):
@@ -306,14 +324,13 @@ def _stage(method, treedef, index, leaf_avals, argument_avals, settings):
 def _sources(jaxpr, held):
     """Where each result comes from, as pairs (is one of the first `held` inputs, index), and which to compute.
 
-    XLA would copy a result that is an input, and write one that is asked for twice, or computed twice, as two.
+    XLA would copy a result that is an input, and compute one that is asked for twice as two.
     """
-    first = representatives(jaxpr)
     inputs = {var: i for i, var in enumerate((*jaxpr.constvars, *jaxpr.invars)[:held])}
     computed = {}
     sources = []
     for i, atom in enumerate(jaxpr.outvars):
-        key = i if is_literal(atom) else first.get(atom, atom)
+        key = i if is_literal(atom) else atom
         sources.append(
             (True, inputs[key]) if key in inputs else (False, computed.setdefault(key, (len(computed), i))[0])
         )

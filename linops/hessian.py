@@ -5,7 +5,6 @@ import jax.numpy as jnp
 
 from linops.holomorphy import any_complex, has_complex_derivative, trace_linear
 from linops.jacobian import Derived, point, pullback, pushforward
-from linops.residuals import thrifty
 from linops.rules import differentiating
 from linops.space import pair_of
 
@@ -90,9 +89,7 @@ class Hessian(Derived):
 
     def _linear(self):
         derivative = pushforward if self.function.forward else pullback
-        return derivative(
-            thrifty(self._gradient, self.function.program.jaxpr), self.x, self.domain, self.domain, symmetric=True
-        )
+        return derivative(self._gradient, self.x, self.domain, self.domain, symmetric=True)
 
 
 def _weights(space, weights):

@@ -8,16 +8,16 @@ from linops.algebra import Complexified, Operator, Transposed
 from linops.door import RESIDUAL_SHARE, Flat, concrete, memory_budget
 from linops.holomorphy import any_complex, complex_space, realified_space, trace_linear
 from linops.products import static
-from linops.residuals import thrifty
+from linops.residuals import Thrifty, thrifty
 from linops.rules import differentiating
 from linops.space import Space, space_of, to_device
 from linops.trace import Function
 
 
 class Linear(Operator):
-    """A linear function that carries its residuals: what `jax.linearize` and `jax.vjp` return."""
+    """A linear function that carries its residuals: what `jax.linearize` and `jax.vjp` return, made thrifty."""
 
-    function: jax.tree_util.Partial
+    function: Thrifty | jax.tree_util.Partial
     domain: Space = static()
     codomain: Space = static()
     symmetric: bool = static()
@@ -148,10 +148,9 @@ class Jacobian(Derived):
     def _linear(self):
         if self.extended:
             return Complexified(self._unextended()._linear())
-        f = thrifty(self.function, self.function.program.jaxpr)
         if self.function.forward:
-            return pushforward(f, self.x, self.domain, self.codomain)
-        return Transposed(pullback(f, self.x, self.domain, self.codomain))
+            return pushforward(self.function, self.x, self.domain, self.codomain)
+        return Transposed(pullback(self.function, self.x, self.domain, self.codomain))
 
 
 def is_extended(function, x):
@@ -169,13 +168,14 @@ def point(x):
 def pushforward(f, x, domain, codomain, symmetric=False):
     """The derivative of f at x by one linearization, from tangents to tangents."""
     with differentiating("forward"):
-        return Linear(jax.linearize(f, x)[1], domain, codomain, symmetric, "forward")
+        return Linear(thrifty(lambda x: jax.linearize(f, x)[1], x), domain, codomain, symmetric, "forward")
 
 
 def pullback(f, x, domain, codomain, symmetric=False):
     """The transposed derivative of f at x, from cotangents to cotangents."""
     with differentiating("reverse"):
-        return Linear(jax.tree_util.Partial(_single, jax.vjp(f, x)[1]), codomain, domain, symmetric, "reverse")
+        pull = thrifty(lambda x: jax.tree_util.Partial(_single, jax.vjp(f, x)[1]), x)
+        return Linear(pull, codomain, domain, symmetric, "reverse")
 
 
 def _single(pull, w):

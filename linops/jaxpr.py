@@ -13,10 +13,7 @@ import numpy as np
 def hoist(closed):
     """Split a traced function in its jaxpr and the arrays that it closes over, those of nested jitted functions too."""
     if _has_inner_consts(closed.jaxpr):
-        structs = [
-            jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype, weak_type=v.aval.weak_type) for v in closed.jaxpr.invars
-        ]
-        closed = jax.make_jaxpr(functools.partial(_evaluate, closed.jaxpr, closed.consts))(*structs)
+        return _traced_again(closed, _apply)
     jaxpr, consts = closed.jaxpr, [_unwrapped(const) for const in closed.consts]
     if hasattr(jaxpr, "with_consts"):  # JAX 0.12: the jaxpr holds its consts, and would keep them in our caches
         jaxpr = jaxpr.with_consts([None] * len(consts))
@@ -44,29 +41,6 @@ def structure(jaxpr, rules):
     return tuple(inputs), tuple(equations), tuple(map(read, jaxpr.outvars))
 
 
-def representatives(jaxpr):
-    """The first variable that has the same value, for each variable: by the same operation on the same inputs."""
-    first, operations = {}, {}
-
-    def read(atom):
-        return _literal(atom) if is_literal(atom) else first.get(atom, atom)
-
-    for eqn in jaxpr.eqns:
-        inputs = tuple(map(read, eqn.invars))
-        operation = _Opaque(eqn) if eqn.effects else (eqn.primitive, _params(eqn, False), inputs, eqn.ctx)
-        for i, var in enumerate(eqn.outvars):
-            first[var] = inputs[0] if _is_vain(eqn) else operations.setdefault((operation, i), var)
-    return first
-
-
-def _is_vain(eqn):
-    """Whether an equation rounds numbers to the precision that they have, as those in `jax.checkpoint` do."""
-    if eqn.primitive.name != "reduce_precision" or is_literal(eqn.invars[0]):
-        return False
-    finfo = jax.numpy.finfo(eqn.invars[0].aval.dtype)
-    return (eqn.params["exponent_bits"], eqn.params["mantissa_bits"]) == (finfo.nexp, finfo.nmant)
-
-
 def is_literal(atom):
     """Whether an input of an equation is a number in it; the class, jax.extend.core.Literal, takes 60 ms to import."""
     return hasattr(atom, "val")
@@ -85,28 +59,36 @@ def contains(jaxpr, primitive):
     )
 
 
-def has_complex(jaxpr):
-    """Whether a complex number occurs, however deep."""
-    variables = (*jaxpr.invars, *(var for eqn in jaxpr.eqns for var in eqn.outvars))
-    return any(jax.dtypes.issubdtype(var.aval.dtype, np.complexfloating) for var in variables) or any(
-        has_complex(inner) for eqn in jaxpr.eqns for inner, _ in _inner(eqn)
-    )
-
-
 def nbytes(aval):
     return int(np.prod(aval.shape)) * aval.dtype.itemsize
 
 
-def live_bytes(jaxpr):
-    """An upper bound of the bytes that the intermediates of a jaxpr take at one time: nothing fused, nothing reused."""
+def dependent(jaxpr, inputs):
+    """The variables that depend on some of the inputs, which are among them."""
+    found = set(inputs)
+    for eqn in jaxpr.eqns:
+        if any(atom in found for atom in eqn.invars if not is_literal(atom)):
+            found.update(eqn.outvars)
+    return found
+
+
+def live_bytes(jaxpr, counted=None):
+    """An upper bound of the bytes that the intermediates of a jaxpr take at one time: nothing fused, nothing reused.
+
+    Where a set of variables is `counted`, all others are not.
+    """
     last = {atom: i for i, eqn in enumerate(jaxpr.eqns) for atom in eqn.invars if not is_literal(atom)}
     kept = {*jaxpr.constvars, *jaxpr.invars, *(atom for atom in jaxpr.outvars if not is_literal(atom))}
+
+    def size(variables):
+        return sum(nbytes(var.aval) for var in variables if counted is None or var in counted)
+
     live = peak = 0
     for i, eqn in enumerate(jaxpr.eqns):
-        live += sum(nbytes(var.aval) for var in eqn.outvars)
-        peak = max(peak, live + max((live_bytes(inner) for inner, _ in _inner(eqn)), default=0))
-        dead = {a for a in eqn.invars if not is_literal(a) and last[a] == i and a not in kept}
-        live -= sum(nbytes(var.aval) for var in dead)
+        live += size(eqn.outvars)
+        inner = 0 if size(eqn.outvars) == 0 else max((live_bytes(inner) for inner, _ in _inner(eqn)), default=0)
+        peak = max(peak, live + inner)
+        live -= size({a for a in eqn.invars if not is_literal(a) and last[a] == i and a not in kept})
     return peak
 
 
@@ -190,23 +172,59 @@ def scan_counts(params):
 # Evaluation that inlines what holds arrays of its own, so that a new trace finds them at the top.
 
 
-def _evaluate(jaxpr, consts, *arguments):
-    env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arguments), strict=True))
-
-    def read(atom):
-        return atom.val if is_literal(atom) else env[atom]
-
-    for eqn in jaxpr.eqns:
-        inputs = map(read, eqn.invars)
-        lift = None if any(map(eqn.params.get, _NOT_LIFTED)) else _LIFT.get(eqn.primitive.name)
-        if lift and any(consts or _has_inner_consts(inner) for inner, consts in _inner(eqn)):
-            outputs = lift(eqn.params, *inputs)
-        else:
-            with eqn.ctx.manager:
-                outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
-        outputs = outputs if eqn.primitive.multiple_results else [outputs]
+def run(equations, env, apply=None):
+    """Evaluate equations, with the values of variables in `env`, which takes in the results."""
+    for eqn in equations:
+        outputs = (apply or _apply)(eqn, [atom.val if is_literal(atom) else env[atom] for atom in eqn.invars])
         env.update(zip(eqn.outvars, outputs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+
+
+def simplified(closed):
+    """The jaxpr with nested jitted functions inlined and nothing computed twice, and its consts."""
+    return _traced_again(closed, _Merging())
+
+
+def _traced_again(closed, apply):
+    structs = [
+        jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype, weak_type=v.aval.weak_type) for v in closed.jaxpr.invars
+    ]
+    evaluate = functools.partial(_evaluate, closed.jaxpr, closed.consts, apply=apply)
+    return hoist(jax.make_jaxpr(evaluate)(*structs))
+
+
+def _evaluate(jaxpr, consts, *arguments, apply=None):
+    env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arguments), strict=True))
+    run(jaxpr.eqns, env, apply)
+    return [atom.val if is_literal(atom) else env[atom] for atom in jaxpr.outvars]
+
+
+def _apply(eqn, inputs):
+    lift = None if any(map(eqn.params.get, _NOT_LIFTED)) else _LIFT.get(eqn.primitive.name)
+    if lift and any(consts or _has_inner_consts(inner) for inner, consts in _inner(eqn)):
+        return lift(eqn.params, *inputs)
+    return _bind(eqn, inputs)
+
+
+def _bind(eqn, inputs):
+    with eqn.ctx.manager:
+        outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
+    return outputs if eqn.primitive.multiple_results else [outputs]
+
+
+class _Merging:
+    """Applies equations, nested jitted functions inlined, and of equal ones, that have no effects, only the first."""
+
+    def __init__(self):
+        self.applied = {}
+
+    def __call__(self, eqn, inputs):
+        if _LIFT.get(eqn.primitive.name) is _lift_jit:
+            return _evaluate(*open_jaxpr(eqn.params["jaxpr"]), *inputs, apply=self)
+        names = tuple(_literal(a) if is_literal(a) else id(x) for a, x in zip(eqn.invars, inputs, strict=True))
+        key = eqn.primitive, _params(eqn, True), names, eqn.ctx
+        if key not in self.applied:
+            self.applied[key] = inputs, _bind(eqn, inputs)  # the inputs, so that no other value gets the id of one
+        return self.applied[key][1]
 
 
 def _lift_jit(params, *inputs):

@@ -1,14 +1,22 @@
-"""What a linearization keeps for its products: results that are dear to compute, not those that are dear to read.
+"""What a linearization keeps for its products: the cheapest to read of what they can be computed from.
 
 `jax.linearize` keeps every number that multiplies a tangent. Products of networks and grids are bound by memory, and
-most of these numbers follow from a few others by an addition or a multiplication, which is cheaper than to read them.
+most of these numbers follow from a few others by arithmetic, which costs less than to read them. Where to cut the
+computation, in what is kept and what each product computes again, is a minimum cut, as in the partitioner of PyTorch's
+AOTAutograd (He, Min-cut optimal(*) recomputation, 2022).
 """
 
+import dataclasses
+import functools
+
 import jax
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
-from linops.jaxpr import has_complex
+from linops.jaxpr import dependent, is_literal, nbytes, run, simplified
 
-# Computed anew in each product, beside the same operation on tangents; anything else, known or not, is kept.
+# What a product may compute again where it depends on the point, for then it does the same to a tangent anyway.
 CHEAP = {
     "abs", "add", "add_any", "ceil", "clamp", "div", "floor", "integer_pow", "max", "min", "mul", "neg",
     "one_minus_square", "round", "rsqrt", "sign", "sqrt", "square", "sub",
@@ -18,18 +26,99 @@ CHEAP = {
 }  # fmt: skip
 
 
-def thrifty(f, jaxpr):
-    """f, of which a linearization keeps the dear results only; `jaxpr` says what f computes, or is the gradient of.
+def thrifty(linearize, x):
+    """`linearize(x)`, a pytree that is a linear function with its residuals as leaves, with fewer of them."""
+    closed, function = jax.make_jaxpr(linearize, return_shape=True)(x)
+    if closed.effects:
+        return linearize(x)
+    jaxpr, consts = simplified(closed)
+    plan = _Plan(jaxpr, jax.tree.structure(function))
+    env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *jax.tree.leaves(x)), strict=True))
+    run(jaxpr.eqns, env)
+    return Thrifty(tuple(env[var] for var in plan.kept), plan)
 
-    It is f itself where there are effects, which are to happen once, and complex numbers, for which `jax.checkpoint`
-    fails where it keeps them.
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("kept",), meta_fields=("plan",))
+@dataclasses.dataclass(frozen=True)
+class Thrifty:
+    """A linear function, to be computed from what is kept."""
+
+    kept: tuple[jax.Array, ...]
+    plan: "_Plan"
+
+    def __call__(self, v):
+        return self.plan.function(self.kept)(v)
+
+
+class _Plan:
+    """What to keep of the computation of a linear function's leaves, and how to compute them from that."""
+
+    def __init__(self, jaxpr, treedef):
+        self.treedef, self.leaves = treedef, jaxpr.outvars
+        cheap = _cheap(jaxpr)
+        self.kept = _minimum_cut(_variables(self.leaves), cheap)
+        again = {var: cheap[var] for var in cheap.keys() - {*self.kept}}
+        needed = _ancestors(_variables(self.leaves), again)
+        self.equations = [eqn for eqn in jaxpr.eqns if any(var in needed and var in again for var in eqn.outvars)]
+
+    def function(self, kept):
+        env = dict(zip(self.kept, kept, strict=True))
+        run(self.equations, env)
+        numbers = (np.asarray(a.val, a.aval.dtype) if is_literal(a) else env[a] for a in self.leaves)
+        return self.treedef.unflatten(numbers)
+
+
+def _cheap(jaxpr):
+    """The equations that a product may compute again, by the variables that they give.
+
+    What does not depend on the point is computed once, unless it is numbers spread out: there is no work on tangents
+    beside it.
     """
-    if jaxpr.effects or has_complex(jaxpr):
-        return f
-    # Not f itself, which JAX would take for a key of its caches, and which may hold traced arrays.
-    return jax.checkpoint(lambda x: f(x), policy=is_dear, prevent_cse=False)
+    on_point = dependent(jaxpr, jaxpr.invars)
+    found, spread = {}, set()
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in CHEAP:
+            if all(var.aval.size == 1 or var in spread for var in _variables(eqn.invars)):
+                spread.update(eqn.outvars)
+            found.update({var: eqn for var in eqn.outvars if var in on_point or var in spread})
+    return found
 
 
-def is_dear(primitive, *_, **__):
-    """Whether the results of a primitive are kept: a policy of `jax.checkpoint`."""
-    return primitive.name not in CHEAP
+def _variables(atoms):
+    return [atom for atom in atoms if not is_literal(atom)]
+
+
+def _ancestors(variables, equations):
+    """The variables, and all from which the equations give them, in order."""
+    found, stack = {}, list(variables)
+    while stack:
+        var = stack.pop()
+        if var not in found:
+            found[var] = len(found)
+            stack += _variables(equations[var].invars) if var in equations else ()
+    return found
+
+
+def _minimum_cut(leaves, cheap):
+    """The variables of the fewest bytes from which cheap equations give the leaves."""
+    number = _ancestors(leaves, cheap)
+    source, sink = 2 * len(number), 2 * len(number) + 1
+    # A variable i is an edge from 2 i to 2 i + 1, that can be cut at the cost of its bytes; no other edge can be cut.
+    fixed = {(2 * number[var] + 1, sink) for var in leaves}
+    fixed |= {(source, 2 * i) for var, i in number.items() if var not in cheap}
+    fixed |= {
+        (2 * number[given] + 1, 2 * i)
+        for var, i in number.items()
+        if var in cheap
+        for given in _variables(cheap[var].invars)
+    }
+    sizes = np.array([nbytes(var.aval) for var in number], float)
+    weights = 1 + sizes / max(1, sizes.sum()) * 2**28  # of 32 bits, as SciPy takes them
+    edges = dict.fromkeys(fixed, 2**30) | {(2 * i, 2 * i + 1): weight for i, weight in enumerate(weights)}
+    capacity = coo_array(
+        (np.array([*edges.values()], np.int32), np.array([*edges], int).reshape(-1, 2).T), shape=(sink + 1, sink + 1)
+    ).tocsr()
+    left = capacity - maximum_flow(capacity, source, sink).flow
+    left.eliminate_zeros()
+    reached = {*breadth_first_order(left, source, return_predecessors=False)}
+    return [var for var, i in number.items() if 2 * i in reached and 2 * i + 1 not in reached]

@@ -205,7 +205,12 @@ def float64_if(needed):
 
 
 def _as_dtype(leaf, dtype, what):
-    if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and leaf.dtype == dtype:
+    if (
+        isinstance(leaf, jax.Array)
+        and not isinstance(leaf, jax.core.Tracer)
+        and leaf.dtype == dtype
+        and not leaf.weak_type
+    ):
         return leaf
     if isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind in "iu":  # 64 bits, say, where JAX has 32
         leaf = leaf.astype(dtype)

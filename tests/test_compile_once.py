@@ -210,7 +210,7 @@ def test_matmul_precision_is_part_of_the_key():
     found = []
     for precision in ("highest", "default"):
         with jax.default_matmul_precision(precision):
-            found.append(str(linops.Matrix(M)._door.staged_array.jaxpr))
+            found.append(str(linops.Matrix(M)._door.staged.jaxpr))
     linops.Matrix(M) @ x
     assert "HIGHEST" in found[0]
     assert "HIGHEST" not in found[1]

@@ -671,7 +671,7 @@ def test_precision_belongs_to_the_construction():
         with jax.default_matmul_precision(precision):
             J = linops.Jacobian(with_global, X)
         J @ ones(J)
-        return str(J._door.staged_array.jaxpr) + str(J.function.program.jaxpr)
+        return str(J._door.staged.jaxpr) + str(J.function.program.jaxpr)
 
     default, highest, again = program(None), program("highest"), program(None)
     assert "HIGHEST" not in default
