@@ -44,6 +44,14 @@ def products(operators):
     return [A @ np.ones(A.shape[1], np.float32) for A in operators]
 
 
+def test_a_point_of_weak_type_compiles_nothing():
+    H = linops.Hessian(lambda x: jnp.sum(x**3), np.float32(2))
+    H @ np.ones(1, np.float32)
+    with compilations() as count:
+        assert H.at(jnp.asarray(3.0)) @ np.ones(1, np.float32) == 18
+        assert count() == 0
+
+
 @pytest.mark.parametrize("activation", [jnp.tanh, jax.nn.relu], ids=["tanh", "relu (custom_jvp)"])
 @pytest.mark.parametrize("linearize", [True, False])
 def test_fresh_lambdas_compile_nothing(activation, linearize):
