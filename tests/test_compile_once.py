@@ -44,12 +44,12 @@ def products(operators):
     return [A @ np.ones(A.shape[1], np.float32) for A in operators]
 
 
-def test_a_point_of_weak_type_compiles_nothing():
+def test_a_point_of_weak_type_traces_nothing():
     H = linops.Hessian(lambda x: jnp.sum(x**3), np.float32(2))
     H @ np.ones(1, np.float32)
-    with compilations() as count:
-        assert H.at(jnp.asarray(3.0)) @ np.ones(1, np.float32) == 18
-        assert count() == 0
+    before = door._stage.cache_info().misses
+    assert H.at(jnp.asarray(3.0)) @ np.ones(1, np.float32) == 18
+    assert door._stage.cache_info().misses == before
 
 
 @pytest.mark.parametrize("activation", [jnp.tanh, jax.nn.relu], ids=["tanh", "relu (custom_jvp)"])
