@@ -121,15 +121,15 @@ class Door:
         self.codomain: Space = operator.codomain
         self._flat = Flat(operator)
         self._warned = False
-        self._multiplied = False
-        self._aligned = []  # memory for a copy of a vector, while no product uses it
+        self._multiplied = False  # by a large vector
+        self._aligned = []  # memory for a copy of one, while no product uses it
 
     @functools.cached_property
     def _multiply(self):
         """The compiled product with a vector, bound to the operator's arrays: a vector, or one leaf in its shape."""
         held = *self.staged.consts, *self._flat.leaves
         ((passed, i),) = self.staged.sources
-        if passed:
+        if passed:  # as by a derivative rule that returns an array of its own
             constant = jnp.ravel(held[i])
             return lambda v: constant
         compute = functools.partial(self.staged.run, *held)
@@ -185,6 +185,8 @@ class Door:
         given, block = block, self.coerce(block)
         if block.ndim != 2 or block.shape[0] != self.columns:
             raise ValueError(self._shape_message(block))
+        if block.shape[1] == 1:
+            return self.matvec(block[:, 0])[:, None]
         result = np.empty((self.rows, block.shape[1]), self.dtype)
         for start in range(0, block.shape[1], self.block_width):
             piece = block[:, start : start + self.block_width]
