@@ -1,11 +1,15 @@
 """What a linearization keeps: dear results, once, and with it the same numbers as without."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import linops
+from linops import residuals
+from linops.jaxpr import nbytes
 
 x = np.linspace(0.5, 1.5, 1_000, dtype=np.float32)
 
@@ -30,6 +34,35 @@ def kept(operator):
 )
 def test_what_is_cheap_is_not_kept(f, vectors):
     assert kept(linops.Hessian(f, x)) <= vectors * x.nbytes + 100
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_other_choice_has_fewer_bytes(seed):
+    rng = np.random.default_rng(seed)
+
+    def f(x):
+        values = [x, jnp.sin(x), jnp.exp(x)]
+        for _ in range(6):
+            a, b = (values[i] for i in rng.integers(len(values), size=2))
+            size = min(a.size, b.size)
+            values.append([a[:size] * b[:size], a[: size // 2 + 1], jnp.concatenate([a, b])][rng.integers(3)])
+        return [values[i] for i in rng.integers(3, len(values), size=3)]
+
+    jaxpr = jax.make_jaxpr(f)(jnp.ones(4)).jaxpr
+    cheap = residuals._cheap(jaxpr)
+    variables = list(residuals._ancestors(jaxpr.outvars, cheap))
+
+    def suffice(kept):
+        needed = residuals._ancestors(jaxpr.outvars, {var: eqn for var, eqn in cheap.items() if var not in kept})
+        return all(var in kept or var in cheap for var in needed)
+
+    def size(kept):
+        return sum(nbytes(var.aval) for var in kept)
+
+    kept = residuals._minimum_cut(jaxpr.outvars, cheap)
+    choices = itertools.chain.from_iterable(itertools.combinations(variables, k) for k in range(len(variables) + 1))
+    assert suffice(kept)
+    assert size(kept) == min(size(choice) for choice in choices if suffice(choice))
 
 
 @pytest.mark.parametrize("make", [linops.Hessian, linops.Jacobian, linops.JacobianGram], ids=lambda make: make.__name__)
