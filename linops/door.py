@@ -186,7 +186,7 @@ class Door:
         if block.ndim != 2 or block.shape[0] != self.columns:
             raise ValueError(self._shape_message(block))
         if block.shape[1] == 1:
-            return self.matvec(block[:, 0])[:, None]
+            return self.matvec(np.asarray(given)[:, 0])[:, None]
         result = np.empty((self.rows, block.shape[1]), self.dtype)
         for start in range(0, block.shape[1], self.block_width):
             piece = block[:, start : start + self.block_width]

@@ -13,7 +13,7 @@ import numpy as np
 def hoist(closed):
     """Split a traced function in its jaxpr and the arrays that it closes over, those of nested jitted functions too."""
     if _has_inner_consts(closed.jaxpr):
-        return _traced_again(closed, _apply)
+        return _traced_again(closed, lambda: _apply)
     jaxpr, consts = closed.jaxpr, [_unwrapped(const) for const in closed.consts]
     if hasattr(jaxpr, "with_consts"):  # JAX 0.12: the jaxpr holds its consts, and would keep them in our caches
         jaxpr = jaxpr.with_consts([None] * len(consts))
@@ -181,14 +181,17 @@ def run(equations, env, apply=None):
 
 def simplified(closed):
     """The jaxpr with nested jitted functions inlined and nothing computed twice, and its consts."""
-    return _traced_again(closed, _Merging())
+    return _traced_again(closed, _Merging)
 
 
-def _traced_again(closed, apply):
+def _traced_again(closed, make_apply):
     structs = [
         jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype, weak_type=v.aval.weak_type) for v in closed.jaxpr.invars
     ]
-    evaluate = functools.partial(_evaluate, closed.jaxpr, closed.consts, apply=apply)
+
+    def evaluate(*arguments):
+        return _evaluate(closed.jaxpr, closed.consts, *arguments, apply=make_apply())
+
     return hoist(jax.make_jaxpr(evaluate)(*structs))
 
 

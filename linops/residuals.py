@@ -25,6 +25,10 @@ CHEAP = {
     "pad", "reduce_precision", "reshape", "rev", "slice", "split", "squeeze", "stack", "tile", "transpose", "unstack",
 }  # fmt: skip
 
+# How many of them in a row: XLA compiles long chains of which no result is kept in more than linear time (200 steps of
+# tanh: 24 s instead of 4), and the transpose holds all of a chain's results at once.
+DEPTH = 12
+
 
 def thrifty(linearize, x):
     """`linearize(x)`, a pytree that is a linear function with its residuals as leaves, with fewer of them."""
@@ -75,12 +79,16 @@ def _cheap(jaxpr):
     beside it.
     """
     on_point = dependent(jaxpr, jaxpr.invars)
-    found, spread = {}, set()
+    found, depth, spread = {}, {}, set()
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name in CHEAP:
-            if all(var.aval.size == 1 or var in spread for var in _variables(eqn.invars)):
+        inputs = _variables(eqn.invars)
+        deep = 1 + max((depth.get(var, 0) for var in inputs), default=0)
+        if eqn.primitive.name in CHEAP and deep <= DEPTH:
+            if all(var.aval.size == 1 or var in spread for var in inputs):
                 spread.update(eqn.outvars)
-            found.update({var: eqn for var in eqn.outvars if var in on_point or var in spread})
+            again = [var for var in eqn.outvars if var in on_point or var in spread]
+            found.update(dict.fromkeys(again, eqn))
+            depth.update(dict.fromkeys(again, deep))
     return found
 
 

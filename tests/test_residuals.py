@@ -95,6 +95,25 @@ def test_what_does_not_depend_on_the_vector_does_not_make_blocks_narrow():
     assert H._door.block_width >= 256
 
 
+def test_long_chains_are_kept_now_and_then():
+    def f(x):
+        y = x
+        for _ in range(100):
+            y = y * x + jnp.float32(0.1)
+        return y
+
+    J = linops.Jacobian(f, x / 2)
+    assert 5 <= len(jax.tree.leaves(J.linearize())) <= 25
+    np.testing.assert_allclose(J @ x, linops.Jacobian(f, x / 2, linearize=False) @ x, rtol=1e-5)
+
+
+def test_no_tracer_leaks():
+    with jax.checking_leaks():
+        np.testing.assert_allclose(
+            linops.Jacobian(lambda x: jnp.sin(x) * x, x) @ x, (np.sin(x) + x * np.cos(x)) * x, 1e-5
+        )
+
+
 def test_a_rule_with_complex_numbers():
     @jax.custom_jvp
     def convolved(x):
