@@ -13,6 +13,14 @@ import linops
 LAYERS = {2_410: (64, 32, 10), 85_002: (64, 256, 256, 10), 1_126_410: (64, 1024, 1024, 10)}
 
 
+def normal(size, seed=1):
+    return np.random.default_rng(seed).normal(size=size).astype(np.float32)
+
+
+def _device_normal(size, seed=0):
+    return jnp.asarray(normal(size, seed))
+
+
 def handwritten(n, matvec):
     """What a careful user writes: float32 said, products made writable."""
     return LinearOperator((n, n), matvec=lambda v: np.array(matvec(v.reshape(-1))), dtype=np.float32)
@@ -102,27 +110,27 @@ def reaction_diffusion(u):
     return 4 * u - neighbors + u**3
 
 
-def _rosenbrock():
-    return lambda x: jnp.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2), _normal(10**6)
+def rosenbrock():
+    return lambda x: jnp.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2), _device_normal(10**6)
 
 
-def _elementwise():
-    return lambda x: jnp.sum(jnp.exp(jnp.sin(x)) * jnp.tanh(x) * jnp.cos(x**2)), _normal(10**6)
+def elementwise():
+    return lambda x: jnp.sum(jnp.exp(jnp.sin(x)) * jnp.tanh(x) * jnp.cos(x**2)), _device_normal(10**6)
 
 
-def _energy_on_a_grid():
-    return lambda u: jnp.sum(reaction_diffusion(u) ** 2), _normal((1_000, 1_000))
+def energy_on_a_grid():
+    return lambda u: jnp.sum(reaction_diffusion(u) ** 2), _device_normal((1_000, 1_000))
 
 
-def _logistic_regression():
-    X, y = _normal((20_000, 300)), _normal(20_000, 1) > 0
-    return lambda w: jnp.mean(jnp.logaddexp(0, X @ w) - y * (X @ w)), 0.01 * _normal(300, 2)
+def logistic_regression():
+    X, y = _device_normal((20_000, 300)), _device_normal(20_000, 1) > 0
+    return lambda w: jnp.mean(jnp.logaddexp(0, X @ w) - y * (X @ w)), 0.01 * _device_normal(300, 2)
 
 
-def _convolutions():
-    images = _normal((128, 16, 16, 1))
+def convolutions():
+    images = _device_normal((128, 16, 16, 1))
     sizes = (3, 3, 1, 16), (3, 3, 16, 16), (16, 10)
-    weights = [_normal(size, seed) / np.sqrt(np.prod(size[:-1])) for seed, size in enumerate(sizes)]
+    weights = [_device_normal(size, seed) / np.sqrt(np.prod(size[:-1])) for seed, size in enumerate(sizes)]
 
     def loss(weights):
         *kernels, last = weights
@@ -135,9 +143,9 @@ def _convolutions():
     return loss, weights
 
 
-def _recurrent():
-    inputs = _normal((40, 64, 16))
-    weights = [0.2 * _normal((16, 64)), 0.1 * _normal((64, 64), 1), _normal(64, 2)]
+def recurrent():
+    inputs = _device_normal((40, 64, 16))
+    weights = [0.2 * _device_normal((16, 64)), 0.1 * _device_normal((64, 64), 1), _device_normal(64, 2)]
 
     def loss(weights):
         A, B, c = weights
@@ -147,28 +155,16 @@ def _recurrent():
     return loss, weights
 
 
-def _attention():
-    tokens = _normal((16, 64, 32))
+def attention():
+    tokens = _device_normal((16, 64, 32))
 
     def loss(weights):
         queries, keys, values, out = (tokens @ W for W in weights)
         scores = queries @ keys.swapaxes(1, 2) / np.sqrt(32)
         return jnp.mean((tokens + (jax.nn.softmax(scores, axis=-1) @ values) * out) ** 2)
 
-    return loss, [0.2 * _normal((32, 32), seed) for seed in range(4)]
-
-
-def _normal(size, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=size), jnp.float32)
+    return loss, [0.2 * _device_normal((32, 32), seed) for seed in range(4)]
 
 
 # Functions of all kinds: what is bound by memory, by arithmetic, by transcendental functions, with loops.
-KINDS = [
-    _rosenbrock,
-    _elementwise,
-    _energy_on_a_grid,
-    _logistic_regression,
-    _convolutions,
-    _recurrent,
-    _attention,
-]
+KINDS = [rosenbrock, elementwise, energy_on_a_grid, logistic_regression, convolutions, recurrent, attention]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import problems
 from measure import cost, fresh
+from problems import normal
 from scipy.sparse.linalg import LinearOperator, cg, eigsh
 from threadpoolctl import threadpool_limits
 
@@ -29,10 +30,6 @@ def has(package):
 def device(call):
     """Until the numbers are there."""
     return lambda: jax.block_until_ready(call())
-
-
-def normal(size, seed=1):
-    return np.random.default_rng(seed).normal(size=size).astype(np.float32)
 
 
 def _products(n, kind):
@@ -171,7 +168,10 @@ def damped_gauss_newton_step():
 def normal_equations():
     """(J^T J + lam I) v, n = 100,000, beside SciPy's algebra over two operators by hand."""
     n, lam = 100_000, np.float32(0.1)
-    f = lambda x: jnp.tanh(x[:-1]) * x[1:] + jnp.sin(x[:-1])  # noqa: E731
+
+    def f(x):
+        return jnp.tanh(x[:-1]) * x[1:] + jnp.sin(x[:-1])
+
     x = normal(n, 0)
     point = jnp.asarray(x)
     push = jax.jit(lambda x, v: jax.jvp(f, (x,), (v,))[1])
@@ -194,7 +194,10 @@ def gram_at_two_points():
     """J(x1) J(x2)^T with n = 10,000 and m = 5, dense, at new points each time."""
     n, m = 10_000, 5
     W = jnp.asarray(normal((m, n)) / np.sqrt(n))
-    f = lambda x: jnp.tanh(W @ jnp.sin(x)) + W @ x**2  # noqa: E731
+
+    def f(x):
+        return jnp.tanh(W @ jnp.sin(x)) + W @ x**2
+
     x1, x2 = jnp.asarray(normal(n, 2)), jnp.asarray(normal(n, 3))
 
     def direct(x1, x2):
@@ -238,7 +241,9 @@ for columns in (1, 16, 256):
 
 
 def _tiny(n):
-    f = lambda x: jnp.sum(x**4)  # noqa: E731
+    def f(x):
+        return jnp.sum(x**4)
+
     x = np.linspace(-1, 1, n, dtype=np.float32)
     point = jnp.asarray(x)
     bare = jax.jit(problems.hessian_vector(f))
@@ -321,7 +326,7 @@ def _ways(make):
 
 
 for make in problems.KINDS:
-    name = make.__name__.strip("_").replace("_", " ")
+    name = make.__name__.replace("_", " ")
     ROWS[f"ways to a Hessian product on the device: {name}"] = functools.partial(_ways, make)
 
 

@@ -121,8 +121,7 @@ class Door:
         self.codomain: Space = operator.codomain
         self._flat = Flat(operator)
         self._warned = False
-        self._multiplied = False  # by a large vector
-        self._aligned = []  # memory for a copy of one, while no product uses it
+        self._aligned = None  # from the first large vector on: memory for a copy of one, while no product uses it
 
     @functools.cached_property
     def _multiply(self):
@@ -168,8 +167,8 @@ class Door:
 
         The first product is of one vector at a point, perhaps: memory of our own is as new then.
         """
-        if not self._multiplied:
-            self._multiplied = True
+        if self._aligned is None:
+            self._aligned = []
             return self._host_product(v, to_host)
         try:
             aligned = self._aligned.pop()

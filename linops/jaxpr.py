@@ -86,8 +86,8 @@ def live_bytes(jaxpr, counted=None):
     live = peak = 0
     for i, eqn in enumerate(jaxpr.eqns):
         live += size(eqn.outvars)
-        inner = 0 if size(eqn.outvars) == 0 else max((live_bytes(inner) for inner, _ in _inner(eqn)), default=0)
-        peak = max(peak, live + inner)
+        if counted is None or not counted.isdisjoint(eqn.outvars):
+            peak = max(peak, live + max((live_bytes(inner) for inner, _ in _inner(eqn)), default=0))
         live -= size({a for a in eqn.invars if not is_literal(a) and last[a] == i and a not in kept})
     return peak
 
@@ -172,10 +172,23 @@ def scan_counts(params):
 # Evaluation that inlines what holds arrays of its own, so that a new trace finds them at the top.
 
 
-def run(equations, env, apply=None):
+def _apply(eqn, inputs):
+    lift = None if any(map(eqn.params.get, _NOT_LIFTED)) else _LIFT.get(eqn.primitive.name)
+    if lift and any(consts or _has_inner_consts(inner) for inner, consts in _inner(eqn)):
+        return lift(eqn.params, *inputs)
+    return _bind(eqn, inputs)
+
+
+def _bind(eqn, inputs):
+    with eqn.ctx.manager:
+        outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
+    return outputs if eqn.primitive.multiple_results else [outputs]
+
+
+def run(equations, env, apply=_apply):
     """Evaluate equations, with the values of variables in `env`, which takes in the results."""
     for eqn in equations:
-        outputs = (apply or _apply)(eqn, [atom.val if is_literal(atom) else env[atom] for atom in eqn.invars])
+        outputs = apply(eqn, [atom.val if is_literal(atom) else env[atom] for atom in eqn.invars])
         env.update(zip(eqn.outvars, outputs, strict=True))
 
 
@@ -195,27 +208,14 @@ def _traced_again(closed, make_apply):
     return hoist(jax.make_jaxpr(evaluate)(*structs))
 
 
-def _evaluate(jaxpr, consts, *arguments, apply=None):
+def _evaluate(jaxpr, consts, *arguments, apply=_apply):
     env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arguments), strict=True))
     run(jaxpr.eqns, env, apply)
     return [atom.val if is_literal(atom) else env[atom] for atom in jaxpr.outvars]
 
 
-def _apply(eqn, inputs):
-    lift = None if any(map(eqn.params.get, _NOT_LIFTED)) else _LIFT.get(eqn.primitive.name)
-    if lift and any(consts or _has_inner_consts(inner) for inner, consts in _inner(eqn)):
-        return lift(eqn.params, *inputs)
-    return _bind(eqn, inputs)
-
-
-def _bind(eqn, inputs):
-    with eqn.ctx.manager:
-        outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
-    return outputs if eqn.primitive.multiple_results else [outputs]
-
-
 class _Merging:
-    """Applies equations, nested jitted functions inlined, and of equal ones, that have no effects, only the first."""
+    """Applies equations that have no effects: of equal ones only the first, and nested jitted functions inlined."""
 
     def __init__(self):
         self.applied = {}

@@ -60,10 +60,11 @@ class _Plan:
     def __init__(self, jaxpr, treedef):
         self.treedef, self.leaves = treedef, jaxpr.outvars
         cheap = _cheap(jaxpr)
-        self.kept = _minimum_cut(_variables(self.leaves), cheap)
+        variables = _variables(self.leaves)
+        self.kept = _minimum_cut(variables, cheap)
         again = {var: cheap[var] for var in cheap.keys() - {*self.kept}}
-        needed = _ancestors(_variables(self.leaves), again)
-        self.equations = [eqn for eqn in jaxpr.eqns if any(var in needed and var in again for var in eqn.outvars)]
+        needed = again.keys() & _ancestors(variables, again).keys()
+        self.equations = [eqn for eqn in jaxpr.eqns if not needed.isdisjoint(eqn.outvars)]
 
     def function(self, kept):
         env = dict(zip(self.kept, kept, strict=True))
