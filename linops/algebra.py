@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
-from linops.holomorphy import complex_space, extended, one_field
+from linops.realify import complex_space, extended, one_field
 from linops.operands import as_array, as_foreign, as_number, as_scalar, as_summand, is_scalar
 from linops.products import Products, less_precise, static
 from linops.space import Space, complex_dtype, is_complex, loses_precision

@@ -19,7 +19,7 @@ from linops.fork import require_threads
 from linops.jacobian import Derived
 from linops.probe import normal
 from linops.products import Products
-from linops.rules import MissingRule
+from linops.program.missing import MissingRule
 from linops.space import Space
 
 

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from linops.differences import Comparison, Unavailable, Values, comparisons, widened
-from linops.holomorphy import join, trace_linear
+from linops.program.holomorphy import trace_linear
+from linops.realify import join
 from linops.jacobian import Derived
 from linops.products import Products
-from linops.rules import MissingRule
+from linops.program.missing import MissingRule
 from linops.space import Space, is_complex, loses_precision
 
 CHECKS = {}  # name -> (function of a subject, names of the checks that it presupposes)

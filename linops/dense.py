@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from linops.door import Flat, all_finite, block_budget, concrete, is_traced, to_host
+from linops.door import all_finite, block_budget, concrete, is_traced, to_host
+from linops.program.staged import Flat
 from linops.space import Space, is_complex, space_of, to_device
-from linops.trace import Function
+from linops.program.function import Function
 
 
 def toarray(operator):
@@ -25,7 +26,7 @@ def toarray(operator):
 
 def _at_once(operator):
     """The same in one program that linearizes and multiplies; None where it is too large, or not finite."""
-    flat = Flat(operator)
+    flat = Flat(operator, operator._wide)
     staged = flat.stage("_dense")
     if staged.bytes_live + staged.bytes_out > block_budget():
         return None
@@ -123,7 +124,7 @@ def _batched(block, f, X, args):
         blocks = _Blocks(Function.trace(f, domain, args), block, domain)
         if is_traced((blocks, leaves)):
             return blocks.all(*leaves)
-        flat = Flat(blocks)
+        flat = Flat(blocks, domain.wide)
         staged = flat.stage("one", *one)
         chunk = max(1, block_budget() // max(1, staged.bytes_live + staged.bytes_out))
         convert, join = (np.array, np.concatenate) if is_numpy else (jnp.asarray, jnp.concatenate)

@@ -19,7 +19,7 @@ import math
 import jax
 import numpy as np
 
-from linops.door import Flat
+from linops.program.staged import Flat
 from linops.gauss_newton import GaussNewton, JacobianGram
 from linops.hessian import Hessian
 from linops.jacobian import Jacobian
@@ -63,7 +63,7 @@ class Values:
 
     def __call__(self, x):
         with self.space.scope():
-            return widened(Flat(self).call("of_leaves", *split(self.space, x)))
+            return widened(Flat(self, self.space.wide).call("of_leaves", *split(self.space, x)))
 
 
 def widened(tree):
@@ -173,7 +173,7 @@ def _gauss_newton(G: GaussNewton, subject):
     yield from comparisons(J, subject)
     H = None
     if G.loss is not None:
-        with Flat(G).scope():
+        with Flat(G, G._wide).scope():
             H = G._loss_hessian()
         yield from comparisons(H, subject)
     for v, w in zip(subject.draw(J.domain), subject.draw(J.domain, left=True), strict=True):

@@ -1,81 +1,22 @@
 """The door: the one place where operators are compiled and where NumPy meets JAX.
 
 An operator is a pytree: its arrays are leaves, its code is the tree definition. A method of it is traced once for
-each tree definition, and compiled once for each program (see `trace`); the caches are bounded. A `Door` is an
+each tree definition, and compiled once for each program (see `linops.program`). A `Door` is an
 operator made ready for many products: flattened once, so that a product costs a few microseconds of Python.
 """
 
-import dataclasses
 import functools
 import math
 import os
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from linops.fork import require_threads
-from linops.jaxpr import dependent, is_literal, live_bytes, nbytes
-from linops.space import Space, float64_if, is_number, loses_precision, warn_narrowing
-from linops.trace import Program, stage
-
-WIDE = {np.dtype(name) for name in ("int64", "uint64", "float64", "complex128")}  # not complex64, of 8 bytes as well
-
-
-@dataclasses.dataclass(frozen=True)
-class Staged:
-    """A method of an operator, traced and ready to compile: `run(*consts, *leaves, *arguments)` gives new arrays."""
-
-    run: Callable
-    consts: tuple
-    sources: tuple[tuple[bool, int], ...]  # of each result: whether it is an input, passed through, and which
-    out_tree: jax.tree_util.PyTreeDef
-    jaxpr: object
-    wanted: tuple[int, ...]  # the results of the jaxpr that are computed
-
-    @functools.cached_property
-    def bytes_out(self):
-        """Bytes of the results, without those passed through."""
-        return sum(nbytes(self.jaxpr.outvars[i].aval) for i in self.wanted)
-
-    @functools.cached_property
-    def bytes_live(self):
-        return live_bytes(self.jaxpr)
-
-
-class Flat:
-    """A pytree flattened once, each array in it once: what a staged method takes."""
-
-    def __init__(self, tree):
-        leaves, self.treedef = jax.tree.flatten(tree)
-        places = {}
-        self.index = tuple(places.setdefault(id(leaf), len(places)) for leaf in leaves)
-        self.leaves = tuple({id(leaf): leaf for leaf in leaves}.values())
-        self.avals = tuple(map(jax.typeof, self.leaves))
-        self.wide = any(aval.dtype in WIDE for aval in self.avals)
-
-    def scope(self):
-        """The context to trace and call in."""
-        return float64_if(self.wide)
-
-    def stage(self, method, *arguments):
-        with self.scope():
-            avals = tuple(map(jax.typeof, arguments))
-            # Settings that change what is traced are part of the key.
-            settings = jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision
-            return _stage(method, self.treedef, self.index, self.avals, avals, settings)
-
-    def call(self, method, *arguments):
-        """`method(tree, *arguments)`, a pytree of arrays, in one compiled call."""
-        return self.finish(self.stage(method, *arguments), *arguments)
-
-    def finish(self, staged, *arguments):
-        inputs = (*staged.consts, *self.leaves, *arguments)
-        with self.scope():
-            outputs = staged.run(*inputs)
-        return staged.out_tree.unflatten([(inputs if passed else outputs)[i] for passed, i in staged.sources])
-
+from linops.program.jaxpr.graph import dependent, live_bytes
+from linops.program.staged import Flat
+from linops.space import Space, is_number, loses_precision, warn_narrowing
 
 def concrete(compute):
     """The arrays of a computation that no jit, vmap or grad in progress has to do with.
@@ -119,7 +60,7 @@ class Door:
         self.rows, self.columns = operator.shape
         self.dtype = operator.dtype
         self.codomain: Space = operator.codomain
-        self._flat = Flat(operator)
+        self._flat = Flat(operator, operator._wide)
         self._warned = False
         self._aligned = None  # from the first large vector on: memory for a copy of one, while no product uses it
 
@@ -227,8 +168,8 @@ class Door:
     @functools.cached_property
     def block_width(self):
         """How many columns to take at once: a power of two, such that intermediates stay within the budget."""
-        jaxpr = self.staged.jaxpr
-        of_vector = live_bytes(jaxpr, dependent(jaxpr, jaxpr.invars[-1:]))
+        graph = self.staged.graph
+        of_vector = live_bytes(graph, dependent(graph, graph.inputs[-1:]))
         per_column = of_vector + (self.rows + self.columns) * self.dtype.itemsize
         return 1 << max(0, (block_budget() // max(1, per_column)).bit_length() - 1)
 
@@ -302,49 +243,3 @@ def _round_up(count):
     """The next of 1, 2, 3, 4, 6, 8, 12, 16, ...: few widths, so few compilations, and at most a third in vain."""
     power = 1 << max(0, count - 1).bit_length()
     return power * 3 // 4 if power >= 4 and count <= power * 3 // 4 else power
-
-
-@functools.lru_cache(maxsize=512)
-def _stage(method, treedef, index, leaf_avals, argument_avals, settings):
-    del settings
-    out_tree = None
-
-    def flat(*values):
-        nonlocal out_tree
-        leaves, arguments = values[: len(leaf_avals)], values[len(leaf_avals) :]
-        tree = treedef.unflatten([leaves[i] for i in index])
-        results, out_tree = jax.tree.flatten(getattr(tree, method)(*arguments))
-        return results
-
-    structs = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in (*leaf_avals, *argument_avals)]
-    program, consts = stage(flat, *structs)
-    sources, wanted = _sources(program.jaxpr, len(consts) + len(leaf_avals))
-    return Staged(_compiled(program, wanted), tuple(consts), sources, out_tree, program.jaxpr, wanted)
-
-
-def _sources(jaxpr, held):
-    """Where each result comes from, as pairs (is one of the first `held` inputs, index), and which to compute.
-
-    XLA would copy a result that is an input, and compute one that is asked for twice as two.
-    """
-    inputs = {var: i for i, var in enumerate((*jaxpr.constvars, *jaxpr.invars)[:held])}
-    computed = {}
-    sources = []
-    for i, atom in enumerate(jaxpr.outvars):
-        key = i if is_literal(atom) else atom
-        sources.append(
-            (True, inputs[key]) if key in inputs else (False, computed.setdefault(key, (len(computed), i))[0])
-        )
-    return tuple(sources), tuple(i for _, i in computed.values())
-
-
-@functools.lru_cache(maxsize=512)
-def _compiled(program: Program, wanted):
-    """The jitted function of a program, from consts and arguments to the wanted results."""
-    consts = len(program.jaxpr.constvars)
-
-    def run(*values):
-        results = program(values[:consts], *values[consts:])
-        return [results[i] for i in wanted]
-
-    return jax.jit(run)

@@ -4,10 +4,11 @@ import functools
 
 from linops.algebra import Conjugate, Product
 from linops.hessian import Hessian, require_scalar
-from linops.holomorphy import OnPairs, any_complex, trace_linear
+from linops.program.function import Function
+from linops.program.holomorphy import trace_linear
+from linops.realify import OnPairs, any_complex
 from linops.jacobian import Derived, Jacobian, is_extended, point
 from linops.space import is_complex
-from linops.trace import Function
 
 
 class Expanded(Derived):

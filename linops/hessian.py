@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from linops.holomorphy import any_complex, has_complex_derivative, trace_linear
 from linops.jacobian import Derived, point, pullback, pushforward
-from linops.rules import differentiating
+from linops.program.holomorphy import has_complex_derivative, trace_linear
+from linops.program.missing import differentiating
+from linops.realify import any_complex
 from linops.space import pair_of
 
 
@@ -34,7 +35,8 @@ class Hessian(Derived):
 
     Notes
     -----
-    Products are forward over reverse; reverse over reverse where f uses `jax.custom_vjp`, which has no forward rule.
+    Products are forward over reverse; where f uses `jax.custom_vjp`, which has no forward rule, they are the transpose
+    of reverse over reverse, so that they are the slope of the gradient also where a rule makes that no gradient.
     Source: Pearlmutter, Fast exact multiplication by the Hessian, Neural Computation 6 (1994).
 
     Examples
@@ -65,7 +67,7 @@ class Hessian(Derived):
             require_scalar(function, "f", "Hessian", "pass weights=w for the Hessian of w . f")
         vars(self).update(function=function, x=x, realified=realified, weights=weights)
         vars(self).update(keep=linearize, check_finite=check_finite)
-        if not has_complex_derivative(self._gradient, self.domain, self.domain, function.forward):
+        if not has_complex_derivative(self._gradient, self.domain, self.domain, function):
             raise TypeError(
                 "Hessian got f that is holomorphic by its first derivative and not by its second, expected both; look "
                 "at its custom derivative rules"
@@ -76,7 +78,7 @@ class Hessian(Derived):
     codomain = property(lambda self: self.domain)
 
     def _gradient(self, x):
-        with differentiating("reverse"):
+        with differentiating("reverse", self.function.origin):
             value, pull = jax.vjp(self.function, x)
             weights = jax.tree.map(jnp.ones_like, value) if self.weights is None else self.weights
             return pull(weights)[0]
@@ -84,12 +86,12 @@ class Hessian(Derived):
     def _mv(self, v):
         if not self.function.forward:
             return self._linear()._mv(v)
-        with differentiating("forward"):
+        with differentiating("forward", self.function.origin):
             return jax.jvp(self._gradient, (self.x,), (v,))[1]
 
     def _linear(self):
         derivative = pushforward if self.function.forward else pullback
-        return derivative(self._gradient, self.x, self.domain, self.domain, symmetric=True)
+        return derivative(self._gradient, self.x, self.domain, self.domain, self.function.origin)
 
 
 def _weights(space, weights):

@@ -3,25 +3,31 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 
 from linops.algebra import Complexified, Operator, Transposed
-from linops.door import RESIDUAL_SHARE, Flat, concrete, memory_budget
-from linops.holomorphy import any_complex, complex_space, realified_space, trace_linear
+from linops.door import RESIDUAL_SHARE, concrete, memory_budget
 from linops.products import static
-from linops.residuals import Thrifty, thrifty
-from linops.rules import differentiating
+from linops.program.function import Function, Origin
+from linops.program.holomorphy import trace_linear
+from linops.program.missing import differentiating
+from linops.program.program import Program, keeps_rules
+from linops.program.residuals import thrifty
+from linops.program.settings import is_wide
+from linops.program.staged import Flat
+from linops.realify import any_complex, complex_space, realified_space
 from linops.space import Space, space_of, to_device
-from linops.trace import Function
 
 
 class Linear(Operator):
     """A linear function that carries its residuals: what `jax.linearize` and `jax.vjp` return, made thrifty."""
 
-    function: Thrifty | jax.tree_util.Partial
+    kept: tuple
+    program: Program = static()
     domain: Space = static()
     codomain: Space = static()
-    symmetric: bool = static()
     mode: str = static()
+    origin: Origin = static()
 
     def __reduce__(self):
         raise TypeError(
@@ -30,11 +36,18 @@ class Linear(Operator):
         )
 
     def _mv(self, v):
-        return self.function(v)
+        consts = len(self.program.constants)
+        leaves = self.program(self.kept[:consts], *self.kept[consts:], *jax.tree.leaves(v))
+        return self.codomain.treedef.unflatten(leaves)
 
     def _mv_transposed(self, w):
-        with differentiating("reverse" if self.mode == "forward" else "forward"):
-            return super()._mv_transposed(w)
+        if self.mode == "forward":
+            with differentiating("reverse", self.origin):
+                return super()._mv_transposed(w)
+        # The backward pass of a custom_vjp may be one of custom_vjp again, which can be differentiated in reverse only.
+        with differentiating("forward", self.origin):
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self.domain.struct)
+            return jax.vjp(self._mv, zeros)[1](w)[0]
 
 
 class Derived(Operator):
@@ -52,24 +65,32 @@ class Derived(Operator):
 
     domain = functools.cached_property(lambda self: self._points)
 
-    def at(self, x):
+    def at(self, x, args=None):
         """The same operator at another point, a pytree like x or its vector; nothing is traced or compiled.
 
-        Where x is complex and the operator real, its vector is [Re x, Im x].
+        Where x is complex and the operator real, its vector is [Re x, Im x]. Other `args` are like those before: arrays
+        of the same shapes and dtypes, and all else the same.
         """
-        return self._replace(x=self._points.point(x))
+        return self._replace(x=self._points.point(x), function=self._function_of(args))
+
+    def _function_of(self, args):
+        return self.function if args is None else self.function.with_args(args)
 
     @property
     def _points(self):
         """The Space of points."""
         return realified_space(self.realified) if self.realified else Space.of(self.x)
 
+    @property
+    def _wide(self):
+        return super()._wide or is_wide(self.function.origin.settings)
+
     def _residual_form(self):
         if self.keep is False:
             return self
         if self._traced:
             return self._linear()
-        flat = Flat(self)
+        flat = Flat(self, self._wide)
         staged = flat.stage("_linear")
         if self.keep is None and staged.bytes_out > memory_budget(RESIDUAL_SHARE):
             return self
@@ -135,22 +156,21 @@ class Jacobian(Derived):
         if self.extended:
             return Complexified(self._unextended())._mv(v)
         if not self.function.forward:
-            return Transposed(self._linear().operator)._mv(v)
-        with differentiating("forward"):
+            return self._linear()._mv(v)
+        with differentiating("forward", self.function.origin):
             return jax.jvp(self.function, (self.x,), (v,))[1]
 
     def _mv_transposed(self, w):
         if self.extended:
             return Complexified(self._unextended())._mv_transposed(w)
-        with differentiating("reverse"):
+        with differentiating("reverse", self.function.origin):
             return jax.vjp(self.function, self.x)[1](w)[0]
 
     def _linear(self):
         if self.extended:
             return Complexified(self._unextended()._linear())
-        if self.function.forward:
-            return pushforward(self.function, self.x, self.domain, self.codomain)
-        return Transposed(pullback(self.function, self.x, self.domain, self.codomain))
+        derivative = pushforward if self.function.forward else pullback
+        return derivative(self.function, self.x, self.domain, self.codomain, self.function.origin)
 
 
 def is_extended(function, x):
@@ -165,17 +185,23 @@ def point(x):
     return x, space_of(x, "x")
 
 
-def pushforward(f, x, domain, codomain, symmetric=False):
+def pushforward(f, x, domain, codomain, origin):
     """The derivative of f at x by one linearization, from tangents to tangents."""
-    with differentiating("forward"):
-        return Linear(thrifty(lambda x: jax.linearize(f, x)[1], x), domain, codomain, symmetric, "forward")
+    with differentiating("forward", origin):
+        kept, program = thrifty(lambda x: jax.linearize(f, x)[1], x, domain.struct, keep_rules=keeps_rules())
+    return Linear(kept, program, domain, codomain, "forward", origin)
 
 
-def pullback(f, x, domain, codomain, symmetric=False):
-    """The transposed derivative of f at x, from cotangents to cotangents."""
-    with differentiating("reverse"):
-        pull = thrifty(lambda x: jax.tree_util.Partial(_single, jax.vjp(f, x)[1]), x)
-        return Linear(pull, codomain, domain, symmetric, "reverse")
+def pullback(f, x, domain, codomain, origin):
+    """The same for functions that have reverse rules only: the transpose of the pullback of cotangents."""
+    with differentiating("reverse", origin):
+        pull = functools.partial(_pull, f)
+        kept, program = thrifty(pull, x, codomain.struct, keep_rules=True)
+    return Transposed(Linear(kept, program, codomain, domain, "reverse", origin))
+
+
+def _pull(f, x):
+    return jax.tree_util.Partial(_single, jax.vjp(f, x)[1])
 
 
 def _single(pull, w):

@@ -6,7 +6,7 @@ import numpy as np
 import scipy.sparse
 
 from linops.algebra import Operator
-from linops.holomorphy import one_field
+from linops.realify import one_field
 from linops.products import static
 from linops.space import Space, space_of, to_device
 

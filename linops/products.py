@@ -10,10 +10,12 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 from linops import dense
-from linops.door import WIDE, Door, is_traced
+from linops.door import Door, is_traced
 from linops.fork import require_threads
 from linops.operands import as_array
 from linops.space import Space, is_complex, to_device
+
+_WIDE = {np.dtype(name) for name in ("int64", "uint64", "float64", "complex128")}  # not complex64, of 8 bytes as well
 
 static = functools.partial(dataclasses.field, metadata={"static": True})
 
@@ -82,7 +84,7 @@ class Products(LinearOperator):
 
     def __reduce__(self):
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        wide = any(getattr(leaf, "dtype", None) in WIDE for leaf in jax.tree.leaves(self))
+        wide = any(getattr(leaf, "dtype", None) in _WIDE for leaf in jax.tree.leaves(self))
         return _unpickle, (type(self), fields, repr(self), wide)
 
     # What a subclass may define beside its product.
@@ -121,6 +123,12 @@ class Products(LinearOperator):
 
     def _firm_factors(self):
         return [factor for factor in self._factors().values() if not factor._adapts]
+
+    @property
+    def _wide(self):
+        """Whether products are computed with float64 enabled."""
+        spaces = self.domain.wide, self.codomain.wide
+        return any(spaces) or any(factor._wide for factor in self._factors().values())
 
     @property
     def _adapts(self):

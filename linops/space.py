@@ -140,7 +140,12 @@ class Space:
 
     def scope(self):
         """The context to compute in: with float64 enabled, where a leaf has it."""
-        return float64_if(any(jnp.finfo(dtype).bits == 64 for dtype in self.dtypes))
+        return float64_if(self.wide)
+
+    @functools.cached_property
+    def wide(self):
+        """Whether a leaf is of double precision."""
+        return any(jnp.finfo(dtype).bits == 64 for dtype in self.dtypes)
 
     @functools.cached_property
     def _ends(self):

@@ -1,0 +1,268 @@
+"""A user's function made cacheable: a program, and the arrays that it closes over as data."""
+
+import dataclasses
+import functools
+import operator
+import sys
+import weakref
+from collections.abc import Callable
+from importlib import import_module
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from linops.program import settings as jax_settings
+from linops.program.jaxpr.evaluate import is_inexact, struct
+from linops.program.jaxpr.primitives import is_reference
+from linops.program.jaxpr.structure import Same
+from linops.program.program import Program, program_of
+from linops.space import Space, space_of, to_device
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """How to trace a Function again in another process: code only, of an `f` that can be imported there."""
+
+    f: Callable
+    through: Callable | None  # what of linops stands around f: a picklable function of f
+    domain: Space
+    what: str
+    args_treedef: jax.tree_util.PyTreeDef
+    code: tuple  # the leaves of args, with _DATA where there is data
+    settings: tuple  # of JAX, when f was traced
+
+    @classmethod
+    def of(cls, f, through, domain, what, args_treedef, code, settings):
+        """The Source, or None where f cannot be imported, or the code in args cannot be compared."""
+        source = cls(f, through, domain, what, args_treedef, tuple(code), settings)
+        try:
+            hash(source)
+        except TypeError:
+            return None
+        return source if _is_importable(f) else None
+
+    def __reduce__(self):
+        # By name, which pickle itself refuses for functions that jax.jit has wrapped.
+        f = (self.f.__module__, self.f.__qualname__)
+        if not _is_importable(self.f):
+            raise TypeError(
+                f"{self.what} was {'.'.join(f)} when the operator was made, and the module now has another function of "
+                "that name; expected the same one: build the operator anew"
+            )
+        return _unpickle_source, (f, *(getattr(self, field.name) for field in dataclasses.fields(self)[1:]))
+
+    def trace(self, data):
+        """The Function, for these data in the args of f."""
+        args = merge(self.args_treedef, self.code, data)
+        with jax_settings.entered(self.settings):
+            return Function.trace(self.f, self.domain, args, self.what, through=self.through)
+
+
+_DATA = jax.ShapeDtypeStruct  # any one object that pickles by reference and is no leaf of args
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """How the args of a function are made of data and code. Code is compared by value where it is plain."""
+
+    treedef: jax.tree_util.PyTreeDef
+    code: tuple  # the leaves, with _DATA where there is data
+
+    @classmethod
+    def split(cls, args):
+        """The Arguments, the leaves that are code, and the data on the device."""
+        args = args if isinstance(args, tuple) else (args,)  # one argument, as in SciPy
+        leaves, treedef = jax.tree_util.tree_flatten_with_path(args)
+        data, code = [], []
+        for path, leaf in leaves:
+            is_data = isinstance(leaf, jax.Array | np.ndarray | np.generic | float | complex)
+            code.append(_DATA if is_data else leaf)
+            if is_data:
+                plain = type(leaf) in (float, complex)
+                data.append(jnp.asarray(leaf) if plain else to_device(leaf, f"args{jax.tree_util.keystr(path)}"))
+        return cls(treedef, tuple(map(_comparable, code))), code, data
+
+
+def merge(treedef, code, data):
+    """The args of which `Arguments.split` made code and data."""
+    data = iter(data)
+    return treedef.unflatten([next(data) if leaf is _DATA else leaf for leaf in code])
+
+
+def _comparable(leaf):
+    """Code by its value where that is plain; any other object is itself, and is not kept alive by being compared."""
+    if leaf is _DATA or isinstance(leaf, int | str | bytes | None):
+        return leaf
+    try:
+        return _Object(weakref.ref(leaf))
+    except TypeError:
+        return Same(leaf)
+
+
+class _Object(Same):
+    """An object of a user, held weakly."""
+
+    def __hash__(self):
+        return hash(type(self))
+
+    def __eq__(self, other):
+        return isinstance(other, _Object) and self.value() is not None and self.value() is other.value()
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What a function is called in errors, and the settings of JAX under which it and its derivatives are traced."""
+
+    what: str
+    settings: tuple
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("consts", "args"),
+    meta_fields=("program", "codomain", "origin", "arguments", "source"),
+)
+@dataclasses.dataclass(frozen=True)
+class Function:
+    """x -> f(x, *args) as a program (static) and the arrays it closes over (leaves).
+
+    `codomain` is the Space of its values. A graph cannot be pickled: a Function with a `source` is pickled as that and its data, and traced anew.
+    """
+
+    consts: tuple[jax.Array, ...]
+    args: tuple[jax.Array, ...]
+    program: Program
+    codomain: Space
+    origin: Origin
+    arguments: Arguments
+    source: Source | None
+
+    forward = property(lambda self: not self.program.reverse_only)  # whether forward mode has rules for all its calls
+
+    def __call__(self, x):
+        return self.codomain.treedef.unflatten(self.program(self.consts, *jax.tree.leaves(x), *self.args))
+
+    def with_args(self, args):
+        """The same function with other args, of the same shapes and dtypes; nothing is traced."""
+        with jax_settings.entered(self.origin.settings):
+            arguments, _, data = Arguments.split(args)
+        if arguments != self.arguments or list(map(_type, data)) != list(map(_type, self.args)):
+            given, expected = ([f"{a.dtype}{list(a.shape)}" for a in arrays] for arrays in (data, self.args))
+            raise ValueError(
+                f"at got args whose arrays are {given}, expected args like those that {self.origin.what} was traced with: "
+                f"arrays {expected}, in the same structure, and all else the same; build the operator anew"
+            )
+        return dataclasses.replace(self, args=tuple(data))
+
+    def __reduce__(self):
+        if self.source is None:
+            raise TypeError(
+                f"an operator was pickled whose {self.origin.what} cannot be imported by its name; expected a function "
+                f"that its module has under its own name, and hashable args: write {self.origin.what} with def at module level, "
+                "not as a lambda or inside of a function, and pass data through args="
+            )
+        return _unpickle_function, (self.source, self.consts, self.args, self.codomain, self.program.fingerprint())
+
+    @classmethod
+    def trace(cls, f, domain, args=(), what="f", through=None, like=None):
+        """Trace `f(x, *args)` for x in the Space `domain`. Arrays and floats in `args` are data, all else is code.
+
+        `through(f)` is traced instead of f where it is given, a picklable function of functions. `like` is an element
+        of the domain, of arrays that may lie on several devices.
+        """
+        if not callable(f):
+            raise TypeError(f"{what} is {f!r}, expected a callable")
+        function = through(f) if through else f
+        with domain.scope():
+            settings = jax_settings.current()
+            arguments, code, data = Arguments.split(args)
+
+            def flat(x, data):
+                value = function(x, *merge(arguments.treedef, code, data))
+                _check_value(value, what)
+                return value
+
+            with jax_settings.entered(settings):
+                x = domain.struct if like is None else jax.tree.map(lambda leaf: struct(jax.typeof(leaf)), like)
+                closed, value = _make_jaxpr(flat, what)(x, data)
+                program, consts = program_of(closed)
+            for const in consts:
+                _require_value(const, what)
+            consts = tuple(to_device(const, f"an array that {what} closes over") for const in consts)
+        codomain = space_of(value, f"the value of {what}")
+        source = Source.of(f, through, domain, what, arguments.treedef, code, settings)
+        return cls(consts, tuple(data), program, codomain, Origin(what, settings), arguments, source)
+
+
+def _type(array):
+    aval = jax.typeof(array)
+    return aval.shape, aval.dtype, aval.weak_type
+
+
+def _require_value(const, what):
+    if is_reference(jax.typeof(const)):
+        raise TypeError(
+            f"{what} reads a mutable reference (jax.new_ref) from outside, {jax.typeof(const)}, whose value may change "
+            "between products; expected arrays: pass ref[...] through args=, or make the reference inside"
+        )
+
+
+def _is_importable(f):
+    """Whether f is what its module has under its name."""
+    try:
+        return operator.attrgetter(f.__qualname__)(sys.modules[f.__module__]) is f
+    except (AttributeError, KeyError):
+        return False
+
+
+def _unpickle_source(name, *rest):
+    module, attribute = name
+    return Source(operator.attrgetter(attribute)(import_module(module)), *rest)
+
+
+def _unpickle_function(source, consts, args, codomain, fingerprint):
+    function = source.trace(args)
+    arrays = [[jax.typeof(const) for const in values] for values in (function.consts, consts)]
+    (version, digest), (version_then, digest_then) = function.program.fingerprint(), fingerprint
+    same_program = digest == digest_then or version != version_then  # another JAX traces other programs
+    if not (same_program and function.codomain.layout == codomain.layout and arrays[0] == arrays[1]):
+        raise ValueError(
+            f"{source.f.__module__}.{source.f.__qualname__} is not the function that it was when its operator was "
+            "pickled: it computes something else, or its value, or an array that it uses, has another shape or dtype; "
+            "expected the same code and version: build the operator anew"
+        )
+    return dataclasses.replace(function, consts=consts, codomain=codomain)
+
+
+def _make_jaxpr(f, what):
+    """`jax.make_jaxpr` for a user's function; what JAX says of a function that cannot be traced, said with a remedy."""
+
+    def make(*arguments):
+        try:
+            return jax.make_jaxpr(f, return_shape=True)(*arguments)
+        except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+            raise TypeError(
+                f"{what} could not be traced: it turned a traced array into a NumPy array or a Python value; expected "
+                "a function of jax.numpy operations: use jax.numpy for numpy, and jax.lax.cond, jnp.where or "
+                f"jax.lax.while_loop for branches on values. JAX said: {str(error).splitlines()[0]}"
+            ) from error
+
+    return make
+
+
+_PART = "for a function that gives (value, aux), pass lambda x: f(x)[0]"
+
+
+def _check_value(value, what):
+    for path, leaf in jax.tree_util.tree_flatten_with_path(value)[0]:
+        if not isinstance(leaf, jax.Array):
+            raise TypeError(
+                f"{what} returned {type(leaf).__name__}{' at ' * bool(path)}{jax.tree_util.keystr(path)}, expected "
+                f"jax.Array: compute it with jax.numpy from the argument, or leave it out of the value: {_PART}"
+            )
+        if not is_inexact(jax.typeof(leaf)):
+            raise TypeError(
+                f"the value of {what}{jax.tree_util.keystr(path)} has dtype {leaf.dtype}, expected floating point, "
+                f"since a derivative is taken of it; convert it with .astype(float), or leave it out: {_PART}"
+            )

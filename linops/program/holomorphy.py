@@ -1,0 +1,59 @@
+"""Complex functions: which derivatives are complex-linear, and the realification of those that are not.
+
+The derivative of f at x is always linear over the reals. Linear over the complex numbers, and so a complex matrix, it
+is in two cases:
+
+- f is holomorphic, C^n -> C^m. This is decided on the graph of its derivative: all that depends on the tangent is
+  complex, and nothing is conjugated. The decision does not depend on numbers, and errs only toward "no".
+- f maps R^n -> C^m: then the derivative extends to complex vectors as A (u + iv) = A u + i A v.
+
+In all other cases (C^n -> R^m, a conjugation or an absolute value inside, leaves of both kinds) f is realified: taken
+as a function of the pair (Re x, Im x), with the pair (Re f, Im f) for its value where that is complex. The operator
+then is real, and its vectors are [Re, Im]. Leaves that are real have no imaginary part.
+"""
+
+import dataclasses
+
+import jax
+
+from linops.program.function import Function
+from linops.program.jaxpr.linearity import is_complex_linear
+from linops.program.missing import MissingRule, differentiating
+from linops.realify import OnPairs, any_complex, realified_space
+from linops.space import is_complex, pair_of
+
+
+def trace_linear(f, x, domain, args, what="f", realify=False):
+    """Trace f at x, of the Space `domain`; realified where its derivative is not complex-linear, or as asked.
+
+    Returns the Function, the point in its domain, and `domain` if f is realified, else None.
+    """
+    function = Function.trace(f, domain, args, what, like=x)
+    values = function.codomain
+    if not realify and has_complex_derivative(function, domain, values, function):
+        return function, x, None
+    if any_complex(domain):
+        function = Function.trace(f, realified_space(domain), args, what, OnPairs(domain), like=pair_of(x))
+    elif any_complex(values):
+        function = Function.trace(f, domain, args, what, OnPairs(None), like=x)
+    if any_complex(values):
+        function = dataclasses.replace(function, codomain=dataclasses.replace(function.codomain, paired=values))
+    with domain.scope():
+        return (function, pair_of(x), domain) if any_complex(domain) else (function, x, None)
+
+
+def has_complex_derivative(f, domain, codomain, function):
+    """Whether the derivative of f, computed by a Function, is complex-linear, or extends to that: its domain is real."""
+    if not any_complex(domain):
+        return True
+    if not all(map(is_complex, (*domain.dtypes, *codomain.dtypes))):
+        return False
+    try:
+        with domain.scope(), differentiating("forward" if function.forward else "reverse", function.origin):
+            if function.forward:
+                closed = jax.make_jaxpr(lambda x, v: jax.jvp(f, (x,), (v,))[1])(domain.struct, domain.struct)
+            else:
+                closed = jax.make_jaxpr(lambda x, w: jax.vjp(f, x)[1](w))(domain.struct, codomain.struct)
+    except MissingRule:  # said when a product needs it
+        return False
+    return is_complex_linear(closed, len(domain.shapes))

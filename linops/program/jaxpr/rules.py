@@ -1,0 +1,141 @@
+"""Custom derivative rules, traced when a program is made: what they compute is settled then, and they are no Python.
+
+JAX traces the rule of a `custom_jvp` or `custom_vjp` function when a derivative is first taken, and holds it, with all
+that it closes over, until then. Here each rule is traced at once, by taking the derivative, and its arrays become
+constants of the program. A rule often calls its own function again, `f.defjvp(lambda p, t: (f(*p), ...))`, and that call
+has a rule. So that this ends, a call that computes the same as one before, by a rule that computes the same up to the
+rules of the calls in it, has the same rule.
+"""
+
+import jax
+import numpy as np
+
+from linops.program.jaxpr.evaluate import Rule, bind, is_inexact, struct
+from linops.program.jaxpr.graph import Reader
+from linops.program.jaxpr.structure import Structure
+
+DEPTH = 8  # rules within rules, where no two are the same
+
+
+def read(closed, *, rules):
+    """The graph of a traced function, and its constants, pairs of a variable and an array."""
+    reader = Reader(rules=rules)
+    graph = reader.read(closed)
+    if rules:
+        _Resolver(reader).resolve(graph, 0)
+    return graph, list(reader.constants.values())
+
+
+class _Resolver:
+    def __init__(self, reader):
+        self.reader = reader
+        self.by_call = {}  # id of the equation's Python rule -> Rule, and the Python rule, which keeps the id
+        self.by_structure = {}
+        self.consts = {}  # what a call computes -> how many of its inputs it closes over
+
+    def resolve(self, graph, depth):
+        """Give each call of a function with a rule its Rule."""
+        for equation in list(graph.walk()):
+            if equation.primitive.name == "custom_jvp_call":
+                equation.rule = self._rule(equation, equation.params["jvp_jaxpr_fun"], _trace_jvp, depth)
+            elif equation.primitive.name == "custom_vjp_call":
+                equation.rule = self._rule(equation, equation.params["bwd"], _trace_vjp, depth)
+            else:
+                continue
+            equation.graphs, equation.params = {}, {}
+
+    def _rule(self, equation, python, trace, depth):
+        if id(python) not in self.by_call:
+            self.by_call[id(python)] = self._traced(equation, trace, depth), python
+        return self.by_call[id(python)][0]
+
+    def _traced(self, equation, trace, depth):
+        (call,) = equation.inner()
+        rule = Rule(call, self._consts(call, equation.params["num_consts"]))
+        if depth == DEPTH:
+            rule.error = f"expected custom derivative rules that use at most {DEPTH} others, one within the other"
+            return rule
+        inputs = equation.inputs[rule.consts :]
+        rule.wanted = tuple(rule.consts + i for i, atom in enumerate(inputs) if is_inexact(atom.aval))
+        try:
+            traced = trace(equation, rule)
+        except Exception as error:  # what the author of the rule says; it is said again where the rule is needed
+            rule.error = f"{type(error).__name__}: {error}"
+            return rule
+        rule.forward, rule.backward = (closed and self.reader.read(closed) for closed in traced)
+        key = Structure(calls_only=True).of_rule(rule, self._arrays())
+        if key in self.by_structure:
+            return self.by_structure[key]
+        self.by_structure[key] = rule
+        for graph in rule.graphs:
+            self.resolve(graph, depth + 1)
+        return rule
+
+
+    def _arrays(self):
+        return dict(self.reader.constants.values())
+
+    def _consts(self, call, count):
+        """How many of its inputs a call closes over, which JAX forgets where it writes the call down again."""
+        key = Structure(calls_only=True).of_call(call, self._arrays())
+        self.consts[key] = max(count, self.consts.get(key, 0))
+        return self.consts[key]
+
+
+def _structs(atoms):
+    return [struct(atom.aval) for atom in atoms]
+
+
+def _outputs_of(equation, inputs, wanted):
+    """The outputs as a function of the inputs wanted."""
+
+    def outputs(*some):
+        full = list(inputs)
+        for place, value in zip(wanted, some, strict=True):
+            full[place] = value
+        return bind(equation, full)
+
+    return outputs
+
+
+def _trace_jvp(equation, rule):
+    wanted, count = rule.wanted, len(equation.inputs)
+
+    def jvp(*values):
+        inputs, tangents = values[:count], list(values[count:])
+        function = _outputs_of(equation, inputs, wanted)
+        outputs, slopes = jax.jvp(function, [inputs[i] for i in wanted], tangents)
+        return [*outputs, *(s for s, o in zip(slopes, equation.outputs, strict=True) if is_inexact(o.aval))]
+
+    structs = _structs(equation.inputs)
+    tangents = [jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=s.sharding) for s in (structs[i] for i in wanted)]
+    return jax.make_jaxpr(jvp)(*structs, *tangents), None
+
+
+def _trace_vjp(equation, rule):
+    treedef = None
+
+    def forward(*inputs):
+        nonlocal treedef
+        outputs, pull = jax.vjp(_outputs_of(equation, inputs, rule.wanted), *(inputs[i] for i in rule.wanted))
+        residuals, treedef = jax.tree.flatten(pull)
+        return [*outputs, *residuals]
+
+    closed, results = jax.make_jaxpr(forward, return_shape=True)(*_structs(equation.inputs))
+    count = len(equation.outputs)
+    avals = closed.out_avals[count:]
+
+    def backward(*values):
+        pull, given = treedef.unflatten(values[: len(avals)]), iter(values[len(avals) :])
+        cotangents = [
+            next(given) if is_inexact(atom.aval) else np.zeros(atom.aval.shape, jax.dtypes.float0)
+            for atom in equation.outputs
+        ]
+        return list(pull(cotangents))
+
+    given = [
+        jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype, sharding=struct(atom.aval).sharding)
+        for atom in equation.outputs
+        if is_inexact(atom.aval)
+    ]
+    return closed, jax.make_jaxpr(backward)(*map(struct, avals), *given)

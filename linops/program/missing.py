@@ -1,0 +1,40 @@
+"""Derivative rules that a function does not have: said in our own words, with a remedy."""
+
+import contextlib
+
+from linops.program import settings
+
+
+class MissingRule(TypeError):  # noqa: N818 - users see a TypeError
+    """A product needs a derivative rule that the function does not have."""
+
+
+@contextlib.contextmanager
+def differentiating(mode, origin):
+    """Take a derivative of a Function, under the settings of its origin; say which rule is missing.
+
+    The function is traced, and so are its own rules: what JAX raises here, of whatever kind, is that an operation has
+    none.
+    """
+    try:
+        with settings.entered(origin.settings):
+            yield
+    except MissingRule:
+        raise
+    except (TypeError, ValueError, NotImplementedError, AssertionError, AttributeError) as error:
+        if "Sharding" in type(error).__name__ or "Tracer" in type(error).__name__:
+            raise
+        said = str(error).strip()
+        raise MissingRule(
+            f"a product with a derivative needs {mode}-mode differentiation, and {origin.what} has an operation "
+            f"without a {mode} rule; {_EXPECTED[mode]}. JAX said: {said.splitlines()[0] if said else repr(error)}"
+        ) from error
+
+
+_EXPECTED = {
+    "forward": "expected jax.custom_jvp rules rather than custom_vjp, and no callbacks (with diffrax: "
+    "adjoint=diffrax.DirectAdjoint()); J.T @ w may work where J @ v does not",
+    "reverse": "expected lax.scan or fori_loop with fixed bounds rather than while_loop, and no callbacks (with "
+    "diffrax: adjoint=diffrax.RecursiveCheckpointAdjoint() or DirectAdjoint() with max_steps); J @ v may work where "
+    "J.T @ w does not",
+}

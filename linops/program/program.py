@@ -1,0 +1,98 @@
+"""Programs: what functions compute, without data, equal to any other that computes the same.
+
+`jax.jit` keys its cache by the identity of a Python function, and compiles arrays that the function closes over into
+the program. Here a function is traced, its arrays become data, and the rest, a `Program`, is the same object as any
+other program with the same instructions, so that a fresh lambda over new data compiles nothing.
+"""
+
+import collections
+import contextlib
+import contextvars
+import hashlib
+import re
+import threading
+import weakref
+
+import jax
+
+from linops.program.jaxpr import rules
+from linops.program.jaxpr.evaluate import evaluate, free_variables
+from linops.program.jaxpr.structure import Structure
+
+
+class Program:
+    """A graph of equations from constants and arguments to results. Equal programs are one object.
+
+    It owns what is compiled from it (`cache`), which dies with it. Programs that hold objects of the user, callbacks
+    say, are `opaque`: nothing keeps them but their operators. Of the others, which hold code only, the last ones used
+    are kept, so that operators that come and go compile once.
+    """
+
+    __slots__ = ("__weakref__", "cache", "constants", "graph", "key", "opaque")
+
+    def __call__(self, consts, *arguments):
+        held = dict(zip(self.constants, consts, strict=True))
+        return evaluate(self.graph, held, arguments)
+
+    @property
+    def reverse_only(self):
+        """Whether it calls a function with `jax.custom_vjp`, which has no forward rule."""
+        return any(e.rule is not None and e.rule.backward is not None for e in self.graph.walk())
+
+    def fingerprint(self):
+        """JAX's version, and a digest of what is computed and differentiated, the same in another process."""
+        text = re.sub(" at 0x[0-9a-f]+", "", repr(self.key))
+        return jax.__version__, hashlib.sha256(text.encode()).hexdigest()
+
+
+_differentiable = contextvars.ContextVar("differentiable", default=True)
+
+
+@contextlib.contextmanager
+def only_run():
+    """A context in which what is traced is run and never differentiated: it needs no derivative rules."""
+    token = _differentiable.set(False)
+    try:
+        yield
+    finally:
+        _differentiable.reset(token)
+
+
+def keeps_rules():
+    """Whether what is traced may be differentiated."""
+    return _differentiable.get()
+
+
+def program_of(closed, *, keep_rules=None):
+    """The Program of a traced function, and the arrays that it closes over."""
+    keep_rules = keeps_rules() if keep_rules is None else keep_rules
+    graph, constants = rules.read(closed, rules=keep_rules)
+    used = {*free_variables(graph)}
+    constants = [(var, value) for var, value in constants if var in used]
+    variables = tuple(var for var, _ in constants)
+    structure = Structure()
+    key = structure.of_program(variables, graph)
+    return _shared(key, graph, variables, structure.opaque), tuple(value for _, value in constants)
+
+
+_KEPT = 512
+_lock = threading.RLock()
+_programs = weakref.WeakValueDictionary()  # key -> Program
+_recent = collections.OrderedDict()  # those without objects of the user, the last used at the end
+
+
+def _shared(key, graph, constants, opaque):
+    """The program with this key; a new one where there is none yet."""
+    with _lock:
+        program = _programs.get(key)
+        if program is None:
+            program = Program()
+            program.graph, program.constants, program.key, program.opaque = graph, constants, key, opaque
+            program.cache = {}
+            _programs[key] = program
+        if not opaque:
+            _recent[program] = None
+            _recent.move_to_end(program)
+            if len(_recent) > _KEPT:
+                _recent.popitem(last=False)
+        return program

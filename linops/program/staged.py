@@ -1,0 +1,146 @@
+"""A function of a pytree of arrays, traced once for each structure and compiled once for each program."""
+
+import dataclasses
+import functools
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from linops.program import settings as jax_settings
+from linops.program.jaxpr.evaluate import struct
+from linops.program.jaxpr.graph import Graph, live_bytes, nbytes
+from linops.program.program import Program, only_run, program_of
+from linops.space import float64_if
+
+
+@dataclasses.dataclass(frozen=True)
+class Staged:
+    """A method of a tree, ready to run: `run(*consts, *leaves, *arguments)` gives new arrays."""
+
+    run: Callable
+    consts: tuple
+    sources: tuple[tuple[bool, int], ...]  # of each result: whether it is an input, passed through, and which
+    out_tree: jax.tree_util.PyTreeDef
+    graph: Graph
+    wanted: tuple[int, ...]  # the results of the graph that are computed
+
+    @functools.cached_property
+    def bytes_out(self):
+        """Bytes of the results, without those passed through."""
+        return sum(nbytes(self.graph.outputs[i].aval) for i in self.wanted)
+
+    @functools.cached_property
+    def bytes_live(self):
+        return live_bytes(self.graph)
+
+
+class Flat:
+    """A pytree flattened once, each array in it once: what a staged method takes."""
+
+    def __init__(self, tree, wide):
+        leaves, self.treedef = jax.tree.flatten(tree)
+        places = {}
+        self.index = tuple(places.setdefault(id(leaf), len(places)) for leaf in leaves)
+        self.leaves = tuple({id(leaf): leaf for leaf in leaves}.values())
+        self.avals = tuple(map(jax.typeof, self.leaves))
+        self.wide = wide
+        self.cache = _cache_of(tree)
+
+    def scope(self):
+        """The context to trace and call in: with float64 enabled, where the tree computes in it."""
+        return float64_if(self.wide)
+
+    def stage(self, method, *arguments):
+        with self.scope():
+            avals = tuple(map(jax.typeof, arguments))
+            settings = jax_settings.current()
+            key = method, self.treedef, self.index, self.avals, avals, settings
+            return self.cache(key, lambda: _stage(*key))
+
+    def call(self, method, *arguments):
+        """`method(tree, *arguments)`, a pytree of arrays, in one compiled call."""
+        return self.finish(self.stage(method, *arguments), *arguments)
+
+    def finish(self, staged, *arguments):
+        inputs = (*staged.consts, *self.leaves, *arguments)
+        with self.scope():
+            outputs = staged.run(*inputs)
+        return staged.out_tree.unflatten([(inputs if passed else outputs)[i] for passed, i in staged.sources])
+
+
+class _Recent:
+    """A cache of the last results used. What is computed twice at once, by two threads, is the same."""
+
+    def __init__(self, size):
+        self.size, self.found, self.lock = size, OrderedDict(), threading.Lock()
+
+    def __call__(self, key, compute):
+        with self.lock:
+            if key in self.found:
+                self.found.move_to_end(key)
+                return self.found[key]
+        result = compute()
+        with self.lock:
+            self.found[key] = result
+            if len(self.found) > self.size:
+                self.found.popitem(last=False)
+        return result
+
+
+_staged = _Recent(512)  # of trees that hold code only
+
+
+def _cache_of(tree):
+    """Where to keep what is staged of a tree: with an opaque Program in it, as long as that lives, and no longer."""
+    held = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(getattr(node, "program", None), Program))
+    opaque = [node.program for node in held if isinstance(getattr(node, "program", None), Program) and node.program.opaque]
+    return opaque[0].cache.setdefault("staged", _Recent(64)) if opaque else _staged
+
+
+def _stage(method, treedef, index, leaf_avals, argument_avals, settings):
+    out_tree = None
+
+    def flat(*values):
+        nonlocal out_tree
+        leaves, arguments = values[: len(leaf_avals)], values[len(leaf_avals) :]
+        tree = treedef.unflatten([leaves[i] for i in index])
+        results, out_tree = jax.tree.flatten(getattr(tree, method)(*arguments))
+        return results
+
+    structs = [struct(aval) for aval in (*leaf_avals, *argument_avals)]
+    with jax_settings.entered(settings), only_run():
+        program, consts = program_of(jax.make_jaxpr(flat)(*structs))
+    with jax.ensure_compile_time_eval():  # what is staged is kept: arrays, not tracers of a jit in progress
+        consts = tuple(jnp.asarray(const) for const in consts)
+    sources, wanted = _sources(program, len(consts) + len(leaf_avals))
+    return Staged(_compiled(program, wanted), consts, sources, out_tree, program.graph, wanted)
+
+
+def _sources(program, held):
+    """Where each result comes from, as pairs (is one of the first `held` inputs, index), and which to compute.
+
+    XLA would copy a result that is an input, and compute one that is asked for twice as two.
+    """
+    inputs = {var: i for i, var in enumerate((*program.constants, *program.graph.inputs)[:held])}
+    computed = {}
+    sources = [
+        (True, inputs[atom]) if atom in inputs else (False, computed.setdefault(atom, (len(computed), i))[0])
+        for i, atom in enumerate(program.graph.outputs)
+    ]
+    return tuple(sources), tuple(i for _, i in computed.values())
+
+
+def _compiled(program, wanted):
+    """The jitted function of a program, from consts and arguments to the wanted results."""
+    if wanted not in program.cache:
+        consts = len(program.constants)
+
+        def run(*values):
+            results = program(values[:consts], *values[consts:])
+            return [results[i] for i in wanted]
+
+        program.cache[wanted] = jax.jit(run)
+    return program.cache[wanted]
