@@ -129,7 +129,7 @@ class Reader:
             equation = Equation(eqn.primitive, eqn.params, eqn.ctx, eqn.effects, values, [])
             equation.outputs = [Variable(var.aval) for var in eqn.outvars]
             self._read_inner(equation)
-            if equation.changed:  # JAX's own would keep the arrays and rules in them
+            if equation.changed and not primitives.has_rule(eqn):  # JAX's own would keep the arrays and rules in them
                 equation.params = {k: v for k, v in equation.params.items() if k not in equation.graphs}
             graph.changed |= equation.changed or primitives.has_rule(eqn)
             graph.equations.append(equation)
