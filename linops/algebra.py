@@ -275,8 +275,17 @@ class Product(Operator):
         if left.shape[1] != right.shape[0]:
             raise ValueError(f"{left!r} @ {right!r}: expected as many rows on the right as columns on the left")
         left, right = _over_one_field(left, right)
-        if (gram := Gram.read(left, right)) is not None:
-            return gram
+        product = Gram.read(left._chain(last=False), right._chain(last=True))
+        return cls._joined(left, right) if product is None else product._on(right.domain, left.codomain)
+
+    @classmethod
+    def _of_chains(cls, lefts, rights):
+        product = Gram.read(lefts, rights)
+        return functools.reduce(cls._joined, [*lefts, *rights]) if product is None else product
+
+    @classmethod
+    def _joined(cls, left, right):
+        """The product of two operators between which nothing reads as a Gram matrix."""
         middle = _common_space((left, left.domain), (right, right.codomain))
         domain = middle if right._adapts else right.domain
         codomain = middle if left._adapts else left.codomain
@@ -290,7 +299,7 @@ class Product(Operator):
         return self.left._mv(self.right._mv(v))
 
     def _transposed(self):
-        return Product.of(self.right.T, self.left.T)
+        return Product._joined(self.right.T, self.left.T)
 
     def _chain(self, last):
         return [*self.left._chain(last), *self.right._chain(last)]
@@ -313,16 +322,14 @@ class Gram(Operator):
         return cls(operator, weight, conjugate and not operator._real)
 
     @classmethod
-    def read(cls, left, right):
-        """The product of two operators where it reads as B Aᵀ W A C, else None; W is read in turn."""
-        lefts, rights = left._chain(last=False), right._chain(last=True)
+    def read(cls, lefts, rights):
+        """The product of the factors of two products where it reads as B Aᵀ W A C, else None; W is read in turn."""
         if (found := outermost(lefts, rights)) is None:
             return None
         i, j, scalars, A, conjugate = found
-        middle = [*lefts[i + 1 :], *rights[:j]]
-        weight = functools.reduce(Product.of, middle) if middle else None
-        factors = [*lefts[:i], cls.of(A, weight, conjugate), *rights[j + 1 :]]
-        product = functools.reduce(Product.of, factors)._on(right.domain, left.codomain)
+        before, between, after = lefts[:i], (lefts[i + 1 :], rights[:j]), rights[j + 1 :]
+        gram = cls.of(A, Product._of_chains(*between) if any(between) else None, conjugate)
+        product = Product._of_chains([*before, gram], after) if after else Product._of_chains(before, [gram])
         return functools.reduce(lambda product, scalar: Scaled.of(scalar, product), scalars, product)
 
     domain = codomain = property(lambda self: self.operator.domain)
