@@ -1,21 +1,19 @@
 """The algebra of operators and its closure: sums, products, scalings, powers, transposes, conjugates."""
 
 import functools
-import numbers
-import operator
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from scipy.sparse.linalg import LinearOperator
 
-from linops.realify import complex_space, extended, one_field
-from linops.operands import as_array, as_foreign, as_number, as_scalar, as_summand, is_scalar
-from linops.products import Products, less_precise, static
-from linops.space import Space, complex_dtype, is_complex, loses_precision
+from linops.arithmetic import Arithmetic
+from linops.factors import outermost
+from linops.operands import as_conjugate, as_number, as_scalar
+from linops.products import less_precise, static
+from linops.realify import complex_space, extended
+from linops.space import Space, complex_dtype, is_complex, loses_precision, real_dtype
 
 
-class Operator(Products):
+class Operator(Arithmetic):
     """A linear map between two Spaces of pytrees: a SciPy `LinearOperator` of shape (m, n), and a JAX pytree.
 
     A subclass becomes a frozen dataclass. Its annotated fields are arrays, pytrees and operators, the leaves of the
@@ -26,25 +24,29 @@ class Operator(Products):
     transfer to the host, also under `jit`, `vmap` and `grad`.
     """
 
-    # Products with operators and scalars; those with arrays are inherited.
+    # What arithmetic makes.
 
-    def __matmul__(self, other):
-        if type(other) is np.ndarray and other.ndim == 1 and not self._traced and other.dtype == self.dtype:
-            return self._door.matvec(other)
-        if is_scalar(other):
-            raise ValueError(f"{self!r} @ {other!r}: a scalar cannot be an operand of @; use * instead")
-        return self.dot(other)
+    def _times(self, other):
+        return Product.of(self, other)
 
-    def dot(self, other):
-        """A v, A V, A B or c A, by what `other` is: a vector, a block of columns, an operator or a scalar."""
-        if isinstance(other, Operator):
-            return Product.of(self, other)
-        if is_scalar(other):
-            return Scaled.of(other, self)
-        if (foreign := as_foreign(other)) is not None:
-            return LinearOperator.dot(self, foreign)
-        other = as_array(other)
-        return self.matvec(other) if other.ndim == 1 else self.matmat(other)
+    def _plus(self, other):
+        return Sum.of(self, other)
+
+    def _scaled(self, scalar):
+        return Scaled.of(scalar, self)
+
+    def _power(self, power):
+        return Power(self._on(self.domain, self.domain), power)
+
+    # What a product is made of, for `Gram.read`.
+
+    def _chain(self, last):
+        """The factors of a product, of which the last, or the first, takes the scalars."""
+        return [self]
+
+    def _unscaled(self):
+        """The scalars by which an operator is multiplied, and the operator without."""
+        return [], self
 
     # Transposes, and the same matrix over other Spaces.
 
@@ -64,81 +66,18 @@ class Operator(Products):
 
     def transpose(self):
         """Aᵀ, of shape (n, m)."""
-        if self.symmetric:
+        if self._equals_transpose:
             return self
         return Conjugate.of(self) if self.hermitian else self._transposed()
 
     def adjoint(self):
         """Aᴴ, the conjugate of Aᵀ."""
-        return self if self.hermitian else Conjugate.of(self.T)
+        return self if self._equals_adjoint else Conjugate.of(self.T)
 
     T = property(transpose)
     H = property(adjoint)
     _transpose = transpose
     _adjoint = adjoint
-
-    # Algebra. What is not ours goes to SciPy's lazy algebra.
-
-    def __add__(self, other):
-        if isinstance(other, Operator):
-            return Sum.of(self, other)
-        foreign = as_summand(other)
-        return NotImplemented if foreign is None else LinearOperator.__add__(self, foreign)
-
-    def __radd__(self, other):
-        foreign = as_summand(other)
-        return NotImplemented if foreign is None else foreign + self
-
-    def __neg__(self):
-        return Scaled.of(-1, self)
-
-    def __sub__(self, other):
-        if isinstance(other, Operator):
-            return self + -other
-        foreign = as_summand(other)
-        if foreign is None:
-            return NotImplemented
-        minus_one = -np.ones((), foreign.dtype)[()]  # of its dtype: SciPy's -foreign turns float32 into float64
-        return LinearOperator.__add__(self, foreign * minus_one)
-
-    def __rsub__(self, other):
-        return -self + other
-
-    def __mul__(self, other):
-        return self.dot(other)
-
-    def __rmul__(self, other):
-        return Scaled.of(other, self) if is_scalar(other) else self.__rmatmul__(other)
-
-    def __rmatmul__(self, other):
-        """The product v A from the left: Aᵀ v for a vector, (Aᵀ Vᵀ)ᵀ for rows."""
-        if (foreign := as_foreign(other)) is not None:
-            return foreign @ self
-        if is_scalar(other):
-            raise ValueError(f"{other!r} @ {self!r}: a scalar cannot be an operand of @; use * instead")
-        return (self.T @ as_array(other).T).T
-
-    rdot = __rmatmul__
-
-    def __truediv__(self, other):
-        if not is_scalar(other):
-            raise ValueError(f"{self!r} / {other!r}: expected a scalar; to solve a system, use scipy.sparse.linalg")
-        return Scaled.of(1 / as_number(other), self)
-
-    def __pow__(self, power):
-        if not isinstance(power, numbers.Integral) or power < 0:
-            raise ValueError(
-                f"{self!r} ** {power!r}: expected an integer power >= 0; for inverses, use scipy.sparse.linalg"
-            )
-        if self.shape[0] != self.shape[1]:
-            raise ValueError(f"{self!r} ** {power}: expected a square operator")
-        return Power(self._on(self.domain, self.domain), int(power))
-
-    def __array_function__(self, func, types, args, kwargs):
-        """`np.dot(A, v)`, which SciPy's trust-ncg and trust-krylov call, is A @ v. All else NumPy answers by itself."""
-        if func is np.dot:
-            return operator.matmul(*args, **kwargs)
-        return func._implementation(*args, **kwargs)
 
 
 class Transposed(Operator):
@@ -172,10 +111,11 @@ class Conjugate(Operator):
     codomain = property(lambda self: self.operator.codomain)
     symmetric = property(lambda self: self.operator.symmetric)
     hermitian = property(lambda self: self.operator.hermitian)
+    positive_semidefinite = property(lambda self: self.operator.positive_semidefinite)
 
     @classmethod
     def of(cls, operator):
-        if not is_complex(operator.dtype):
+        if operator._real:
             return operator
         return operator.operator if isinstance(operator, Conjugate) else cls(operator)
 
@@ -184,6 +124,13 @@ class Conjugate(Operator):
 
     def _transposed(self):
         return Conjugate.of(self.operator.T)
+
+    def _chain(self, last):
+        return [Conjugate.of(factor) for factor in self.operator._chain(last)]
+
+    def _unscaled(self):
+        scalars, operator = self.operator._unscaled()
+        return [as_conjugate(scalar) for scalar in scalars], Conjugate.of(operator)
 
 
 class Complexified(Operator):
@@ -194,7 +141,10 @@ class Complexified(Operator):
     domain = property(lambda self: complex_space(self.operator.domain))
     codomain = property(lambda self: complex_space(self.operator.codomain))
     dtype = property(lambda self: complex_dtype(self.operator._precision))
-    symmetric = property(lambda self: self.operator.symmetric)
+    symmetric = property(lambda self: self.operator._equals_transpose)
+    hermitian = property(lambda self: self.operator._equals_adjoint)
+    positive_semidefinite = property(lambda self: self.operator.positive_semidefinite)
+    _real = property(lambda self: not is_complex(self.operator.codomain.dtype))
     _adapts = property(lambda self: self.operator._adapts)
 
     def _mv(self, v):
@@ -205,7 +155,14 @@ class Complexified(Operator):
         return extended(self.operator._mv_transposed, w, self.operator.codomain, self.domain)
 
     def _transposed(self):
-        return Complexified(self.operator.T) if not is_complex(self.operator.codomain.dtype) else Transposed(self)
+        return Complexified(self.operator.T) if self._real else Transposed(self)
+
+    def _chain(self, last):
+        return [Complexified(factor) for factor in self.operator._chain(last)]
+
+    def _unscaled(self):
+        scalars, operator = self.operator._unscaled()
+        return scalars, Complexified(operator)
 
     def _on(self, domain, codomain):
         """As it adapts, the operator itself takes complex Spaces."""
@@ -225,32 +182,13 @@ class Respaced(Operator):
     def _transposed(self):
         return self.operator.T._on(self.codomain, self.domain)
 
-    symmetric = property(lambda self: self.operator.symmetric and self.domain == self.codomain)
+    def _chain(self, last):
+        return self.operator._chain(last)
 
-
-class Identity(Operator):
-    """The identity on a Space, or on vectors of n entries, then of the dtype of what it is combined with."""
-
-    space: Space = static()
-    adapts: bool = static(default=False)
-
-    def __init__(self, space_or_n):
-        adapts = not isinstance(space_or_n, Space)
-        if adapts and (not isinstance(space_or_n, numbers.Integral) or isinstance(space_or_n, bool) or space_or_n < 0):
-            raise TypeError(f"Identity got {space_or_n!r}, expected a number of rows >= 0 or a linops.Space")
-        space = Space.flat(int(space_or_n), jnp.result_type(float)) if adapts else one_field(space_or_n)
-        object.__setattr__(self, "space", space)
-        object.__setattr__(self, "adapts", adapts)
-
-    symmetric = True
-    domain = codomain = property(lambda self: self.space)
-    _adapts = property(lambda self: self.adapts)
-
-    def _mv(self, v):
-        return v
-
-    def _on(self, domain, codomain):
-        return Identity(domain) if domain == codomain != self.space else super()._on(domain, codomain)
+    symmetric = property(lambda self: self.operator._equals_transpose and self.domain == self.codomain)
+    hermitian = property(lambda self: self.operator._equals_adjoint and self.domain == self.codomain)
+    positive_semidefinite = property(lambda self: self.hermitian and self.operator.positive_semidefinite)
+    _real = property(lambda self: self.operator._real)
 
 
 class Scaled(Operator):
@@ -266,11 +204,14 @@ class Scaled(Operator):
             operator = Complexified(operator)
         if operator._adapts and not isinstance(scalar, jax.Array):  # rounded where its dtype is known
             return cls._make(scalar=scalar, operator=operator)
-        return cls(as_scalar(scalar, operator.dtype), operator)
+        # A real scalar stays real beside complex numbers, which its dtype says, also when its value changes.
+        dtype = operator.dtype if is_complex(jnp.result_type(scalar)) else real_dtype(operator.dtype)
+        return cls(as_scalar(scalar, dtype), operator)
 
     domain = property(lambda self: self.operator.domain)
     codomain = property(lambda self: self.operator.codomain)
-    symmetric = property(lambda self: self.operator.symmetric)
+    symmetric = property(lambda self: self.operator._equals_transpose)
+    hermitian = property(lambda self: self.operator._equals_adjoint and not is_complex(jnp.result_type(self.scalar)))
     _adapts = property(lambda self: self.operator._adapts)
 
     def _mv(self, v):
@@ -282,6 +223,16 @@ class Scaled(Operator):
     def _on(self, domain, codomain):
         operator = self.operator._on(domain, codomain)
         return self if operator is self.operator else Scaled.of(self.scalar, operator)
+
+    def _chain(self, last):
+        factors = self.operator._chain(last)
+        outer = -1 if last else 0
+        factors[outer] = self._replace(operator=factors[outer])
+        return factors
+
+    def _unscaled(self):
+        scalars, operator = self.operator._unscaled()
+        return [self.scalar, *scalars], operator
 
 
 class Sum(Operator):
@@ -301,7 +252,9 @@ class Sum(Operator):
 
     domain = property(lambda self: self.left.domain)
     codomain = property(lambda self: self.left.codomain)
-    symmetric = property(lambda self: self.left.symmetric and self.right.symmetric)
+    symmetric = property(lambda self: self.left._equals_transpose and self.right._equals_transpose)
+    hermitian = property(lambda self: self.left._equals_adjoint and self.right._equals_adjoint)
+    positive_semidefinite = property(lambda self: self.left.positive_semidefinite and self.right.positive_semidefinite)
     _adapts = property(lambda self: self.left._adapts and self.right._adapts)
 
     def _mv(self, v):
@@ -316,17 +269,27 @@ class Product(Operator):
 
     left: Operator
     right: Operator
-    symmetric: bool = static()
 
     @classmethod
     def of(cls, left, right):
         if left.shape[1] != right.shape[0]:
             raise ValueError(f"{left!r} @ {right!r}: expected as many rows on the right as columns on the left")
         left, right = _over_one_field(left, right)
+        product = Gram.read(left._chain(last=False), right._chain(last=True))
+        return cls._joined(left, right) if product is None else product._on(right.domain, left.codomain)
+
+    @classmethod
+    def _of_chains(cls, lefts, rights):
+        product = Gram.read(lefts, rights)
+        return functools.reduce(cls._joined, [*lefts, *rights]) if product is None else product
+
+    @classmethod
+    def _joined(cls, left, right):
+        """The product of two operators between which nothing reads as a Gram matrix."""
         middle = _common_space((left, left.domain), (right, right.codomain))
         domain = middle if right._adapts else right.domain
         codomain = middle if left._adapts else left.codomain
-        return cls(left._on(middle, codomain), right._on(domain, middle), _is_transpose(left, right))
+        return cls(left._on(middle, codomain), right._on(domain, middle))
 
     domain = property(lambda self: self.right.domain)
     codomain = property(lambda self: self.left.codomain)
@@ -336,7 +299,58 @@ class Product(Operator):
         return self.left._mv(self.right._mv(v))
 
     def _transposed(self):
-        return Product.of(self.right.T, self.left.T)
+        return Product._joined(self.right.T, self.left.T)
+
+    def _chain(self, last):
+        return [*self.left._chain(last), *self.right._chain(last)]
+
+
+class Gram(Operator):
+    """Aᵀ W A, or Aᴴ W A; Aᵀ A or Aᴴ A without W. It holds A once, so that A is linearized once wherever it goes."""
+
+    operator: Operator
+    weight: Operator | None = None
+    conjugate: bool = static(default=False)  # Aᴴ in place of Aᵀ
+
+    @classmethod
+    def of(cls, operator, weight=None, conjugate=False):
+        if weight is not None:
+            operator, weight = _over_one_field(operator, weight)
+            middle = _common_space((operator, operator.codomain), (weight, weight.domain), (weight, weight.codomain))
+            operator = operator._on(middle if operator._adapts else operator.domain, middle)
+            weight = weight._on(middle, middle)
+        return cls(operator, weight, conjugate and not operator._real)
+
+    @classmethod
+    def read(cls, lefts, rights):
+        """The product of the factors of two products where it reads as B Aᵀ W A C, else None; W is read in turn."""
+        if (found := outermost(lefts, rights)) is None:
+            return None
+        i, j, scalars, A, conjugate = found
+        before, between, after = lefts[:i], (lefts[i + 1 :], rights[:j]), rights[j + 1 :]
+        gram = cls.of(A, Product._of_chains(*between) if any(between) else None, conjugate)
+        product = Product._of_chains([*before, gram], after) if after else Product._of_chains(before, [gram])
+        return functools.reduce(lambda product, scalar: Scaled.of(scalar, product), scalars, product)
+
+    domain = codomain = property(lambda self: self.operator.domain)
+    _adapts = property(lambda self: all(factor._adapts for factor in self._factors().values()))
+
+    # Claims follow from A and W as they are: they stay true when their arrays change.
+    symmetric = property(lambda self: not self.conjugate and (self.weight is None or self.weight._equals_transpose))
+    hermitian = property(lambda self: self._has_adjoint and (self.weight is None or self.weight._equals_adjoint))
+    positive_semidefinite = property(
+        lambda self: self._has_adjoint and (self.weight is None or self.weight.positive_semidefinite)
+    )
+    _has_adjoint = property(lambda self: self.conjugate or self.operator._real)
+
+    def _mv(self, v):
+        left = self.operator.H if self.conjugate else self.operator.T
+        product = self.operator._mv(v)
+        return left._mv(product if self.weight is None else self.weight._mv(product))
+
+    def _transposed(self):
+        operator = Conjugate.of(self.operator) if self.conjugate else self.operator
+        return self._replace(operator=operator, weight=self.weight.T)
 
 
 class Power(Operator):
@@ -346,7 +360,11 @@ class Power(Operator):
     power: int = static()
 
     domain = codomain = property(lambda self: self.operator.domain)
-    symmetric = property(lambda self: self.operator.symmetric)
+    symmetric = property(lambda self: self.operator._equals_transpose)
+    hermitian = property(lambda self: self.operator._equals_adjoint)
+    positive_semidefinite = property(
+        lambda self: self.hermitian and (self.power % 2 == 0 or self.operator.positive_semidefinite)
+    )
     _adapts = property(lambda self: self.operator._adapts)
 
     def _mv(self, v):
@@ -356,20 +374,13 @@ class Power(Operator):
         return self._replace(operator=self.operator.T)
 
 
-def _is_transpose(left, right):
-    """Whether one operator is known to be the transpose of the other, as in J.T @ J."""
-    return (isinstance(left, Transposed) and left.operator is right) or (
-        isinstance(right, Transposed) and right.operator is left
-    )
-
-
 def _common_space(*pairs):
     """The Space to combine operators on: one that is firm, rather a tree than flat, of the lowest precision of all."""
     firm = [space for operator, space in pairs if not operator._adapts] or [pairs[0][1]]
     lowest = less_precise(*(space.dtype for space in firm))
     space = min(firm, key=lambda space: space.is_flat)
     dtypes = tuple(lowest if loses_precision(dtype, lowest) else dtype for dtype in space.dtypes)
-    return Space(space.treedef, space.shapes, dtypes)
+    return space if dtypes == space.dtypes else Space(space.treedef, space.shapes, dtypes)
 
 
 def _over_one_field(left, right):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
-from linops.algebra import Product, Sum
+from linops.algebra import Gram, Product, Scaled, Sum
 from linops.claims import CHECKS
 from linops.differences import Comparison, Unavailable, paired, widened
 from linops.fork import require_threads
@@ -260,10 +260,19 @@ def _noise(multiply, vectors, eps):
 def _norm(A, vectors):
     if isinstance(A, Sum):
         return _norm(A.left, vectors) + _norm(A.right, vectors)
+    if isinstance(A, Scaled):
+        return abs(complex(A.scalar)) * _norm(A.operator, vectors)
     if isinstance(A, Product):
-        middle = [np.array(normal(jax.random.key(i), Space.flat(A.left.shape[1], _dtype(A)))) for i in range(3)]
-        return max(_norm(A.right, vectors) * _norm(A.left, middle), _seen_norm(A, vectors))
+        return max(_norm(A.right, vectors) * _norm(A.left, _draws(A.right.codomain)), _seen_norm(A, vectors))
+    if isinstance(A, Gram):
+        middle = _draws(A.operator.codomain)
+        weight = 1.0 if A.weight is None else _norm(A.weight, middle)
+        return max(_norm(A.operator, vectors) * weight * _norm(A.operator.T, middle), _seen_norm(A, vectors))
     return _seen_norm(A, vectors)
+
+
+def _draws(space):
+    return [np.array(normal(jax.random.key(i), Space.flat(space.size, space.dtype))) for i in range(3)]
 
 
 def _seen_norm(A, vectors):

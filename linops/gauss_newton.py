@@ -2,7 +2,7 @@
 
 import functools
 
-from linops.algebra import Conjugate, Product
+from linops.algebra import Conjugate, Gram, Product
 from linops.hessian import Hessian, require_scalar
 from linops.program.function import Function
 from linops.program.holomorphy import trace_linear
@@ -12,7 +12,7 @@ from linops.space import is_complex
 
 
 class Expanded(Derived):
-    """An operator that is a product of others: a subclass adds `_expand`, the product in traceable JAX."""
+    """An operator that is made of others: a subclass adds `_expand`, which makes it in traceable JAX."""
 
     @functools.cached_property
     def dtype(self):
@@ -82,10 +82,7 @@ class GaussNewton(Expanded):
     codomain = property(lambda self: self.domain)
 
     def _expand(self):
-        J = self._jacobian(self.x)
-        if self.loss is None:
-            return Product.of(J.H, J)
-        return Product.of(J.T, Product.of(self._loss_hessian(), J))
+        return Gram.of(self._jacobian(self.x), self.loss and self._loss_hessian(), conjugate=True)
 
     def _loss_hessian(self):
         """The Hessian of the loss at f(x)."""
@@ -162,4 +159,4 @@ class JacobianGram(Expanded):
 
     def _expand(self):
         J = self._jacobian(self.x)
-        return Product.of(J, (J if self.x2 is None else self._jacobian(self.x2)).H)
+        return Gram.of(J.H, conjugate=True) if self.x2 is None else Product.of(J, self._jacobian(self.x2).H)

@@ -1,5 +1,7 @@
 """Explicit operators: those whose numbers are given."""
 
+import numbers
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,9 +39,6 @@ class Matrix(Operator):
     def _mv(self, v):
         return self.array @ v
 
-    def _transposed(self):
-        return Matrix._make(array=self.array.T)
-
 
 class Diagonal(Operator):
     """The diagonal matrix of a vector, or of a pytree of arrays that is multiplied elementwise.
@@ -70,6 +69,32 @@ class Diagonal(Operator):
 
     def _mv(self, v):
         return jax.tree.map(jnp.multiply, self.entries, v)
+
+
+class Identity(Operator):
+    """The identity on a Space, or on vectors of n entries, then of the dtype of what it is combined with."""
+
+    space: Space = static()
+    adapts: bool = static(default=False)
+
+    def __init__(self, space_or_n):
+        adapts = not isinstance(space_or_n, Space)
+        if adapts and (not isinstance(space_or_n, numbers.Integral) or isinstance(space_or_n, bool) or space_or_n < 0):
+            raise TypeError(f"Identity got {space_or_n!r}, expected a number of rows >= 0 or a linops.Space")
+        space = Space.flat(int(space_or_n), jnp.result_type(float)) if adapts else one_field(space_or_n)
+        object.__setattr__(self, "space", space)
+        object.__setattr__(self, "adapts", adapts)
+
+    symmetric = positive_semidefinite = True
+    domain = codomain = property(lambda self: self.space)
+    _real = True
+    _adapts = property(lambda self: self.adapts)
+
+    def _mv(self, v):
+        return v
+
+    def _on(self, domain, codomain):
+        return Identity(domain) if domain == codomain != self.space else super()._on(domain, codomain)
 
 
 def _inexact(array):

@@ -34,6 +34,14 @@ def as_scalar(value, dtype):
         return jnp.asarray(np.asarray(value).astype(dtype))
 
 
+def as_conjugate(scalar):
+    """The conjugate of a scalar that is an array; a real one is its own."""
+    if not is_complex(jnp.result_type(scalar)):
+        return scalar
+    with float64_if(jnp.finfo(scalar.dtype).bits == 64):
+        return scalar.conj()
+
+
 def as_number(value):
     """A scalar that a user gives: an array without dimensions, on the device where it is there, in double precision."""
     if isinstance(value, jax.Array):

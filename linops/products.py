@@ -136,6 +136,21 @@ class Products(LinearOperator):
         return False
 
     @property
+    def _real(self):
+        """Whether the matrix is known to be one of real numbers, whatever vectors it takes."""
+        return not is_complex(self.dtype)
+
+    @property
+    def _equals_transpose(self):
+        """Whether Aᵀ = A by what is claimed."""
+        return self.symmetric or (self.hermitian and self._real)
+
+    @property
+    def _equals_adjoint(self):
+        """Whether Aᴴ = A by what is claimed."""
+        return self.hermitian or (self.symmetric and self._real)
+
+    @property
     def _checks_finite(self):
         return getattr(self, "check_finite", True) and all(f._checks_finite for f in self._factors().values())
 
@@ -167,7 +182,7 @@ class Products(LinearOperator):
         """What `A.T @ w` goes through: kept here, for each `A.T` is a new operator."""
         return (
             self._door
-            if self.symmetric
+            if self._equals_transpose
             else Door(self.T.linearize(), f"the transpose of {self!r}", self._checks_finite)
         )
 
@@ -175,6 +190,8 @@ class Products(LinearOperator):
     def _adjoint_door(self):
         if not is_complex(self.dtype):
             return self._transposed_door
+        if self._equals_adjoint:
+            return self._door
         return Door(self.H.linearize(), f"the adjoint of {self!r}", self._checks_finite)
 
     @functools.cached_property

@@ -289,6 +289,11 @@ def is_complex(dtype):
     return jnp.issubdtype(dtype, jnp.complexfloating)
 
 
+def real_dtype(dtype):
+    """The dtype of real and imaginary parts."""
+    return np.dtype(jnp.finfo(dtype).dtype)
+
+
 def complex_dtype(dtype):
     """The complex dtype that holds the numbers of a real or complex one."""
     return np.dtype(np.complex128 if jnp.finfo(dtype).bits == 64 else np.complex64)

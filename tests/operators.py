@@ -253,6 +253,43 @@ def normal_equations(dtype):
 
 
 @zoo_entry
+def gram_weighted(dtype):
+    x, d = problems.tree_point("dict", dtype), problems.normal(7, dtype, 3)
+    J, D = linops.Jacobian(problems.values, x), problems.jacobian(problems.values, x)
+    return (J.T @ linops.Diagonal(d)) @ J, D.T * d @ D
+
+
+@zoo_entry
+def gram_of_any_weight(dtype):
+    x, M = problems.tree_point("nested", dtype), problems.normal((7, 7), dtype, 3)
+    J, D = linops.Jacobian(problems.values, x), problems.jacobian(problems.values, x)
+    return J.T @ (linops.Matrix(M) @ J), D.T @ M @ D
+
+
+@zoo_entry
+def gram_of_a_chain(dtype):
+    x = problems.tree_point("dict", dtype)
+    y = jax.tree.map(np.asarray, problems.values(x))
+    J, D = linops.Jacobian(problems.values, x), problems.jacobian(problems.values, x)
+    K, E = linops.Jacobian(problems.square, y), problems.jacobian(problems.square, y)
+    return (J.T @ K.T) @ (0.1 * K) @ J, 0.1 * D.T @ E.T @ E @ D
+
+
+@zoo_entry
+def gram_hermitian_weighted(dtype):
+    z, M = _complex_point(dtype), problems.complex_normal((3, 4), dtype, 3)
+    J, D = linops.Jacobian(problems.holomorphic, z), problems.jacobian(problems.holomorphic, z)
+    return J.H @ (linops.Matrix(M).H @ linops.Matrix(M)) @ J, D.conj().T @ M.conj().T @ M @ D
+
+
+@zoo_entry
+def gram_complex_symmetric(dtype):
+    x, d = problems.tree_point("dict", dtype), problems.complex_normal(7, dtype, 3)
+    J, D = linops.Jacobian(problems.values, x), problems.jacobian(problems.values, x)
+    return J.T @ linops.Diagonal(d) @ J + 0.5 * linops.Identity(11), D.T * d @ D + 0.5 * np.eye(11)
+
+
+@zoo_entry
 def polynomial(dtype):
     A, D = _square(dtype)
     return A**3 / 4 - 2 * A + linops.Identity(len(D)), np.linalg.matrix_power(D, 3) / 4 - 2 * D + np.eye(len(D))
