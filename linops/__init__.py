@@ -1,12 +1,12 @@
 """Matrix-free linear operators from JAX functions, for SciPy's solvers."""
 
-from linops.space import PrecisionWarning as PrecisionWarning
+from linops.precision import PrecisionWarning as PrecisionWarning
 from linops.space import Space as Space
 
-from linops.algebra import Identity as Identity
 from linops.algebra import Operator as Operator
 
 from linops.matrix import Diagonal as Diagonal
+from linops.matrix import Identity as Identity
 from linops.matrix import Matrix as Matrix
 from linops.jacobian import Jacobian as Jacobian
 from linops.hessian import Hessian as Hessian

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
-from linops.holomorphy import complex_space, extended, one_field
-from linops.operands import as_array, as_foreign, as_number, as_scalar, as_summand, is_scalar
-from linops.products import Products, less_precise, static
-from linops.space import Space, complex_dtype, is_complex, loses_precision
+from linops.arrays import as_array, as_foreign, as_number, as_scalar, as_summand, brief, is_scalar, reciprocal
+from linops.holomorphy import complex_space, extended
+from linops.precision import complex_dtype, is_complex, loses_precision, lowest, say_nested
+from linops.products import Products, require_lapack, static
+from linops.space import Space
 
 
 class Operator(Products):
@@ -55,8 +56,8 @@ class Operator(Products):
         return Complexified(self)
 
     def _on(self, domain, codomain):
-        """The same matrix between other Spaces of the same sizes."""
-        if (domain, codomain) == (self.domain, self.codomain):
+        """The same matrix between other Spaces of the same sizes; from then on it does not adapt."""
+        if (domain, codomain) == (self.domain, self.codomain) and not self._adapts:
             return self
         if self._adapts and domain == codomain:
             return self._replace(**{name: factor._on(domain, domain) for name, factor in self._factors().items()})
@@ -86,6 +87,8 @@ class Operator(Products):
         return NotImplemented if foreign is None else LinearOperator.__add__(self, foreign)
 
     def __radd__(self, other):
+        if type(other) is int and other == 0:  # what sum(operators) starts with
+            return self
         foreign = as_summand(other)
         return NotImplemented if foreign is None else foreign + self
 
@@ -123,7 +126,7 @@ class Operator(Products):
     def __truediv__(self, other):
         if not is_scalar(other):
             raise ValueError(f"{self!r} / {other!r}: expected a scalar; to solve a system, use scipy.sparse.linalg")
-        return Scaled.of(1 / as_number(other), self)
+        return Scaled.of(reciprocal(other), self)
 
     def __pow__(self, power):
         if not isinstance(power, numbers.Integral) or power < 0:
@@ -132,12 +135,28 @@ class Operator(Products):
             )
         if self.shape[0] != self.shape[1]:
             raise ValueError(f"{self!r} ** {power}: expected a square operator")
-        return Power(self._on(self.domain, self.domain), int(power))
+        square = self if self.domain == self.codomain else self._on(self.domain, self.domain)
+        return Power(square, int(power))
+
+    def __call__(self, block):
+        """A V for a block of columns, as lobpcg calls operators; all else is refused.
+
+        SciPy's minimize and least_squares call what they get as hess= and jac= with a point. An operator that answered
+        with its product would be taken for the matrix there.
+        """
+        if isinstance(block, np.ndarray | jax.Array) and block.ndim == 2:
+            return self.matmat(block)
+        raise TypeError(
+            f"{self!r} was called with {brief(block)}, expected a block of columns ({self.shape[1]}, k); a product is "
+            "A @ v, and the operator at another point A.at(x), as in hess=A.at"
+        )
 
     def __array_function__(self, func, types, args, kwargs):
         """`np.dot(A, v)`, which SciPy's trust-ncg and trust-krylov call, is A @ v. All else NumPy answers by itself."""
         if func is np.dot:
             return operator.matmul(*args, **kwargs)
+        if func is np.common_type:
+            require_lapack(self.dtype)
         return func._implementation(*args, **kwargs)
 
 
@@ -193,7 +212,7 @@ class Complexified(Operator):
 
     domain = property(lambda self: complex_space(self.operator.domain))
     codomain = property(lambda self: complex_space(self.operator.codomain))
-    dtype = property(lambda self: complex_dtype(self.operator._precision))
+    _dtype = property(lambda self: complex_dtype(self.operator._precision))
     symmetric = property(lambda self: self.operator.symmetric)
     _adapts = property(lambda self: self.operator._adapts)
 
@@ -228,31 +247,6 @@ class Respaced(Operator):
     symmetric = property(lambda self: self.operator.symmetric and self.domain == self.codomain)
 
 
-class Identity(Operator):
-    """The identity on a Space, or on vectors of n entries, then of the dtype of what it is combined with."""
-
-    space: Space = static()
-    adapts: bool = static(default=False)
-
-    def __init__(self, space_or_n):
-        adapts = not isinstance(space_or_n, Space)
-        if adapts and (not isinstance(space_or_n, numbers.Integral) or isinstance(space_or_n, bool) or space_or_n < 0):
-            raise TypeError(f"Identity got {space_or_n!r}, expected a number of rows >= 0 or a linops.Space")
-        space = Space.flat(int(space_or_n), jnp.result_type(float)) if adapts else one_field(space_or_n)
-        object.__setattr__(self, "space", space)
-        object.__setattr__(self, "adapts", adapts)
-
-    symmetric = True
-    domain = codomain = property(lambda self: self.space)
-    _adapts = property(lambda self: self.adapts)
-
-    def _mv(self, v):
-        return v
-
-    def _on(self, domain, codomain):
-        return Identity(domain) if domain == codomain != self.space else super()._on(domain, codomain)
-
-
 class Scaled(Operator):
     """c A, for a scalar c, which is data: another c compiles nothing."""
 
@@ -261,12 +255,14 @@ class Scaled(Operator):
 
     @classmethod
     def of(cls, scalar, operator):
-        scalar = as_number(scalar)
-        if is_complex(jnp.result_type(scalar)) and not is_complex(operator.dtype):
+        number = as_number(scalar)
+        if is_complex(jnp.result_type(number)) and not is_complex(operator.dtype):
             operator = Complexified(operator)
-        if operator._adapts and not isinstance(scalar, jax.Array):  # rounded where its dtype is known
-            return cls._make(scalar=scalar, operator=operator)
-        return cls(as_scalar(scalar, operator.dtype), operator)
+        if operator._adapts and not isinstance(number, jax.Array):  # rounded where its dtype is known
+            return cls._make(scalar=number, operator=operator)
+        scaled = cls(as_scalar(scalar, operator.dtype), operator)
+        scaled._say_nested()
+        return scaled
 
     domain = property(lambda self: self.operator.domain)
     codomain = property(lambda self: self.operator.codomain)
@@ -274,7 +270,17 @@ class Scaled(Operator):
     _adapts = property(lambda self: self.operator._adapts)
 
     def _mv(self, v):
-        return jax.tree.map(lambda leaf: jnp.asarray(self.scalar, leaf.dtype) * leaf, self.operator._mv(v))
+        return jax.tree.map(lambda leaf: as_scalar(self.scalar, leaf.dtype) * leaf, self.operator._mv(v))
+
+    def _residual_form(self):
+        return super()._residual_form()._replace(scalar=as_scalar(self.scalar, self.dtype))
+
+    def _say_nested(self):
+        scalars, inner = [self.scalar], self.operator
+        while isinstance(inner, Scaled):
+            scalars, inner = [*scalars, inner.scalar], inner.operator
+        if len(scalars) > 1:
+            say_nested(scalars, self.dtype)
 
     def _transposed(self):
         return self._replace(operator=self.operator.T)
@@ -295,6 +301,8 @@ class Sum(Operator):
         if left.shape != right.shape:
             raise ValueError(f"{left!r} + {right!r}: expected operators of one shape")
         left, right = _over_one_field(left, right)
+        if _adapt(left, right):
+            return cls(left, right)
         domain = _common_space((left, left.domain), (right, right.domain))
         codomain = _common_space((left, left.codomain), (right, right.codomain))
         return cls(left._on(domain, codomain), right._on(domain, codomain))
@@ -323,6 +331,8 @@ class Product(Operator):
         if left.shape[1] != right.shape[0]:
             raise ValueError(f"{left!r} @ {right!r}: expected as many rows on the right as columns on the left")
         left, right = _over_one_field(left, right)
+        if _adapt(left, right):
+            return cls(left, right, _is_transpose(left, right))
         middle = _common_space((left, left.domain), (right, right.codomain))
         domain = middle if right._adapts else right.domain
         codomain = middle if left._adapts else left.codomain
@@ -363,12 +373,17 @@ def _is_transpose(left, right):
     )
 
 
+def _adapt(left, right):
+    """Whether a sum or product adapts further."""
+    return left._adapts and right._adapts and left.domain == right.domain
+
+
 def _common_space(*pairs):
     """The Space to combine operators on: one that is firm, rather a tree than flat, of the lowest precision of all."""
     firm = [space for operator, space in pairs if not operator._adapts] or [pairs[0][1]]
-    lowest = less_precise(*(space.dtype for space in firm))
+    dtype_of_all = lowest(space.dtype for space in firm)
     space = min(firm, key=lambda space: space.is_flat)
-    dtypes = tuple(lowest if loses_precision(dtype, lowest) else dtype for dtype in space.dtypes)
+    dtypes = tuple(dtype_of_all if loses_precision(dtype, dtype_of_all) else dtype for dtype in space.dtypes)
     return Space(space.treedef, space.shapes, dtypes)
 
 

@@ -14,9 +14,10 @@ import numpy as np
 from linops.differences import Comparison, Unavailable, Values, comparisons, widened
 from linops.holomorphy import join, trace_linear
 from linops.jacobian import Derived
+from linops.precision import is_complex, loses_precision
 from linops.products import Products
 from linops.rules import MissingRule
-from linops.space import Space, is_complex, loses_precision
+from linops.space import Space
 
 CHECKS = {}  # name -> (function of a subject, names of the checks that it presupposes)
 

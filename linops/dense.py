@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from linops.arrays import to_device
 from linops.door import Flat, all_finite, block_budget, concrete, is_traced, to_host
-from linops.space import Space, is_complex, space_of, to_device
+from linops.precision import is_complex
+from linops.space import Space, space_of
 from linops.trace import Function
 
 

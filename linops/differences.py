@@ -23,7 +23,8 @@ from linops.door import Flat
 from linops.gauss_newton import GaussNewton, JacobianGram
 from linops.hessian import Hessian
 from linops.jacobian import Jacobian
-from linops.space import Space, is_complex
+from linops.precision import is_complex
+from linops.space import Space
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ from linops.algebra import Conjugate, Product
 from linops.hessian import Hessian, require_scalar
 from linops.holomorphy import OnPairs, any_complex, trace_linear
 from linops.jacobian import Derived, Jacobian, is_extended, point
-from linops.space import is_complex
+from linops.precision import is_complex
 from linops.trace import Function
 
 
@@ -14,7 +14,7 @@ class Expanded(Derived):
     """An operator that is a product of others: a subclass adds `_expand`, the product in traceable JAX."""
 
     @functools.cached_property
-    def dtype(self):
+    def _dtype(self):
         return self._jacobian(self.x).dtype
 
     def _mv(self, v):

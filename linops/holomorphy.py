@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 
 from linops.jaxpr import is_literal, jaxprs_in, open_jaxpr, scan_counts
+from linops.precision import complex_dtype, is_complex
 from linops.rules import MissingRule, differentiating
-from linops.space import Space, complex_dtype, is_complex, pair_of, space_of
+from linops.space import Space, pair_of, space_of
 from linops.trace import Function
 
 

@@ -5,12 +5,13 @@ import functools
 import jax
 
 from linops.algebra import Complexified, Operator, Transposed
+from linops.arrays import refuse_point, to_device
 from linops.door import RESIDUAL_SHARE, Flat, concrete, memory_budget
 from linops.holomorphy import any_complex, complex_space, realified_space, trace_linear
 from linops.products import static
 from linops.residuals import Thrifty, thrifty
 from linops.rules import differentiating
-from linops.space import Space, space_of, to_device
+from linops.space import Space, space_of
 from linops.trace import Function
 
 
@@ -160,6 +161,7 @@ def is_extended(function, x):
 
 def point(x):
     """A point given by a user, its leaves on the device, and the Space it lives in."""
+    refuse_point(x)
     paths, treedef = jax.tree_util.tree_flatten_with_path(x)
     x = treedef.unflatten([to_device(leaf, f"x{jax.tree_util.keystr(path)}") for path, leaf in paths])
     return x, space_of(x, "x")

@@ -1,14 +1,42 @@
 """Explicit operators: those whose numbers are given."""
 
+import numbers
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 
 from linops.algebra import Operator
+from linops.arrays import as_inexact
 from linops.holomorphy import one_field
 from linops.products import static
-from linops.space import Space, space_of, to_device
+from linops.space import Space, space_of
+
+
+class Identity(Operator):
+    """The identity on a Space, or on vectors of n entries, then of the dtype of what it is combined with."""
+
+    space: Space = static()
+    adapts: bool = static(default=False)
+
+    def __init__(self, space_or_n):
+        adapts = not isinstance(space_or_n, Space)
+        if adapts and (not isinstance(space_or_n, numbers.Integral) or isinstance(space_or_n, bool) or space_or_n < 0):
+            raise TypeError(f"Identity got {space_or_n!r}, expected a number of rows >= 0 or a linops.Space")
+        space = Space.flat(int(space_or_n), jnp.result_type(float)) if adapts else one_field(space_or_n)
+        object.__setattr__(self, "space", space)
+        object.__setattr__(self, "adapts", adapts)
+
+    symmetric = True
+    domain = codomain = property(lambda self: self.space)
+    _adapts = property(lambda self: self.adapts)
+
+    def _mv(self, v):
+        return v
+
+    def _on(self, domain, codomain):
+        return Identity(domain) if domain == codomain else super()._on(domain, codomain)
 
 
 class Matrix(Operator):
@@ -26,7 +54,7 @@ class Matrix(Operator):
                 f"Matrix got a sparse {type(array).__name__}, expected a dense array: combine the sparse matrix with "
                 "operators as it is (SciPy's algebra takes it), or pass array.toarray()"
             )
-        array = _inexact(to_device(array, "the array of a Matrix"))
+        array = as_inexact(array, "the array of a Matrix")
         if array.ndim != 2:
             raise ValueError(f"Matrix got an array of shape {array.shape}, expected (m, n)")
         object.__setattr__(self, "array", array)
@@ -58,7 +86,7 @@ class Diagonal(Operator):
                 "arrays: Matrix takes a matrix, np.diag(d) its diagonal, d.ravel() all of its entries"
             )
         paths, treedef = jax.tree_util.tree_flatten_with_path(d)
-        leaves = [_inexact(to_device(leaf, f"d{jax.tree_util.keystr(path)}")) for path, leaf in paths]
+        leaves = [as_inexact(leaf, f"d{jax.tree_util.keystr(path)}") for path, leaf in paths]
         space = one_field(space_of(treedef.unflatten(leaves), "d"))
         with space.scope():
             entries = treedef.unflatten(leaf.astype(d) for leaf, d in zip(leaves, space.dtypes, strict=True))
@@ -70,7 +98,3 @@ class Diagonal(Operator):
 
     def _mv(self, v):
         return jax.tree.map(jnp.multiply, self.entries, v)
-
-
-def _inexact(array):
-    return array if jnp.issubdtype(array.dtype, jnp.inexact) else array.astype(jnp.result_type(float))

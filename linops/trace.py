@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from linops.arrays import to_device
 from linops.jaxpr import contains, hoist, structure
-from linops.space import Space, space_of, to_device
+from linops.space import Space, space_of
 
 
 class Program:

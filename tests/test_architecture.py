@@ -7,11 +7,11 @@ import linops
 
 ROOT = Path(linops.__file__).parent
 ORDER = [
-    ["fork", "jaxpr", "residuals", "rules"],
+    ["precision", "arrays", "jaxpr", "residuals", "rules"],
     ["space"],
     ["probe", "trace"],
     ["holomorphy"],
-    ["door", "operands"],
+    ["door"],
     ["dense"],
     ["products"],
     ["algebra"],
