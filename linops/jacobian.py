@@ -95,7 +95,7 @@ class Jacobian(Derived):
         True keeps the residuals of one linearization for all products, False recomputes them in each; by default they
         are kept while they take at most a quarter of the device's memory.
     check_finite : bool
-        Whether a NumPy product with NaN or Inf raises `FloatingPointError`.
+        Whether a NumPy product of finite numbers that has NaN or Inf raises `FloatingPointError`.
 
     Raises
     ------

@@ -110,7 +110,7 @@ class Products(LinearOperator):
     def dtype(self):
         """The dtype computed in, the least precise where those of leaves and factors differ."""
         dtype = self._dtype
-        if dtype.isbuiltin != 1 and sys._getframe(1).f_globals.get("__name__") in LAPACK_ONLY:
+        if dtype.char not in OF_NUMPY and sys._getframe(1).f_globals.get("__name__") in LAPACK_ONLY:
             require_lapack(dtype)
         return dtype
 
@@ -302,12 +302,13 @@ def _on_device(leaf, what):
 
 # Modules of SciPy that look up routines of LAPACK or ARPACK by A.dtype, and say of a dtype that is not NumPy's own
 # "did not understand one of the types; 'None' not accepted".
+OF_NUMPY = np.typecodes["AllFloat"]
 LAPACK_ONLY = {"scipy.sparse.linalg._eigen.arpack.arpack", "scipy.sparse.linalg._eigen._svds"}
 
 
 def require_lapack(dtype):
     """Refuse a dtype that NumPy does not have of its own."""
-    if dtype.isbuiltin != 1:
+    if dtype.char not in OF_NUMPY:
         raise TypeError(
             f"got an operator with dtype={dtype}, expected one in float32 or float64, which this function of SciPy "
             "needs: convert x to float32 before the operator is made, as by jax.tree.map(jnp.float32, x)"

@@ -18,8 +18,8 @@ MOST_PATHS = 20  # that an error lists
 class Space:
     """The vector space of all pytrees with a given structure, shapes and dtypes.
 
-    A tree is flattened leaf by leaf in pytree order, each leaf in C order, as
-    `jax.flatten_util.ravel_pytree` does. `dtype` is the promoted dtype of the leaves.
+    A tree is flattened leaf by leaf in pytree order, the keys of a dict sorted, each leaf in C order, as
+    `jax.flatten_util.ravel_pytree` does; `slice` says where a leaf lies. `dtype` is the promoted dtype of the leaves.
     A Space holds no arrays: it is hashable, and static under `jit`.
 
     >>> space = Space.of({"a": jnp.zeros(2), "b": jnp.zeros((2, 2))})
