@@ -1,7 +1,9 @@
 """Matrix-free linear operators from JAX functions, for SciPy's solvers."""
 
-from linops.space import PrecisionWarning as PrecisionWarning
+from linops.precision import PrecisionWarning as PrecisionWarning
 from linops.space import Space as Space
+from linops.program.missing import MissingRule as MissingRule
+from linops.products import static as static
 
 from linops.algebra import Operator as Operator
 

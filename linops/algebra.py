@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from linops.arithmetic import Arithmetic
+from linops.arrays import as_conjugate, as_factor, as_number
 from linops.factors import outermost
-from linops.operands import as_conjugate, as_number, as_scalar
-from linops.products import less_precise, static
+from linops.precision import complex_dtype, is_complex, say_nested
+from linops.products import static
 from linops.realify import complex_space, extended
-from linops.space import Space, complex_dtype, is_complex, loses_precision, real_dtype
+from linops.space import Space, common
 
 
 class Operator(Arithmetic):
@@ -36,7 +37,7 @@ class Operator(Arithmetic):
         return Scaled.of(scalar, self)
 
     def _power(self, power):
-        return Power(self._on(self.domain, self.domain), power)
+        return Power(self if self.domain == self.codomain else self._on(self.domain, self.domain), power)
 
     # What a product is made of, for `Gram.read`.
 
@@ -140,7 +141,7 @@ class Complexified(Operator):
 
     domain = property(lambda self: complex_space(self.operator.domain))
     codomain = property(lambda self: complex_space(self.operator.codomain))
-    dtype = property(lambda self: complex_dtype(self.operator._precision))
+    _dtype = property(lambda self: complex_dtype(self.operator._precision))
     symmetric = property(lambda self: self.operator._equals_transpose)
     hermitian = property(lambda self: self.operator._equals_adjoint)
     positive_semidefinite = property(lambda self: self.operator.positive_semidefinite)
@@ -199,14 +200,17 @@ class Scaled(Operator):
 
     @classmethod
     def of(cls, scalar, operator):
-        scalar = as_number(scalar)
-        if is_complex(jnp.result_type(scalar)) and not is_complex(operator.dtype):
-            operator = Complexified(operator)
-        if operator._adapts and not isinstance(scalar, jax.Array):  # rounded where its dtype is known
-            return cls._make(scalar=scalar, operator=operator)
-        # A real scalar stays real beside complex numbers, which its dtype says, also when its value changes.
-        dtype = operator.dtype if is_complex(jnp.result_type(scalar)) else real_dtype(operator.dtype)
-        return cls(as_scalar(scalar, dtype), operator)
+        number = as_number(scalar)
+        operator = Complexified(operator) if is_complex(number.dtype) and not is_complex(operator.dtype) else operator
+        if operator._adapts and not isinstance(number, jax.Array):  # rounded where its dtype is known
+            return cls._make(scalar=number, operator=operator)
+        scaled = cls(as_factor(scalar, operator.dtype), operator)
+        if len(scalars := scaled._unscaled()[0]) > 1:
+            say_nested(scalars, operator.dtype)
+        return scaled
+
+    def _residual_form(self):
+        return super()._residual_form()._replace(scalar=as_factor(self.scalar, self.dtype))
 
     domain = property(lambda self: self.operator.domain)
     codomain = property(lambda self: self.operator.codomain)
@@ -215,7 +219,7 @@ class Scaled(Operator):
     _adapts = property(lambda self: self.operator._adapts)
 
     def _mv(self, v):
-        return jax.tree.map(lambda leaf: jnp.asarray(self.scalar, leaf.dtype) * leaf, self.operator._mv(v))
+        return jax.tree.map(lambda leaf: as_factor(self.scalar, leaf.dtype) * leaf, self.operator._mv(v))
 
     def _transposed(self):
         return self._replace(operator=self.operator.T)
@@ -246,6 +250,8 @@ class Sum(Operator):
         if left.shape != right.shape:
             raise ValueError(f"{left!r} + {right!r}: expected operators of one shape")
         left, right = _over_one_field(left, right)
+        if _adapt(left, right):
+            return cls(left, right)
         domain = _common_space((left, left.domain), (right, right.domain))
         codomain = _common_space((left, left.codomain), (right, right.codomain))
         return cls(left._on(domain, codomain), right._on(domain, codomain))
@@ -286,6 +292,8 @@ class Product(Operator):
     @classmethod
     def _joined(cls, left, right):
         """The product of two operators between which nothing reads as a Gram matrix."""
+        if _adapt(left, right):
+            return cls(left, right)
         middle = _common_space((left, left.domain), (right, right.codomain))
         domain = middle if right._adapts else right.domain
         codomain = middle if left._adapts else left.codomain
@@ -374,13 +382,14 @@ class Power(Operator):
         return self._replace(operator=self.operator.T)
 
 
+def _adapt(left, right):
+    """Whether a sum or product adapts further."""
+    return left._adapts and right._adapts and left.domain == right.domain
+
+
 def _common_space(*pairs):
-    """The Space to combine operators on: one that is firm, rather a tree than flat, of the lowest precision of all."""
-    firm = [space for operator, space in pairs if not operator._adapts] or [pairs[0][1]]
-    lowest = less_precise(*(space.dtype for space in firm))
-    space = min(firm, key=lambda space: space.is_flat)
-    dtypes = tuple(lowest if loses_precision(dtype, lowest) else dtype for dtype in space.dtypes)
-    return space if dtypes == space.dtypes else Space(space.treedef, space.shapes, dtypes)
+    """The Space to combine operators on, of those that are firm."""
+    return common([space for operator, space in pairs if not operator._adapts] or [pairs[0][1]])
 
 
 def _over_one_field(left, right):

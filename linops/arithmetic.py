@@ -3,11 +3,12 @@
 import numbers
 import operator
 
+import jax
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
-from linops.operands import as_array, as_foreign, as_number, as_summand, is_scalar
-from linops.products import Products
+from linops.arrays import as_array, as_foreign, as_summand, brief, is_scalar, reciprocal
+from linops.products import Products, require_lapack
 
 
 class Arithmetic(Products):
@@ -42,6 +43,8 @@ class Arithmetic(Products):
         return NotImplemented if foreign is None else LinearOperator.__add__(self, foreign)
 
     def __radd__(self, other):
+        if type(other) is int and other == 0:  # what sum(operators) starts with
+            return self
         foreign = as_summand(other)
         return NotImplemented if foreign is None else foreign + self
 
@@ -79,7 +82,7 @@ class Arithmetic(Products):
     def __truediv__(self, other):
         if not is_scalar(other):
             raise ValueError(f"{self!r} / {other!r}: expected a scalar; to solve a system, use scipy.sparse.linalg")
-        return self._scaled(1 / as_number(other))
+        return self._scaled(reciprocal(other))
 
     def __pow__(self, power):
         if not isinstance(power, numbers.Integral) or power < 0:
@@ -90,8 +93,23 @@ class Arithmetic(Products):
             raise ValueError(f"{self!r} ** {power}: expected a square operator")
         return self._power(int(power))
 
+    def __call__(self, block):
+        """A V for a block of columns, as lobpcg calls operators; all else is refused.
+
+        SciPy's minimize and least_squares call what they get as hess= and jac= with a point. An operator that answered
+        with its product would be taken for the matrix there.
+        """
+        if isinstance(block, np.ndarray | jax.Array) and block.ndim == 2:
+            return self.matmat(block)
+        raise TypeError(
+            f"{self!r} was called with {brief(block)}, expected a block of columns ({self.shape[1]}, k); a product is "
+            "A @ v, and the operator at another point A.at(x), as in hess=A.at"
+        )
+
     def __array_function__(self, func, types, args, kwargs):
         """`np.dot(A, v)`, which SciPy's trust-ncg and trust-krylov call, is A @ v. All else NumPy answers by itself."""
         if func is np.dot:
             return operator.matmul(*args, **kwargs)
+        if func is np.common_type:
+            require_lapack(self.dtype)
         return func._implementation(*args, **kwargs)

@@ -13,9 +13,9 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
 from linops.algebra import Gram, Product, Scaled, Sum
+from linops.arrays import require_threads
 from linops.claims import CHECKS
 from linops.differences import Comparison, Unavailable, paired, widened
-from linops.fork import require_threads
 from linops.jacobian import Derived
 from linops.probe import normal
 from linops.products import Products

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from linops.differences import Comparison, Unavailable, Values, comparisons, widened
-from linops.program.holomorphy import trace_linear
-from linops.realify import join
 from linops.jacobian import Derived
+from linops.precision import is_complex, loses_precision
 from linops.products import Products
+from linops.program.holomorphy import trace_linear
 from linops.program.missing import MissingRule
-from linops.space import Space, is_complex, loses_precision
+from linops.realify import join
+from linops.space import Space
 
 CHECKS = {}  # name -> (function of a subject, names of the checks that it presupposes)
 

@@ -18,8 +18,8 @@ from jax.flatten_util import ravel_pytree
 from scipy.optimize import minimize
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
+from linops.arrays import float64_if
 from linops.hessian import Hessian
-from linops.space import float64_if
 
 
 def main(arguments=None):

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from linops.arrays import to_device
 from linops.door import all_finite, block_budget, concrete, is_traced, to_host
-from linops.program.staged import Flat
-from linops.space import Space, is_complex, space_of, to_device
+from linops.precision import is_complex
 from linops.program.function import Function
+from linops.program.staged import Flat
+from linops.space import Space, space_of
 
 
 def toarray(operator):

@@ -19,11 +19,12 @@ import math
 import jax
 import numpy as np
 
-from linops.program.staged import Flat
 from linops.gauss_newton import GaussNewton, JacobianGram
 from linops.hessian import Hessian
 from linops.jacobian import Jacobian
-from linops.space import Space, is_complex
+from linops.precision import is_complex
+from linops.program.staged import Flat
+from linops.space import Space
 
 
 @dataclasses.dataclass(frozen=True)

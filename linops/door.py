@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from linops.fork import require_threads
+from linops.arrays import require_threads
+from linops.precision import is_number, say_loss
 from linops.program.jaxpr.graph import dependent, live_bytes
 from linops.program.staged import Flat
-from linops.space import Space, is_number, loses_precision, warn_narrowing
+from linops.space import Space
+
 
 def concrete(compute):
     """The arrays of a computation that no jit, vmap or grad in progress has to do with.
@@ -91,8 +93,7 @@ class Door:
             with jax.enable_x64(True):
                 return self.matvec(given)
         result = self._large_product(v) if v.nbytes > BORDER_BYTES else self._host_product(v, np.array)
-        if self.check_finite and not all_finite(result):
-            raise FloatingPointError(self._nonfinite_message(result, given))
+        self._require_finite(result, given)
         return result
 
     def _host_product(self, v, copy):
@@ -131,8 +132,7 @@ class Door:
         for start in range(0, block.shape[1], self.block_width):
             piece = block[:, start : start + self.block_width]
             result[:, start : start + piece.shape[1]] = self._padded("_block", piece)[:, : piece.shape[1]]
-        if self.check_finite and not all_finite(result):
-            raise FloatingPointError(self._nonfinite_message(result, given))
+        self._require_finite(result, given)
         return result
 
     def diagonal_of(self, block, start):
@@ -174,14 +174,12 @@ class Door:
         return 1 << max(0, (block_budget() // max(1, per_column)).bit_length() - 1)
 
     def coerce(self, v):
-        """`v` in the operator's dtype; digits lost are said once."""
+        """`v` in the operator's dtype; that digits are lost is said once."""
         if v.dtype == self.dtype:
             return v
         if not is_number(v.dtype):
             raise TypeError(f"{self.name} got an array of dtype {v.dtype}, expected numbers")
-        if not self._warned and loses_precision(v.dtype, self.dtype):
-            self._warned = True
-            warn_narrowing(f"the vector multiplied by {self.name}", v.dtype, self.dtype)
+        self._warned = self._warned or say_loss(f"the vector multiplied by {self.name}", v, self.dtype)
         with np.errstate(over="ignore"):  # what overflows is Inf, and is found in the product
             return v.astype(self.dtype)
 
@@ -191,17 +189,27 @@ class Door:
             f"({self.columns}, k) for k columns; a pytree goes to .mv"
         )
 
+    def _require_finite(self, result, v):
+        """Refuse NaN and Inf that a product of finite numbers has. NaN in is NaN out: solvers make such vectors."""
+        if not self.check_finite or all_finite(result):
+            return
+        result, v = result.reshape(self.rows, -1), np.asarray(v).reshape(self.columns, -1)
+        made = np.isfinite(v).all(axis=0) & ~np.isfinite(result).all(axis=0)
+        if made.any():
+            raise FloatingPointError(self._nonfinite_message(result[:, made], v[:, made]))
+
     def _nonfinite_message(self, result, v):
-        if not np.isfinite(v).all():
-            cause = "the array that it multiplies holds NaN or Inf already"
-        elif not np.isfinite(self.coerce(v)).all():
-            cause = f"the {v.dtype} array that it multiplies has entries beyond the largest {self.dtype}"
-        else:
-            rows = np.flatnonzero(~np.isfinite(result.reshape(self.rows, -1)).all(axis=1))
-            cause = f"{len(rows)} of {self.rows} rows, the first at {self.codomain.locate(int(rows[0])) or 'the value'}"
+        if not np.isfinite(self.coerce(v)).all():
+            return (
+                f"the {v.dtype} array that {self.name} multiplies has entries beyond the largest {self.dtype}, and "
+                "narrowed it is infinite; expected smaller numbers: scale the array, or compute in its precision"
+            )
+        rows = np.flatnonzero(~np.isfinite(result).all(axis=1))
+        where = self.codomain.locate(int(rows[0])) or "the value"
         return (
-            f"a product with {self.name} has NaN or Inf: {cause}; expected finite numbers: look at the function near "
-            "its point (jax.config.jax_debug_nans shows where), or pass check_finite=False"
+            f"a product with {self.name} has NaN or Inf: {len(rows)} of {self.rows} rows, the first at {where}; "
+            "expected finite numbers: look at the function near its point (jax.config.jax_debug_nans shows where), or "
+            "pass check_finite=False"
         )
 
 

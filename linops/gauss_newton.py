@@ -4,18 +4,18 @@ import functools
 
 from linops.algebra import Conjugate, Gram, Product
 from linops.hessian import Hessian, require_scalar
+from linops.jacobian import Derived, Jacobian, is_extended, point
+from linops.precision import is_complex
 from linops.program.function import Function
 from linops.program.holomorphy import trace_linear
 from linops.realify import OnPairs, any_complex
-from linops.jacobian import Derived, Jacobian, is_extended, point
-from linops.space import is_complex
 
 
 class Expanded(Derived):
     """An operator that is made of others: a subclass adds `_expand`, which makes it in traceable JAX."""
 
     @functools.cached_property
-    def dtype(self):
+    def _dtype(self):
         return self._jacobian(self.x).dtype
 
     def _mv(self, v):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from linops.algebra import Complexified, Operator, Transposed
+from linops.arrays import refuse_point, to_device
 from linops.door import RESIDUAL_SHARE, concrete, memory_budget
 from linops.products import static
 from linops.program.function import Function, Origin
@@ -16,7 +17,7 @@ from linops.program.residuals import thrifty
 from linops.program.settings import is_wide
 from linops.program.staged import Flat
 from linops.realify import any_complex, complex_space, realified_space
-from linops.space import Space, space_of, to_device
+from linops.space import Space, space_of
 
 
 class Linear(Operator):
@@ -115,7 +116,7 @@ class Jacobian(Derived):
         True keeps the residuals of one linearization for all products, False recomputes them in each; by default they
         are kept while they take at most a quarter of the device's memory.
     check_finite : bool
-        Whether a NumPy product with NaN or Inf raises `FloatingPointError`.
+        Whether a NumPy product of finite numbers that has NaN or Inf raises `FloatingPointError`.
 
     Raises
     ------
@@ -180,6 +181,7 @@ def is_extended(function, x):
 
 def point(x):
     """A point given by a user, its leaves on the device, and the Space it lives in."""
+    refuse_point(x)
     paths, treedef = jax.tree_util.tree_flatten_with_path(x)
     x = treedef.unflatten([to_device(leaf, f"x{jax.tree_util.keystr(path)}") for path, leaf in paths])
     return x, space_of(x, "x")

@@ -8,9 +8,10 @@ import numpy as np
 import scipy.sparse
 
 from linops.algebra import Operator
-from linops.realify import one_field
+from linops.arrays import as_inexact
 from linops.products import static
-from linops.space import Space, space_of, to_device
+from linops.realify import one_field
+from linops.space import Space, space_of
 
 
 class Matrix(Operator):
@@ -28,7 +29,7 @@ class Matrix(Operator):
                 f"Matrix got a sparse {type(array).__name__}, expected a dense array: combine the sparse matrix with "
                 "operators as it is (SciPy's algebra takes it), or pass array.toarray()"
             )
-        array = _inexact(to_device(array, "the array of a Matrix"))
+        array = as_inexact(array, "the array of a Matrix")
         if array.ndim != 2:
             raise ValueError(f"Matrix got an array of shape {array.shape}, expected (m, n)")
         object.__setattr__(self, "array", array)
@@ -57,7 +58,7 @@ class Diagonal(Operator):
                 "arrays: Matrix takes a matrix, np.diag(d) its diagonal, d.ravel() all of its entries"
             )
         paths, treedef = jax.tree_util.tree_flatten_with_path(d)
-        leaves = [_inexact(to_device(leaf, f"d{jax.tree_util.keystr(path)}")) for path, leaf in paths]
+        leaves = [as_inexact(leaf, f"d{jax.tree_util.keystr(path)}") for path, leaf in paths]
         space = one_field(space_of(treedef.unflatten(leaves), "d"))
         with space.scope():
             entries = treedef.unflatten(leaf.astype(d) for leaf, d in zip(leaves, space.dtypes, strict=True))
@@ -94,8 +95,4 @@ class Identity(Operator):
         return v
 
     def _on(self, domain, codomain):
-        return Identity(domain) if domain == codomain != self.space else super()._on(domain, codomain)
-
-
-def _inexact(array):
-    return array if jnp.issubdtype(array.dtype, jnp.inexact) else array.astype(jnp.result_type(float))
+        return Identity(domain) if domain == codomain else super()._on(domain, codomain)

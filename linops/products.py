@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,10 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 from linops import dense
+from linops.arrays import as_array, require_threads, to_device
 from linops.door import Door, is_traced
-from linops.fork import require_threads
-from linops.operands import as_array
-from linops.space import Space, is_complex, to_device
+from linops.precision import is_complex, lowest, say_loss
+from linops.space import Space
 
 _WIDE = {np.dtype(name) for name in ("int64", "uint64", "float64", "complex128")}  # not complex64, of 8 bytes as well
 
@@ -107,9 +108,16 @@ class Products(LinearOperator):
     def shape(self):
         return self.codomain.size, self.domain.size
 
-    @functools.cached_property
+    @property
     def dtype(self):
-        """The dtype computed in, the less precise one where those of domain, codomain and factors differ."""
+        """The dtype computed in, the least precise where those of leaves and factors differ."""
+        dtype = self._dtype
+        if dtype.char not in OF_NUMPY and sys._getframe(1).f_globals.get("__name__") in LAPACK_ONLY:
+            require_lapack(dtype)
+        return dtype
+
+    @functools.cached_property
+    def _dtype(self):
         if len({is_complex(dtype) for dtype in (*self.domain.dtypes, *self.codomain.dtypes)}) == 2:
             raise TypeError(
                 f"{type(self).__name__} has real and complex leaves in its domain and codomain, expected one field, "
@@ -119,7 +127,7 @@ class Products(LinearOperator):
 
     @property
     def _precision(self):
-        return less_precise(self.domain.dtype, self.codomain.dtype, *(f.dtype for f in self._firm_factors()))
+        return lowest((*self.domain.dtypes, *self.codomain.dtypes, *(f.dtype for f in self._firm_factors())))
 
     def _firm_factors(self):
         return [factor for factor in self._factors().values() if not factor._adapts]
@@ -273,6 +281,7 @@ class Products(LinearOperator):
             )
         if is_complex(v.dtype) and not is_complex(self.dtype):
             return self._complexified()._traced_product(v)
+        say_loss(f"the vector multiplied by {self!r}", v, self.dtype)
         v = v.astype(self.dtype)
         return self._vector(v) if v.ndim == 1 else self._block(v)
 
@@ -287,7 +296,8 @@ class Products(LinearOperator):
     def toarray(self):
         """The dense matrix, a NumPy array of shape (m, n): columns or rows, whichever are fewer, in blocks."""
         self._require_arrays("toarray")
-        return dense.toarray(self.T).T.copy() if self.shape[0] < self.shape[1] else dense.toarray(self)
+        A = self.linearize() if self._adapts else self  # by which scalars come to their dtype
+        return dense.toarray(A.T).T.copy() if self.shape[0] < self.shape[1] else dense.toarray(A)
 
     def diagonal(self):
         """The entries A[i, i], a NumPy array of shape (min(m, n),), from as many products in blocks."""
@@ -315,6 +325,16 @@ def _on_device(leaf, what):
     return to_device(leaf, what) if isinstance(leaf, np.ndarray | np.generic) else leaf
 
 
-def less_precise(*dtypes):
-    """The dtype with the fewest digits."""
-    return min(map(np.dtype, dtypes), key=lambda dtype: jnp.finfo(dtype).bits)
+# Modules of SciPy that look up routines of LAPACK or ARPACK by A.dtype, and say of a dtype that is not NumPy's own
+# "did not understand one of the types; 'None' not accepted".
+OF_NUMPY = np.typecodes["AllFloat"]
+LAPACK_ONLY = {"scipy.sparse.linalg._eigen.arpack.arpack", "scipy.sparse.linalg._eigen._svds"}
+
+
+def require_lapack(dtype):
+    """Refuse a dtype that NumPy does not have of its own."""
+    if dtype.char not in OF_NUMPY:
+        raise TypeError(
+            f"got an operator with dtype={dtype}, expected one in float32 or float64, which this function of SciPy "
+            "needs: convert x to float32 before the operator is made, as by jax.tree.map(jnp.float32, x)"
+        )

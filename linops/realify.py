@@ -6,7 +6,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from linops.space import Space, complex_dtype, is_complex, pair_of, space_of
+from linops.precision import complex_dtype, is_complex
+from linops.space import Space, pair_of, space_of
 
 
 def any_complex(space):

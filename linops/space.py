@@ -1,32 +1,25 @@
 """Space: a pytree of arrays seen as a flat vector space."""
 
-import contextlib
 import dataclasses
 import functools
 import math
-import os
-import sys
-import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from linops.fork import require_threads
+from linops.arrays import as_host, as_leaf, float64_if, require_castable
+from linops.precision import is_complex, loses_precision, lowest, say_digits
 
-_PACKAGE = os.path.dirname(__file__)
-
-
-class PrecisionWarning(UserWarning):
-    """Numbers were narrowed, float64 to float32 say, before a computation."""
+MOST_PATHS = 20  # that an error lists
 
 
 @dataclasses.dataclass(frozen=True)
 class Space:
     """The vector space of all pytrees with a given structure, shapes and dtypes.
 
-    A tree is flattened leaf by leaf in pytree order, each leaf in C order, as
-    `jax.flatten_util.ravel_pytree` does. `dtype` is the promoted dtype of the leaves.
+    A tree is flattened leaf by leaf in pytree order, the keys of a dict sorted, each leaf in C order, as
+    `jax.flatten_util.ravel_pytree` does; `slice` says where a leaf lies. `dtype` is the promoted dtype of the leaves.
     A Space holds no arrays: it is hashable, and static under `jit`.
 
     >>> space = Space.of({"a": jnp.zeros(2), "b": jnp.zeros((2, 2))})
@@ -76,37 +69,61 @@ class Space:
         return self.treedef.unflatten(map(jax.ShapeDtypeStruct, self.shapes, self.dtypes))
 
     def ravel(self, tree):
-        """The vector, of shape (size,), of an element.
+        """The vector, of shape (size,), of an element; what narrows a leaf is said.
 
         In a Space of pairs (Re, Im) a complex tree stands for its pair.
         """
-        tree = self._element(tree)
-        paths, _ = jax.tree_util.tree_flatten_with_path(tree)
-        for path, leaf in paths:
-            _require_castable(leaf, self.dtype, "the tree" + jax.tree_util.keystr(path))
         with self.scope():
-            leaves = [jnp.ravel(leaf).astype(self.dtype) for _, leaf in paths]
+            leaves = [
+                jnp.ravel(leaf)
+                for leaf in self._leaves(self._element(tree), [self.dtype] * len(self.dtypes), "the tree")
+            ]
             return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves)
 
     def unravel(self, vector):
-        """The element with a given vector of shape (size,)."""
+        """The element with a given vector of shape (size,); digits that a leaf does not hold are said."""
         if jnp.shape(vector) != (self.size,):
             raise ValueError(f"got an array of shape {jnp.shape(vector)}, expected a vector of shape ({self.size},)")
-        _require_castable(vector, self.dtype, "the vector")
+        vector = vector if isinstance(vector, jax.Array) else as_host(vector, "the vector")
+        require_castable(vector.dtype, self.dtype, "the vector")
         with self.scope():
-            vector = jnp.asarray(vector)
-            parts = [vector] if len(self.shapes) == 1 else jnp.split(vector, self._ends[:-1])
+            split = jnp.split if isinstance(vector, jax.Array) else np.split
+            parts = [vector] if len(self.shapes) == 1 else split(vector, self._ends[:-1])
             leaves = [_leaf(part, s, d) for part, s, d in zip(parts, self.shapes, self.dtypes, strict=True)]
         return self.treedef.unflatten(leaves)
 
+    def slice(self, path):
+        """Where a leaf or a subtree lies in the vector: a `slice`, of a path of keys such as "layers/0/w".
+
+        The keys of a dict are sorted, as JAX sorts them, whatever order the dict has.
+
+        >>> space = Space.of({"w": jnp.zeros((2, 3)), "b": jnp.zeros(2)})
+        >>> space.slice("b"), space.slice("w")
+        (slice(0, 2, None), slice(2, 8, None))
+        """
+        paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(self.struct)[0]]
+        nodes = {keys[:k] for keys in paths for k in range(len(keys) + 1) if _name(keys[:k]) == path}
+        if len(nodes) != 1:
+            known = ", ".join(map(repr, map(_name, paths[:MOST_PATHS]))) + ", ..." * (len(paths) > MOST_PATHS)
+            raise ValueError(
+                f"got the path {path!r}, which {len(nodes)} parts of the tree have; expected that of one leaf, or of "
+                f"what holds some: {known}"
+            )
+        (node,) = nodes
+        inside = [i for i, keys in enumerate(paths) if keys[: len(node)] == node]
+        ends = [0, *map(int, self._ends)]
+        return slice(ends[inside[0]], ends[inside[-1] + 1])
+
     def leaves(self, tree, what="the tree"):
         """The leaves of an element, as device arrays of the dtypes of the space; narrowing warns."""
-        tree = self._element(tree)
+        return self._leaves(self._element(tree), self.dtypes, what)
+
+    def _leaves(self, tree, dtypes, what):
         paths, _ = jax.tree_util.tree_flatten_with_path(tree)
         with self.scope():
             return [
-                _as_dtype(leaf, dtype, what + jax.tree_util.keystr(path))
-                for (path, leaf), dtype in zip(paths, self.dtypes, strict=True)
+                as_leaf(leaf, dtype, what + jax.tree_util.keystr(path))
+                for (path, leaf), dtype in zip(paths, dtypes, strict=True)
             ]
 
     def _element(self, tree):
@@ -168,132 +185,29 @@ def space_of(tree, what):
     return Space(treedef, shapes, tuple(np.dtype(leaf.dtype) for _, leaf in leaves))
 
 
-def pair_of(tree):
-    """The pair (Re, Im) of a tree; where a leaf is real, Im has None."""
-    return jax.tree.map(np.real, tree), jax.tree.map(lambda z: np.imag(z) if np.iscomplexobj(z) else None, tree)
-
-
-def to_device(leaf, what):
-    """A JAX array that shares no memory with `leaf`, which SciPy may overwrite; narrowing warns."""
-    require_threads()
-    if isinstance(leaf, jax.core.Tracer):
-        _require_alive(leaf, what)
-    if isinstance(leaf, jax.Array):
-        return leaf
-    array = np.asanyarray(leaf)
-    refuse_masked(array, what)
-    array = np.asarray(array)
-    if not is_number(array.dtype):
-        raise TypeError(f"{what} is {leaf!r}; expected an array or a number")
-    dtype = _device_dtype(array.dtype)
-    if isinstance(leaf, np.ndarray | np.generic) and loses_precision(array.dtype, dtype):
-        warn_narrowing(what, array.dtype, dtype)
-    narrowed = array.astype(dtype)
-    if array.dtype.kind in "iu" and not np.array_equal(narrowed, array):
-        raise ValueError(
-            f"{what} holds integers beyond {dtype}, expected ones within; convert it to floating point, or call "
-            'jax.config.update("jax_enable_x64", True) before'
-        )
-    return jax.device_put(narrowed)  # a copy already: astype made it, and jnp.array would compile for each new shape
-
-
-def refuse_masked(array, what):
-    """Refuse a masked array with masked entries, whose hidden numbers NumPy would hand out."""
-    if isinstance(array, np.ma.MaskedArray) and array.mask.any():
-        raise ValueError(f"{what} has masked entries, expected numbers in all; fill them with .filled(value)")
-
-
-def float64_if(needed):
-    """A context to compute in, with float64 enabled if it is needed: what was made with it keeps it where it is off."""
-    require_threads()
-    return jax.enable_x64(True) if needed and not jax.config.jax_enable_x64 else contextlib.nullcontext()
-
-
-def _as_dtype(leaf, dtype, what):
-    if (
-        isinstance(leaf, jax.Array)
-        and not isinstance(leaf, jax.core.Tracer)
-        and leaf.dtype == dtype
-        and not leaf.weak_type
-    ):
-        return leaf
-    if isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind in "iu":  # 64 bits, say, where JAX has 32
-        leaf = leaf.astype(dtype)
-    leaf = to_device(leaf, what)
-    _require_castable(leaf, dtype, what)
-    if loses_precision(leaf.dtype, dtype):
-        warn_narrowing(what, leaf.dtype, dtype)
-    return leaf.astype(dtype)
-
-
 def _leaf(part, shape, dtype):
     """A part of a vector as a leaf; a real one, of a Space with complex ones, has no imaginary part to lose."""
     if is_complex(part.dtype) and not is_complex(dtype):
-        if not isinstance(part, jax.core.Tracer) and jnp.any(part.imag):
+        if not isinstance(part, jax.core.Tracer) and np.any(np.imag(part)):
             raise ValueError(f"got a vector with imaginary parts where a leaf is {dtype}, expected real numbers there")
         part = part.real
-    return part.reshape(shape).astype(dtype)
+    say_digits("the vector", part, dtype)
+    return jnp.asarray(part.reshape(shape).astype(dtype))
 
 
-def _require_castable(leaf, dtype, what):
-    refuse_masked(leaf, what)
-    given = jnp.result_type(leaf)
-    if not (is_number(given) and jnp.can_cast(given, dtype, "same_kind")):
-        raise TypeError(f"{what} has dtype {given}, expected {dtype}")
+def _name(keys):
+    """A path of keys as it is written, "layers/0/w"."""
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
-def _device_dtype(dtype):
-    """What JAX holds numbers of a NumPy dtype in: native, and double precision for long double."""
-    widest = np.dtype({"f": np.float64, "c": np.complex128}.get(dtype.kind, dtype))
-    return jax.dtypes.canonicalize_dtype(min(dtype.newbyteorder("="), widest, key=lambda dtype: dtype.itemsize))
+def common(spaces):
+    """The one to combine Spaces of one size on: rather a tree than flat, of the lowest precision of all."""
+    dtype_of_all = lowest(space.dtype for space in spaces)
+    space = min(spaces, key=lambda space: space.is_flat)
+    dtypes = tuple(dtype_of_all if loses_precision(dtype, dtype_of_all) else dtype for dtype in space.dtypes)
+    return space if dtypes == space.dtypes else Space(space.treedef, space.shapes, dtypes)
 
 
-def _require_alive(tracer, what):
-    """Refuse a tracer of a jit, vmap or grad that has ended: any operation on it fails."""
-    try:
-        jnp.reshape(tracer, (1, *tracer.shape))
-    except jax.errors.UnexpectedTracerError as error:
-        raise TypeError(
-            f"{what} is a traced value that has left the jit, vmap or grad in which it was made; expected an array: "
-            "return it from the transformed function, or build the operator inside"
-        ) from error
-
-
-def loses_precision(source, target):
-    """Whether `target` keeps fewer digits than `source`; integers count as exact at any float width."""
-    return jnp.issubdtype(source, jnp.inexact) and jnp.finfo(source).bits > jnp.finfo(target).bits
-
-
-def warn_narrowing(what, source, target):
-    """Say, on the line that called into linops, that `what` is narrowed and how to avoid it."""
-    remedy = (
-        "build the operator at a float64 point to compute in float64"
-        if jax.config.jax_enable_x64
-        else 'call jax.config.update("jax_enable_x64", True) before making arrays to compute in float64'
-    )
-    message = f"{what} is {source} and is narrowed to {target}; {remedy}"
-    depth, frame = 1, sys._getframe()
-    while frame.f_back and os.path.dirname(frame.f_code.co_filename).startswith(_PACKAGE):
-        depth, frame = depth + 1, frame.f_back
-    warnings.warn(message, PrecisionWarning, stacklevel=depth)
-
-
-def is_number(dtype):
-    """Whether JAX computes with a dtype: not with text, dates, objects and random keys."""
-    is_timedelta = jnp.issubdtype(dtype, np.timedelta64)  # to NumPy an integer
-    return (jnp.issubdtype(dtype, jnp.number) and not is_timedelta) or jnp.issubdtype(dtype, jnp.bool_)
-
-
-def is_complex(dtype):
-    """Whether a dtype is complex."""
-    return jnp.issubdtype(dtype, jnp.complexfloating)
-
-
-def real_dtype(dtype):
-    """The dtype of real and imaginary parts."""
-    return np.dtype(jnp.finfo(dtype).dtype)
-
-
-def complex_dtype(dtype):
-    """The complex dtype that holds the numbers of a real or complex one."""
-    return np.dtype(np.complex128 if jnp.finfo(dtype).bits == 64 else np.complex64)
+def pair_of(tree):
+    """The pair (Re, Im) of a tree; where a leaf is real, Im has None."""
+    return jax.tree.map(np.real, tree), jax.tree.map(lambda z: np.imag(z) if np.iscomplexobj(z) else None, tree)

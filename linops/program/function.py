@@ -9,15 +9,15 @@ from collections.abc import Callable
 from importlib import import_module
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from linops.arrays import as_data, to_device
 from linops.program import settings as jax_settings
 from linops.program.jaxpr.evaluate import is_inexact, struct
 from linops.program.jaxpr.primitives import is_reference
 from linops.program.jaxpr.structure import Same
 from linops.program.program import Program, program_of
-from linops.space import Space, space_of, to_device
+from linops.space import Space, space_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +79,7 @@ class Arguments:
             is_data = isinstance(leaf, jax.Array | np.ndarray | np.generic | float | complex)
             code.append(_DATA if is_data else leaf)
             if is_data:
-                plain = type(leaf) in (float, complex)
-                data.append(jnp.asarray(leaf) if plain else to_device(leaf, f"args{jax.tree_util.keystr(path)}"))
+                data.append(as_data(leaf, f"args{jax.tree_util.keystr(path)}"))
         return cls(treedef, tuple(map(_comparable, code))), code, data
 
 
@@ -127,7 +126,8 @@ class Origin:
 class Function:
     """x -> f(x, *args) as a program (static) and the arrays it closes over (leaves).
 
-    `codomain` is the Space of its values. A graph cannot be pickled: a Function with a `source` is pickled as that and its data, and traced anew.
+    `codomain` is the Space of its values. A graph cannot be pickled: a Function with a `source` is pickled as that and
+    its data, and traced anew.
     """
 
     consts: tuple[jax.Array, ...]
@@ -150,8 +150,8 @@ class Function:
         if arguments != self.arguments or list(map(_type, data)) != list(map(_type, self.args)):
             given, expected = ([f"{a.dtype}{list(a.shape)}" for a in arrays] for arrays in (data, self.args))
             raise ValueError(
-                f"at got args whose arrays are {given}, expected args like those that {self.origin.what} was traced with: "
-                f"arrays {expected}, in the same structure, and all else the same; build the operator anew"
+                f"at got args whose arrays are {given}, expected args like those that {self.origin.what} was traced "
+                f"with: arrays {expected}, in the same structure, and all else the same; build the operator anew"
             )
         return dataclasses.replace(self, args=tuple(data))
 
@@ -159,8 +159,8 @@ class Function:
         if self.source is None:
             raise TypeError(
                 f"an operator was pickled whose {self.origin.what} cannot be imported by its name; expected a function "
-                f"that its module has under its own name, and hashable args: write {self.origin.what} with def at module level, "
-                "not as a lambda or inside of a function, and pass data through args="
+                f"that its module has under its own name, and hashable args: write {self.origin.what} with def at "
+                "module level, not as a lambda or inside of a function, and pass data through args="
             )
         return _unpickle_function, (self.source, self.consts, self.args, self.codomain, self.program.fingerprint())
 

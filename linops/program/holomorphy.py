@@ -16,11 +16,12 @@ import dataclasses
 
 import jax
 
+from linops.precision import is_complex
 from linops.program.function import Function
 from linops.program.jaxpr.linearity import is_complex_linear
 from linops.program.missing import MissingRule, differentiating
 from linops.realify import OnPairs, any_complex, realified_space
-from linops.space import is_complex, pair_of
+from linops.space import pair_of
 
 
 def trace_linear(f, x, domain, args, what="f", realify=False):
@@ -43,7 +44,7 @@ def trace_linear(f, x, domain, args, what="f", realify=False):
 
 
 def has_complex_derivative(f, domain, codomain, function):
-    """Whether the derivative of f, computed by a Function, is complex-linear, or extends to that: its domain is real."""
+    """Whether the derivative of f, computed by a Function, is complex-linear or extends to that, from real ones."""
     if not any_complex(domain):
         return True
     if not all(map(is_complex, (*domain.dtypes, *codomain.dtypes))):

@@ -1,4 +1,4 @@
-"""The settings of JAX that change what is traced: read once, when a function is traced, entered whenever it is again."""
+"""The settings of JAX that change what is traced: read when a function is traced, entered whenever it is again."""
 
 import contextlib
 

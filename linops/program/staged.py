@@ -9,11 +9,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from linops.arrays import float64_if
 from linops.program import settings as jax_settings
 from linops.program.jaxpr.evaluate import struct
 from linops.program.jaxpr.graph import Graph, live_bytes, nbytes
 from linops.program.program import Program, only_run, program_of
-from linops.space import float64_if
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +95,13 @@ _staged = _Recent(512)  # of trees that hold code only
 
 def _cache_of(tree):
     """Where to keep what is staged of a tree: with an opaque Program in it, as long as that lives, and no longer."""
-    held = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(getattr(node, "program", None), Program))
-    opaque = [node.program for node in held if isinstance(getattr(node, "program", None), Program) and node.program.opaque]
+
+    def program_in(node):
+        found = getattr(node, "program", None)
+        return found if isinstance(found, Program) else None
+
+    programs = map(program_in, jax.tree.leaves(tree, is_leaf=lambda node: program_in(node) is not None))
+    opaque = [program for program in programs if program and program.opaque]
     return opaque[0].cache.setdefault("staged", _Recent(64)) if opaque else _staged
 
 

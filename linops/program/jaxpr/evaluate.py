@@ -9,7 +9,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from linops.program.jaxpr import primitives
-from linops.program.jaxpr.graph import Equation, Graph, Literal
+from linops.program.jaxpr.graph import Graph, Literal
 
 
 def struct(aval):
@@ -99,7 +99,8 @@ def _cond(equation, env, inputs):
     platforms = equation.params.get("branches_platforms")
     if platforms is None:
         return jax.lax.switch(index, branches, *operands)
-    by_name = {name: branch for names, branch in zip(platforms, branches, strict=True) for name in names or ("default",)}
+    of_platforms = [names or ("default",) for names in platforms]
+    by_name = {name: branch for names, branch in zip(of_platforms, branches, strict=True) for name in names}
     return jax.lax.platform_dependent(*operands, default=by_name.pop("default", None), **by_name)
 
 
@@ -247,9 +248,7 @@ def _with_jvp(rule, consts):
         ]
         held = [i for i in range(consts) if type(tangents[i]) is not SymbolicZero]
         if held:
-            _, more = jax.jvp(
-                _of_some(call.fun, values, held), [values[i] for i in held], [tangents[i] for i in held]
-            )
+            _, more = jax.jvp(_of_some(call.fun, values, held), [values[i] for i in held], [tangents[i] for i in held])
             of_outputs = [a if type(a) is SymbolicZero else a + b for a, b in zip(of_outputs, more, strict=True)]
         return outputs, of_outputs
 

@@ -23,14 +23,14 @@ CHEAP = (_MOVES - {"dynamic_update_slice", "gather"}) | {
 
 # Functions of their inputs and nothing else: equal ones give equal results.
 PURE = CHEAP | _MOVES | {
-    "acos", "acosh", "argmax", "argmin", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "cholesky", "clz", "complex",
-    "conj", "conv_general_dilated", "cos", "cosh", "cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum", "digamma",
-    "dot_general", "eigh", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "fft", "householder_product", "igamma",
-    "igammac", "imag", "lgamma", "log", "log1p", "logistic", "lu", "lu_pivots_to_permutation", "mul_add", "nextafter",
-    "polygamma", "population_count", "pow", "qr", "random_bits", "random_fold_in", "random_seed", "random_split",
-    "random_unwrap", "random_wrap", "real", "reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod",
-    "reduce_sum", "reduce_window", "reduce_window_max", "reduce_window_min", "reduce_window_sum", "rem", "scatter",
-    "scatter-add", "scatter-max", "scatter-min", "scatter-mul", "scatter_add", "scatter_max", "scatter_min",
+    "acos", "acosh", "argmax", "argmin", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "cholesky", "clz",
+    "complex", "conj", "conv_general_dilated", "cos", "cosh", "cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum",
+    "digamma", "dot_general", "eigh", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "fft", "householder_product",
+    "igamma", "igammac", "imag", "lgamma", "log", "log1p", "logistic", "lu", "lu_pivots_to_permutation", "mul_add",
+    "nextafter", "polygamma", "population_count", "pow", "qr", "random_bits", "random_fold_in", "random_seed",
+    "random_split", "random_unwrap", "random_wrap", "real", "reduce_and", "reduce_max", "reduce_min", "reduce_or",
+    "reduce_prod", "reduce_sum", "reduce_window", "reduce_window_max", "reduce_window_min", "reduce_window_sum", "rem",
+    "scatter", "scatter-add", "scatter-max", "scatter-min", "scatter-mul", "scatter_add", "scatter_max", "scatter_min",
     "scatter_mul", "select_and_gather_add", "select_and_scatter_add", "shift_left", "shift_right_arithmetic",
     "shift_right_logical", "sin", "sinh", "sort", "svd", "tan", "tanh", "threefry2x32", "top_k", "triangular_solve",
     "zeta",

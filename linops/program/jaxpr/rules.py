@@ -2,9 +2,9 @@
 
 JAX traces the rule of a `custom_jvp` or `custom_vjp` function when a derivative is first taken, and holds it, with all
 that it closes over, until then. Here each rule is traced at once, by taking the derivative, and its arrays become
-constants of the program. A rule often calls its own function again, `f.defjvp(lambda p, t: (f(*p), ...))`, and that call
-has a rule. So that this ends, a call that computes the same as one before, by a rule that computes the same up to the
-rules of the calls in it, has the same rule.
+constants of the program. A rule often calls its own function again, `f.defjvp(lambda p, t: (f(*p), ...))`, and that
+call has a rule. So that this ends, a call that computes the same as one before, by a rule that computes the same up to
+the rules of the calls in it, has the same rule.
 """
 
 import jax
@@ -71,7 +71,6 @@ class _Resolver:
             self.resolve(graph, depth + 1)
         return rule
 
-
     def _arrays(self):
         return dict(self.reader.constants.values())
 
@@ -121,7 +120,7 @@ def _trace_vjp(equation, rule):
         residuals, treedef = jax.tree.flatten(pull)
         return [*outputs, *residuals]
 
-    closed, results = jax.make_jaxpr(forward, return_shape=True)(*_structs(equation.inputs))
+    closed = jax.make_jaxpr(forward)(*_structs(equation.inputs))
     count = len(equation.outputs)
     avals = closed.out_avals[count:]
 

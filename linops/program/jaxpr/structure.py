@@ -108,8 +108,10 @@ class Structure:
         """The key of a parameter."""
         if value is None or isinstance(value, bool | int | str | bytes | np.dtype | enum.Enum):
             return type(value), value
-        if isinstance(value, float | complex | np.number | np.ndarray) and getattr(value, "dtype", None) != object:
+        if isinstance(value, float | complex | np.number | np.ndarray):
             array = np.asarray(value)
+            if array.dtype.kind == "O":
+                return self._same(value)
             return type(value), array.dtype, array.shape, array.tobytes()
         if is_jaxpr(value):
             return self._jaxpr(value)
@@ -130,6 +132,9 @@ class Structure:
                 return type(value), value
             except TypeError:
                 pass
+        return self._same(value)
+
+    def _same(self, value):
         self.opaque = True
         return Same(unwrapped(value))
 
@@ -137,10 +142,7 @@ class Structure:
         """A jaxpr that is not seen into, such as in a parameter of an unknown primitive."""
         reader = Reader(rules=True)
         graph = reader.read(value)
-        if reader.constants or graph.changed:
-            self.opaque = True
-            return Same(value)
-        return self._graph(graph, {})
+        return self._same(value) if reader.constants or graph.changed else self._graph(graph, {})
 
     def _treedef(self, treedef):
         data = treedef.node_data()
