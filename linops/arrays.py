@@ -90,6 +90,19 @@ def as_inexact(leaf, what):
     return as_leaf(leaf, jnp.result_type(float), what)
 
 
+def place_like(tree, like, given):
+    """Arrays that were made of NumPy's, on the devices of others; those that a user has put somewhere stay there."""
+    if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(given)):
+        return tree
+    return jax.tree.map(_placed, tree, like)
+
+
+def _placed(array, like):
+    if isinstance(like, jax.core.Tracer) or len(like.sharding.device_set) == 1:
+        return array
+    return jax.device_put(array, like.sharding)
+
+
 def as_data(leaf, what):
     """A device array of an argument of a function; a Python number takes the precision of what it is computed with."""
     if type(leaf) not in (float, complex):

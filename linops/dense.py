@@ -28,7 +28,7 @@ def toarray(operator):
 
 def _at_once(operator):
     """The same in one program that linearizes and multiplies; None where it is too large, or not finite."""
-    flat = Flat(operator, operator._wide)
+    flat = Flat(operator, operator._scope)
     staged = flat.stage("_dense")
     if staged.bytes_live + staged.bytes_out > block_budget():
         return None
@@ -126,7 +126,7 @@ def _batched(block, f, X, args):
         blocks = _Blocks(Function.trace(f, domain, args), block, domain)
         if is_traced((blocks, leaves)):
             return blocks.all(*leaves)
-        flat = Flat(blocks, domain.wide)
+        flat = Flat(blocks, blocks.function.origin.scope)
         staged = flat.stage("one", *one)
         chunk = max(1, block_budget() // max(1, staged.bytes_live + staged.bytes_out))
         convert, join = (np.array, np.concatenate) if is_numpy else (jnp.asarray, jnp.concatenate)

@@ -23,6 +23,7 @@ from linops.gauss_newton import GaussNewton, JacobianGram
 from linops.hessian import Hessian
 from linops.jacobian import Jacobian
 from linops.precision import is_complex
+from linops.program.settings import Scope
 from linops.program.staged import Flat
 from linops.space import Space
 
@@ -64,7 +65,7 @@ class Values:
 
     def __call__(self, x):
         with self.space.scope():
-            return widened(Flat(self, self.space.wide).call("of_leaves", *split(self.space, x)))
+            return widened(Flat(self, Scope(self.space.wide)).call("of_leaves", *split(self.space, x)))
 
 
 def widened(tree):
@@ -174,7 +175,7 @@ def _gauss_newton(G: GaussNewton, subject):
     yield from comparisons(J, subject)
     H = None
     if G.loss is not None:
-        with Flat(G, G._wide).scope():
+        with G._scope.entered():
             H = G._loss_hessian()
         yield from comparisons(H, subject)
     for v, w in zip(subject.draw(J.domain), subject.draw(J.domain, left=True), strict=True):

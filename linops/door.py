@@ -62,7 +62,7 @@ class Door:
         self.rows, self.columns = operator.shape
         self.dtype = operator.dtype
         self.codomain: Space = operator.codomain
-        self._flat = Flat(operator, operator._wide)
+        self._flat = Flat(operator, operator._scope)
         self._warned = False
         self._aligned = None  # from the first large vector on: memory for a copy of one, while no product uses it
 
@@ -89,8 +89,8 @@ class Door:
             v = self.coerce(v)
         if v.shape != (self.columns,):
             raise ValueError(self._shape_message(v))
-        if self._flat.wide and not jax.config.jax_enable_x64:
-            with jax.enable_x64(True):
+        if not self._flat.scope.is_entered:
+            with self._flat.scope.entered():
                 return self.matvec(given)
         result = self._large_product(v) if v.nbytes > BORDER_BYTES else self._host_product(v, np.array)
         self._require_finite(result, given)
@@ -152,7 +152,7 @@ class Door:
         """A v or A V for a concrete device array, which stays there."""
         if v.ndim not in (1, 2) or v.shape[0] != self.columns:
             raise ValueError(self._shape_message(v))
-        with self._flat.scope():
+        with self._flat.scope.entered():
             v = self.coerce(v)
             if v.ndim == 1:
                 product = self._multiply(v)

@@ -140,12 +140,13 @@ class JacobianGram(Expanded):
     codomain = functools.cached_property(lambda self: self._jacobian(self.x).codomain)
     domain = property(lambda self: self.codomain)
 
-    def at(self, x1, x2=None):
+    def at(self, x1, x2=None, args=None):
         """The same operator at other points of the same structure and shapes; nothing is traced or compiled.
 
-        Without x2 it is J(x1) J(x1)ᵀ, also where the operator was made at two points.
+        Without x2 it is J(x1) J(x1)ᵀ, also where the operator was made at two points. `args` are as for `Jacobian.at`.
         """
-        return self._replace(x=self._points.point(x1), x2=None if x2 is None else self._points.point(x2))
+        x2 = None if x2 is None else self._point(x2, self.x)
+        return self._replace(x=self._point(x1, self.x), x2=x2, function=self._function_of(args))
 
     def adjoint(self):
         """Aᴴ, the operator with its points exchanged."""

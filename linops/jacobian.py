@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from linops.algebra import Complexified, Operator, Transposed
-from linops.arrays import refuse_point, to_device
+from linops.arrays import place_like, refuse_point, to_device
 from linops.door import RESIDUAL_SHARE, concrete, memory_budget
 from linops.products import static
 from linops.program.function import Function, Origin
@@ -14,7 +14,7 @@ from linops.program.holomorphy import trace_linear
 from linops.program.missing import differentiating
 from linops.program.program import Program, keeps_rules
 from linops.program.residuals import thrifty
-from linops.program.settings import is_wide
+from linops.program.settings import Scope
 from linops.program.staged import Flat
 from linops.realify import any_complex, complex_space, realified_space
 from linops.space import Space, space_of
@@ -29,6 +29,10 @@ class Linear(Operator):
     codomain: Space = static()
     mode: str = static()
     origin: Origin = static()
+
+    @property
+    def _scope(self):
+        return Scope.around([super()._scope, self.origin.scope])
 
     def __reduce__(self):
         raise TypeError(
@@ -72,7 +76,11 @@ class Derived(Operator):
         Where x is complex and the operator real, its vector is [Re x, Im x]. Other `args` are like those before: arrays
         of the same shapes and dtypes, and all else the same.
         """
-        return self._replace(x=self._points.point(x), function=self._function_of(args))
+        return self._replace(x=self._point(x, self.x), function=self._function_of(args))
+
+    def _point(self, x, before):
+        """A point that a user gives, where the one before lies if it comes from the host."""
+        return place_like(self._points.point(x), before, x)
 
     def _function_of(self, args):
         return self.function if args is None else self.function.with_args(args)
@@ -83,15 +91,15 @@ class Derived(Operator):
         return realified_space(self.realified) if self.realified else Space.of(self.x)
 
     @property
-    def _wide(self):
-        return super()._wide or is_wide(self.function.origin.settings)
+    def _scope(self):
+        return Scope.around([super()._scope, self.function.origin.scope])
 
     def _residual_form(self):
         if self.keep is False:
             return self
         if self._traced:
             return self._linear()
-        flat = Flat(self, self._wide)
+        flat = Flat(self, self._scope)
         staged = flat.stage("_linear")
         if self.keep is None and staged.bytes_out > memory_budget(RESIDUAL_SHARE):
             return self

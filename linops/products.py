@@ -14,6 +14,7 @@ from linops import dense
 from linops.arrays import as_array, require_threads, to_device
 from linops.door import Door, is_traced
 from linops.precision import is_complex, lowest, say_loss
+from linops.program.settings import Scope
 from linops.space import Space
 
 _WIDE = {np.dtype(name) for name in ("int64", "uint64", "float64", "complex128")}  # not complex64, of 8 bytes as well
@@ -133,10 +134,10 @@ class Products(LinearOperator):
         return [factor for factor in self._factors().values() if not factor._adapts]
 
     @property
-    def _wide(self):
-        """Whether products are computed with float64 enabled."""
-        spaces = self.domain.wide, self.codomain.wide
-        return any(spaces) or any(factor._wide for factor in self._factors().values())
+    def _scope(self):
+        """What products are computed in: with float64 where a Space has it, on the mesh of the functions."""
+        wide = self.domain.wide or self.codomain.wide
+        return Scope.around([Scope(wide), *(factor._scope for factor in self._factors().values())])
 
     @property
     def _adapts(self):

@@ -111,10 +111,11 @@ class _Object(Same):
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What a function is called in errors, and the settings of JAX under which it and its derivatives are traced."""
+    """What a function is called in errors, and what it and its derivatives are traced and called in."""
 
     what: str
     settings: tuple
+    scope: jax_settings.Scope
 
 
 @functools.partial(
@@ -175,7 +176,7 @@ class Function:
             raise TypeError(f"{what} is {f!r}, expected a callable")
         function = through(f) if through else f
         with domain.scope():
-            settings = jax_settings.current()
+            settings, scope = jax_settings.current(), jax_settings.Scope.current()
             arguments, code, data = Arguments.split(args)
 
             def flat(x, data):
@@ -192,7 +193,7 @@ class Function:
             consts = tuple(to_device(const, f"an array that {what} closes over") for const in consts)
         codomain = space_of(value, f"the value of {what}")
         source = Source.of(f, through, domain, what, arguments.treedef, code, settings)
-        return cls(consts, tuple(data), program, codomain, Origin(what, settings), arguments, source)
+        return cls(consts, tuple(data), program, codomain, Origin(what, settings, scope), arguments, source)
 
 
 def _type(array):

@@ -9,7 +9,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from linops.arrays import float64_if
 from linops.program import settings as jax_settings
 from linops.program.jaxpr.evaluate import struct
 from linops.program.jaxpr.graph import Graph, live_bytes, nbytes
@@ -40,21 +39,17 @@ class Staged:
 class Flat:
     """A pytree flattened once, each array in it once: what a staged method takes."""
 
-    def __init__(self, tree, wide):
+    def __init__(self, tree, scope):
         leaves, self.treedef = jax.tree.flatten(tree)
         places = {}
         self.index = tuple(places.setdefault(id(leaf), len(places)) for leaf in leaves)
         self.leaves = tuple({id(leaf): leaf for leaf in leaves}.values())
         self.avals = tuple(map(jax.typeof, self.leaves))
-        self.wide = wide
+        self.scope = scope
         self.cache = _cache_of(tree)
 
-    def scope(self):
-        """The context to trace and call in: with float64 enabled, where the tree computes in it."""
-        return float64_if(self.wide)
-
     def stage(self, method, *arguments):
-        with self.scope():
+        with self.scope.entered():
             avals = tuple(map(jax.typeof, arguments))
             settings = jax_settings.current()
             key = method, self.treedef, self.index, self.avals, avals, settings
@@ -66,7 +61,7 @@ class Flat:
 
     def finish(self, staged, *arguments):
         inputs = (*staged.consts, *self.leaves, *arguments)
-        with self.scope():
+        with self.scope.entered():
             outputs = staged.run(*inputs)
         return staged.out_tree.unflatten([(inputs if passed else outputs)[i] for passed, i in staged.sources])
 
