@@ -173,7 +173,8 @@ def _find(name, results):
         return Finding(name, None, reason)
     failed = [comparison for comparison in made if not comparison.holds]
     worst = max(failed or made, key=lambda comparison: comparison.excess)
-    return Finding(name, not failed, worst.message if failed else "", float(worst.error), float(worst.tolerance))
+    note = worst.message if failed else next((c.remark for c in made if c.remark), "")
+    return Finding(name, not failed, note, float(worst.error), float(worst.tolerance))
 
 
 @dataclasses.dataclass(frozen=True)

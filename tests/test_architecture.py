@@ -7,7 +7,7 @@ import linops
 
 ROOT = Path(linops.__file__).parent
 ORDER = [
-    ["fork", "jaxpr", "residuals", "rules"],
+    ["fork", "jaxpr", "double", "residuals", "rules"],
     ["space"],
     ["probe", "trace"],
     ["holomorphy"],
