@@ -5,16 +5,17 @@ along vectors in columns of like size, so that what is small beside the rest is 
 operator, and where its programs can be computed in double precision (`linops.double`), there as well, with the digits
 that float32 does not show.
 
-Central differences D(h) are taken at steps h from 4 eps^(1/3) downward by factors of 4, relative to the scale of each
-leaf of x: eps^(1/3) balances their truncation error, of order h², with rounding, of order eps |f| / h (Gill, Murray,
-Wright, Practical Optimization, 1981, sec. 4.6; Nocedal, Wright, Numerical Optimization, 2006, sec. 8.1). Each row keeps
-the step for which the error estimate 4 |D(h) - D(4h)| + 8 eps |f| / h is the smallest; it is the tolerance. Its first
-term may be small by chance, so it is the largest over all directions, counts as at least half of that of the step
-before (across kinks, relu say, which come at random, the error falls like the root of h), and as at least twice the
-distance to D at shorter steps, as far as that is not rounding; and relative to the slopes no row has a smaller one than
-the median of its leaf. Where f leaves a line by more than 8 eps |f| when the last digits of x move, that counts for
-rounding. Points x ± h v are rounded to the dtypes of x, and the direction compared is the one between the rounded
-points, so that this costs nothing.
+Central differences D(h) are taken at steps h from eps^(1/4) downward by factors of 4, relative to the scale of each
+leaf of x: on the way is eps^(1/3), which balances their truncation error, of order h², with rounding, of order
+eps |f| / h (Gill, Murray, Wright, Practical Optimization, 1981, sec. 4.6; Nocedal, Wright, Numerical Optimization,
+2006, sec. 8.1), and where f is large beside its slopes, it rounds less in longer steps. Each row keeps the step for
+which the error estimate 4 |D(h) - D(4h)| + 8 eps |f| / h is the smallest; it is the tolerance. Its first term may be
+small by chance, so it is the largest over all directions, counts as at least half of that of the step before (across
+kinks, relu say, which come at random, the error falls like the root of h), and as at least twice the distance to D at
+shorter steps, as far as that is not rounding; and relative to the slopes no row has a smaller one than the median of
+its leaf. Where f leaves a line by more than 8 eps |f| when the last digits of x move, that counts for rounding. Points
+x ± h v are rounded to the dtypes of x, and the direction compared is the one between the rounded points, so that this
+costs nothing.
 
 Where the slopes to the two sides of x do not come together as h falls, x is at a kink, and a derivative is any slope
 between the two.
@@ -152,12 +153,13 @@ def slopes(values, x, vectors, eps, codomain):
     scales = _scales(values.space, x)
     vectors = [v * scales / (max(map(_rms, vectors)) or 1.0) for v in vectors]
     largest, smallest = scales.max(initial=0) or 1.0, scales.min(initial=1) or 1.0
-    start = 4 * eps ** (1 / 3) * max(1.0, largest) / largest
-    count = 9 + math.ceil(math.log(max(1.0, largest) / min(1.0, smallest), 4))
+    start = eps ** (1 / 4) * max(1.0, largest) / largest
+    count = 10 + math.ceil(math.log(max(1.0, largest) / min(1.0, smallest), 4))
     differences, noises, directions, gaps = [], [], [], []
     with np.errstate(all="ignore"):
         value = values(x)
-        noise = np.maximum(8 * eps * abs(value), _noise(values, x, value, eps))
+        tiny = max(float(jnp.finfo(dtype).tiny) for dtype in values.space.dtypes)  # what underflows rounds by this
+        noise = np.maximum(8 * eps * abs(value) + tiny, _noise(values, x, value, eps))
         for power in range(count):
             h = 2.0 ** np.round(np.log2(start)) / 4**power  # a power of two: the division by it is exact
             pairs = [[widened(split(values.space, x + step * v)) for step in (h, -h)] for v in vectors]
@@ -228,8 +230,7 @@ def _scales(space, x):
 
 def _noise(values, x, value, eps, samples=8):
     """How far each value of f is from a line where the last digits of x move: what rounds within f."""
-    signs = np.random.default_rng(0).choice([-1, 1], (samples, *x.shape))
-    moves = 2 * eps * signs * x
+    moves = eps * np.random.default_rng(0).uniform(-8, 8, (samples, *x.shape)) * x
     return 8 * _largest(np.array([values(x + move) + values(x - move) - 2 * value for move in moves]))
 
 
@@ -308,7 +309,8 @@ def _against_slopes(A, values, subject, what):
     for (multiply, function, eps, factor), group in itertools.product(tried, groups):
         for found in slopes(function, x, group, eps, A.codomain):
             products = np.array([multiply(v) for v in found.directions])[:, found.rows]
-            rounding = factor * subject.rtol * _largest(products)
+            underflow = 4 * float(jnp.finfo(A.dtype).tiny)
+            rounding = factor * subject.rtol * _largest(products) + underflow
             yield _compared(found, products, rounding, f"a product with {A!r}", what, A.codomain)
 
 

@@ -17,12 +17,18 @@ def differentiating(mode):
         raise
     except (TypeError, ValueError, NotImplementedError, AssertionError) as error:
         said = str(error)
-        if said and not re.search("differentiation|callback|transpose|UndefinedPrimal", said, re.IGNORECASE):
+        if said and not re.search("differentiation|autodiff|callback|transpose|UndefinedPrimal", said, re.IGNORECASE):
             raise  # the error of a custom rule
         raise MissingRule(
             f"a product with a derivative needs {mode}-mode differentiation, and the function has an operation without "
-            f"a {mode} rule; {_EXPECTED[mode]}. JAX said: {said.splitlines()[0] if said else repr(error)}"
+            f"a {mode} rule; {_expected(mode, said)}. JAX said: {said.splitlines()[0] if said else repr(error)}"
         ) from error
+
+
+def _expected(mode, said):
+    if mode == "forward" and "Linearization failed" in said:  # there is a rule, of jax.jvp alone
+        return "expected one that can be linearized, as jax.custom_batching.custom_vmap cannot; pass linearize=False"
+    return _EXPECTED[mode]
 
 
 _EXPECTED = {
