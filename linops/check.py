@@ -15,7 +15,7 @@ from scipy.sparse.linalg import LinearOperator
 from linops.algebra import Gram, Product, Scaled, Sum
 from linops.arrays import require_threads
 from linops.claims import CHECKS
-from linops.differences import Comparison, Unavailable, paired, widened
+from linops.differences import Comparison, Unavailable, Values, in_double, paired, widened
 from linops.jacobian import Derived
 from linops.probe import normal
 from linops.products import Products
@@ -63,7 +63,8 @@ def check(A, *, key=None, samples=3, rtol=None, f=None):
     (2002), ch. 3, whose bound ``n eps |A| |v|`` for sums of n terms is ``sqrt(n) eps |A| |v|`` for rounding errors of
     random sign (Higham and Mary, SIAM J. Sci. Comput. 41, 2019).
 
-    Derivatives are compared with central differences, within the error estimate in `linops.differences`. A positive
+    Derivatives are compared with central differences, in each row within the error estimate in `linops.differences`; of
+    float32 operators in double precision as well, where their programs can be computed so. A positive
     semidefinite operator may have Ritz values down to minus the tolerance, of a few steps of Lanczos' method.
 
     Examples
@@ -84,7 +85,7 @@ def check(A, *, key=None, samples=3, rtol=None, f=None):
         spoiled = [need for need in needs if findings[need].holds is False or findings[need].spoiled]
         unmade = Finding(name, None, f"presupposes: {', '.join(spoiled)}", spoiled=True)
         findings[name] = unmade if spoiled else _find(name, run(subject))
-    return Report(repr(A), tuple(findings.values()))
+    return Report(repr(A), tuple(findings.values()), _relative_noise(subject), subject.eps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,10 +107,17 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The findings of `check` on one operator; true if none fails."""
+    """The findings of `check` on one operator; true if none fails.
+
+    `noise` is the rounding error of products, relative to their norm, the largest that was seen, and `eps` the unit of
+    rounding of the dtype, which it should be near: measured against the same product computed in double precision, or,
+    where that cannot be, between A (c v) and c (A v). It is NaN where products fail.
+    """
 
     operator: str
     findings: tuple[Finding, ...]
+    noise: float
+    eps: float
 
     @property
     def failed(self):
@@ -123,7 +131,8 @@ class Report:
         held = sum(finding.holds is True for finding in self.findings)
         left_out = len(self.findings) - held - len(self.failed)
         head = f"{self.operator}: {held} checks hold, {len(self.failed)} fail, {left_out} not made"
-        return "\n".join([head, *map(str, self.findings)])
+        noise = f"  noise of products {self.noise:.1e} (eps {self.eps:.1e})"
+        return "\n".join([head, *map(str, self.findings), noise])
 
     __repr__ = __str__
 
@@ -135,10 +144,13 @@ class Report:
 
 def _require_checkable(A, samples, f):
     if not isinstance(A, LinearOperator):
-        raise TypeError(
-            f"check got {type(A).__name__}, expected an operator of linops or of SciPy: wrap an array in "
-            "linops.Matrix, a sparse matrix in scipy.sparse.linalg.aslinearoperator"
+        multiplies = hasattr(A, "matvec") and hasattr(A, "shape")  # an operator of pylops, say
+        remedy = (
+            "pass scipy.sparse.linalg.aslinearoperator(A)"
+            if multiplies
+            else "wrap an array in linops.Matrix, a sparse matrix in scipy.sparse.linalg.aslinearoperator"
         )
+        raise TypeError(f"check got {type(A).__name__}, expected an operator of linops or of SciPy: {remedy}")
     if len(A.shape) != 2:
         raise ValueError(f"check got an operator of shape {A.shape}, expected one matrix (m, n)")
     if not isinstance(samples, numbers.Integral) or samples < 1:
@@ -173,7 +185,8 @@ def _find(name, results):
         return Finding(name, None, reason)
     failed = [comparison for comparison in made if not comparison.holds]
     worst = max(failed or made, key=lambda comparison: comparison.excess)
-    return Finding(name, not failed, worst.message if failed else "", float(worst.error), float(worst.tolerance))
+    note = worst.message if failed else next((c.remark for c in made if c.remark), "")
+    return Finding(name, not failed, note, float(worst.error), float(worst.tolerance))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,6 +268,21 @@ def _noise(multiply, vectors, eps):
     moved = [v * (1 + 2 * eps * signs.choice([-1, 1], v.shape)).astype(v.real.dtype) for v in vectors]
     pairs = [(widened(multiply(u)) - widened(multiply(v)), widened(v)) for u, v in zip(moved, vectors, strict=True)]
     return max((np.linalg.norm(change) / np.linalg.norm(v) for change, v in pairs if v.any()), default=0.0)
+
+
+def _relative_noise(subject):
+    """The largest error of a product beside its norm."""
+    A, vectors, c = subject.A, subject.rights, 0.7
+    try:
+        doubled = in_double(Values(A, "_mv", A.domain), vectors[0], subject.eps) if isinstance(A, Products) else None
+        if doubled is None:
+            pairs = [(widened(A @ (c * v).astype(v.dtype)), c * widened(A @ v)) for v in vectors]
+        else:
+            pairs = [(widened(A @ v), doubled(widened(v))) for v in vectors]
+    except Exception:  # any at all: the checks name it
+        return math.nan
+    errors = [(np.linalg.norm(got - expected), np.linalg.norm(expected)) for got, expected in pairs]
+    return float(max((error / (norm or 1.0) for error, norm in errors), default=0.0))
 
 
 def _norm(A, vectors):

@@ -9,7 +9,7 @@ ROOT = Path(linops.__file__).parent
 ORDER = [
     ["precision", "arrays", "space", "realify"],
     ["program.jaxpr.primitives", "program.jaxpr.graph", "program.jaxpr.evaluate", "program.jaxpr.structure"],
-    ["program.jaxpr.rules", "program.jaxpr.linearity", "program.jaxpr.merge"],
+    ["program.jaxpr.rules", "program.jaxpr.linearity", "program.jaxpr.merge", "program.jaxpr.double"],
     ["program.settings", "program.program", "program.missing", "program.function"],
     ["program.holomorphy", "program.residuals", "program.staged"],
     ["probe", "door", "dense"],
@@ -71,7 +71,7 @@ def test_the_core_imports_only_the_card():
         "threadpoolctl",
     }  # the last two only in the console script
     standard = {"argparse", "collections", "contextlib", "copy", "dataclasses", "functools", "hashlib", "importlib"}
-    standard |= {"contextvars", "enum", "threading", "weakref"}
+    standard |= {"contextvars", "enum", "itertools", "threading", "weakref"}
     standard |= {"json", "math", "numbers", "operator", "os", "re", "sys", "time", "typing", "warnings"}
     used = {name.split(".")[0] for path in MODULES.values() for name in imports(path)}
     assert used <= allowed | standard

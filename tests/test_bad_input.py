@@ -309,6 +309,25 @@ def test_algebra():
         H + None
 
 
+def test_custom_vmap_is_not_linearized():
+    @jax.custom_batching.custom_vmap
+    def f(x):
+        return jnp.sin(x)
+
+    f.def_vmap(lambda size, batched, x: (jnp.sin(x), True))
+    J = linops.Jacobian(f, X)
+    for multiply in (J.matvec, J.rmatvec, lambda v: J.matmat(v[:, None]), J.mv):
+        with pytest.raises(
+            TypeError, match=r"one that can be linearized, as .*custom_vmap cannot; pass linearize=False"
+        ):
+            multiply(X)
+    J = linops.Jacobian(f, X, linearize=False)
+    np.testing.assert_allclose(J @ X, np.cos(X) * X, rtol=1e-5)
+    np.testing.assert_allclose(J.toarray(), np.diag(np.cos(X)), rtol=1e-5)
+    assert "pass linearize=False" in str(linops.check(linops.Jacobian(f, X)))
+    assert linops.check(J)
+
+
 def test_explicit_operators():
     with pytest.raises(ValueError, match=r"Matrix got an array of shape \(4,\), expected \(m, n\)"):
         linops.Matrix(X)

@@ -5,6 +5,7 @@
 
 import contextlib
 import dataclasses
+import types
 from collections.abc import Callable
 
 import jax
@@ -457,6 +458,118 @@ for operator, make in {
     )(make)
 
 
+RULE = "is not the slope of .* by central differences: look at custom derivative rules, for (entry|the value)"
+POINT = np.linspace(0.3, 1, 3, dtype=np.float32)
+TWO = {"a": POINT, "m": POINT}
+
+
+def off_by(factor, f=jnp.sin):
+    """The function f with a rule for its derivative that is wrong by a factor."""
+    wrong = jax.custom_jvp(f)
+    wrong.defjvp(lambda x, v: (f(x[0]), factor * jax.jvp(f, x, v)[1]))
+    return wrong
+
+
+# A function f beside numbers of another scale s: in rows, columns, and leaves of a gradient.
+BESIDE = {
+    "outputs in a leaf of their own": lambda f, s: linops.Jacobian(lambda p: {"a": f(p["a"]), "m": s * p["m"]}, TWO),
+    "outputs in one leaf": lambda f, s: linops.Jacobian(lambda x: jnp.concatenate([s * x, f(x)]), POINT),
+    "inputs in a leaf of their own": lambda f, s: linops.Jacobian(lambda p: s * p["m"] + f(p["a"]), TWO),
+    "inputs in one leaf": lambda f, s: linops.Jacobian(lambda x: s * x[:1] + f(x[1:]), POINT),
+    "points in a leaf of their own": lambda f, s: linops.Jacobian(
+        lambda p: p["m"] + f(p["a"] / s), {"a": POINT * np.float32(s), "m": POINT}
+    ),
+    "a gradient's leaf of its own": lambda f, s: linops.Hessian(
+        lambda p: s * jnp.sum(p["m"] ** 2) + jnp.sum(f(p["a"])), TWO
+    ),
+    "a gradient in one leaf": lambda f, s: linops.Hessian(lambda x: s * x[0] ** 2 + jnp.sum(f(x[1:])), POINT),
+    "outputs of Gauss-Newton": lambda f, s: linops.GaussNewton(lambda p: {"a": f(p["a"]), "m": s * p["m"]}, TWO),
+    "outputs of a Gram matrix": lambda f, s: linops.JacobianGram(lambda p: {"a": f(p["a"]), "m": s * p["m"]}, TWO),
+    "inputs of a Gram matrix at two points": lambda f, s: linops.JacobianGram(
+        lambda p: s * p["m"] + f(p["a"]), TWO, jax.tree.map(np.negative, TWO)
+    ),
+}
+
+
+@pytest.mark.parametrize("scale", [1e6, 1e3, 1e-3, 1e-6])
+@pytest.mark.parametrize("beside", BESIDE)
+def test_a_wrong_sign_is_found_at_any_scale(beside, scale):
+    assert check(BESIDE[beside](off_by(1.0), scale))
+    failed = check(BESIDE[beside](off_by(-1.0), scale)).failed
+    assert {finding.name for finding in failed} == {"derivative"}
+
+
+for beside in ("outputs in one leaf", "inputs in one leaf", "a gradient in one leaf"):
+    fault(f"a wrong sign beside {beside} of 10^6 times its size", "derivative", RULE)(
+        lambda make=BESIDE[beside]: make(off_by(-1.0), 1e6)
+    )
+
+DIGITS = np.linspace(0.1, 1.2, 30, dtype=np.float32)
+SMOOTH = {
+    "sin": jnp.sin,
+    "exp": jnp.exp,
+    "tanh": jnp.tanh,
+    "a polynomial": lambda x: x**3 - 2 * x,
+    "softplus": jax.nn.softplus,
+}
+INSIDE = {
+    "a Jacobian": lambda f: linops.Jacobian(f, DIGITS),
+    "a Hessian": lambda f: linops.Hessian(lambda x: jnp.sum(f(x) ** 2), DIGITS),
+    "a network": lambda f: linops.Jacobian(lambda W: M[:3] @ f(W @ M[:, :2]), M),
+}
+
+
+@pytest.mark.parametrize("inside", INSIDE)
+@pytest.mark.parametrize("name", SMOOTH)
+def test_a_derivative_off_by_few_digits_is_found(name, inside):
+    for factor in (1.0003, 1 - 1e-4, 1 + 3e-5):
+        assert not check(INSIDE[inside](off_by(factor, SMOOTH[name])))
+
+
+fault("a custom rule off by 0.03 % in float32", "derivative", RULE)(lambda: linops.Jacobian(off_by(1.0003), DIGITS))
+
+
+@fault("a custom rule off by 10 % where f has no double precision", "derivative", RULE)
+def _single():
+    def f(x):
+        same = jax.pure_callback(lambda x: x, jax.ShapeDtypeStruct((30,), np.float32), jax.lax.stop_gradient(x))
+        return off_by(1.1)(x) + 0 * same
+
+    return linops.Jacobian(f, DIGITS)
+
+
+KINKED = {
+    "relu": jax.nn.relu,
+    "abs": jnp.abs,
+    "leaky relu": jax.nn.leaky_relu,
+    "maximum": lambda x: jnp.maximum(x, 2 * x),
+    "where": lambda x: jnp.where(x > 0, 3 * x, x**2),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("name", KINKED)
+def test_at_a_kink_any_slope_between_passes(name, dtype):
+    f = KINKED[name]
+    with jax.enable_x64(dtype == np.float64):
+        report = check(linops.Jacobian(lambda x: f(x) + x / 3, np.array([0.7, 0.0, -0.4], dtype)))
+        assert report
+        noted = "f has a kink near x, where a product between its slopes to the two sides passes: at entry [1]"
+        assert noted in str(report) or name == "maximum"  # of which JAX takes the mean, which is the central difference
+        assert check(linops.Hessian(lambda x: jnp.sum(f(x)), np.zeros(3, dtype)))
+
+
+@fault(
+    "a slope that is none of those at a kink",
+    "derivative",
+    "f has a kink near x, where only slopes between those to its two sides pass; look at custom derivative rules",
+)
+def _kinked():
+    f = jax.custom_jvp(jax.nn.relu)
+    f.defjvp(lambda x, v: (jax.nn.relu(x[0]), jnp.where(x[0] >= 0, 1, -1) * jnp.where(x[0] == 0, 1.5, 1) * v[0]))
+    return linops.Jacobian(f, np.zeros(3, np.float32))
+
+
 @fault("Gauss-Newton that forgets its loss", "derivative", "<w, A v> and <J w, H J v> of .*Forgetful")
 def _forgetful():
     class Forgetful(linops.GaussNewton):
@@ -615,12 +728,38 @@ def test_report():
     assert str(report).splitlines()[0] == "<6x6 Matrix with dtype=float32>: 9 checks hold, 0 fail, 4 not made"
     assert not check(linops.Matrix(M), rtol=1e-12)
     assert check(linops.Matrix(M), samples=1)
+    assert str(report).splitlines()[-1] == f"  noise of products {report.noise:.1e} (eps 1.2e-07)"
+
+
+@pytest.mark.parametrize(
+    ("A", "least", "most"),
+    [
+        (linops.Matrix(M), 1e-8, 1e-6),
+        (linops.Matrix(M + 1j * M), 1e-8, 1e-6),
+        (linops.Jacobian(lambda x: jnp.sin(1e4 * x), POINT), 1e-5, 1e-1),
+        (linops.Jacobian(lambda x: jax.lax.while_loop(lambda x: x[0] < 1, jnp.exp, x), POINT), 1e-8, 1e-6),
+        (aslinearoperator(M), 1e-8, 1e-6),
+        (aslinearoperator(M.astype(np.float64)), 1e-17, 1e-14),
+        (LinearOperator((6, 6), matvec=lambda v: (M @ v).astype(np.float16).astype(float), dtype=float), 1e-5, 1e-2),
+        (linops.Identity(7), 0, 0),
+    ],
+    ids=lambda value: repr(value),
+)
+def test_noise_of_products(A, least, most):
+    report = check(A)
+    assert least <= report.noise <= most
+    assert report.eps in (np.finfo(np.float32).eps, np.finfo(float).eps)
+
+
+def test_noise_where_products_fail():
+    assert np.isnan(check(jacobian_of_roots(0)).noise)
 
 
 @pytest.mark.parametrize(
     ("A", "options", "error", "match"),
     [
         (M, {}, TypeError, "check got ndarray, expected an operator .* wrap an array in linops.Matrix"),
+        (types.SimpleNamespace(shape=(3, 3), matvec=None), {}, TypeError, "pass scipy.sparse.linalg.aslinearoperator"),
         (
             linops.Matrix(M),
             {"f": noise},

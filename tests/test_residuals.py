@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from linops.program.jaxpr.graph import nbytes
 
 import linops
 from linops import residuals
+from linops.program.jaxpr.graph import nbytes
 
 x = np.linspace(0.5, 1.5, 1_000, dtype=np.float32)
 

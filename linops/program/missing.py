@@ -27,8 +27,14 @@ def differentiating(mode, origin):
         said = str(error).strip()
         raise MissingRule(
             f"a product with a derivative needs {mode}-mode differentiation, and {origin.what} has an operation "
-            f"without a {mode} rule; {_EXPECTED[mode]}. JAX said: {said.splitlines()[0] if said else repr(error)}"
+            f"without a {mode} rule; {_expected(mode, said)}. JAX said: {said.splitlines()[0] if said else repr(error)}"
         ) from error
+
+
+def _expected(mode, said):
+    if mode == "forward" and "Linearization failed" in said:  # there is a rule, of jax.jvp alone
+        return "expected one that can be linearized, as jax.custom_batching.custom_vmap cannot; pass linearize=False"
+    return _EXPECTED[mode]
 
 
 _EXPECTED = {
