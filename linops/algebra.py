@@ -1,4 +1,4 @@
-"""The algebra of operators and its closure: sums, products, scalings, powers, transposes, conjugates."""
+"""The algebra of operators and its closure: products, scalings, powers, transposes, conjugates; sums are in `sums`."""
 
 import functools
 
@@ -30,9 +30,6 @@ class Operator(Arithmetic):
     def _times(self, other):
         return Product.of(self, other)
 
-    def _plus(self, other):
-        return Sum.of(self, other)
-
     def _scaled(self, scalar):
         return Scaled.of(scalar, self)
 
@@ -62,7 +59,7 @@ class Operator(Arithmetic):
         if (domain, codomain) == (self.domain, self.codomain):
             return self
         if self._adapts and domain == codomain:
-            return self._replace(**{name: factor._on(domain, domain) for name, factor in self._factors().items()})
+            return self._with_factors({name: A._on(domain, domain) for name, A in self._factors().items()})
         return Respaced(self, domain, codomain)
 
     def transpose(self):
@@ -239,37 +236,6 @@ class Scaled(Operator):
         return [self.scalar, *scalars], operator
 
 
-class Sum(Operator):
-    """A + B."""
-
-    left: Operator
-    right: Operator
-
-    @classmethod
-    def of(cls, left, right):
-        if left.shape != right.shape:
-            raise ValueError(f"{left!r} + {right!r}: expected operators of one shape")
-        left, right = _over_one_field(left, right)
-        if _adapt(left, right):
-            return cls(left, right)
-        domain = _common_space((left, left.domain), (right, right.domain))
-        codomain = _common_space((left, left.codomain), (right, right.codomain))
-        return cls(left._on(domain, codomain), right._on(domain, codomain))
-
-    domain = property(lambda self: self.left.domain)
-    codomain = property(lambda self: self.left.codomain)
-    symmetric = property(lambda self: self.left._equals_transpose and self.right._equals_transpose)
-    hermitian = property(lambda self: self.left._equals_adjoint and self.right._equals_adjoint)
-    positive_semidefinite = property(lambda self: self.left.positive_semidefinite and self.right.positive_semidefinite)
-    _adapts = property(lambda self: self.left._adapts and self.right._adapts)
-
-    def _mv(self, v):
-        return jax.tree.map(jnp.add, self.left._mv(v), self.right._mv(v))
-
-    def _transposed(self):
-        return Sum.of(self.left.T, self.right.T)
-
-
 class Product(Operator):
     """A B."""
 
@@ -280,7 +246,7 @@ class Product(Operator):
     def of(cls, left, right):
         if left.shape[1] != right.shape[0]:
             raise ValueError(f"{left!r} @ {right!r}: expected as many rows on the right as columns on the left")
-        left, right = _over_one_field(left, right)
+        left, right = over_one_field(left, right)
         product = Gram.read(left._chain(last=False), right._chain(last=True))
         return cls._joined(left, right) if product is None else product._on(right.domain, left.codomain)
 
@@ -292,9 +258,9 @@ class Product(Operator):
     @classmethod
     def _joined(cls, left, right):
         """The product of two operators between which nothing reads as a Gram matrix."""
-        if _adapt(left, right):
+        if adapt(left, right):
             return cls(left, right)
-        middle = _common_space((left, left.domain), (right, right.codomain))
+        middle = common_space((left, left.domain), (right, right.codomain))
         domain = middle if right._adapts else right.domain
         codomain = middle if left._adapts else left.codomain
         return cls(left._on(middle, codomain), right._on(domain, middle))
@@ -323,8 +289,8 @@ class Gram(Operator):
     @classmethod
     def of(cls, operator, weight=None, conjugate=False):
         if weight is not None:
-            operator, weight = _over_one_field(operator, weight)
-            middle = _common_space((operator, operator.codomain), (weight, weight.domain), (weight, weight.codomain))
+            operator, weight = over_one_field(operator, weight)
+            middle = common_space((operator, operator.codomain), (weight, weight.domain), (weight, weight.codomain))
             operator = operator._on(middle if operator._adapts else operator.domain, middle)
             weight = weight._on(middle, middle)
         return cls(operator, weight, conjugate and not operator._real)
@@ -382,17 +348,17 @@ class Power(Operator):
         return self._replace(operator=self.operator.T)
 
 
-def _adapt(left, right):
+def adapt(left, right):
     """Whether a sum or product adapts further."""
     return left._adapts and right._adapts and left.domain == right.domain
 
 
-def _common_space(*pairs):
+def common_space(*pairs):
     """The Space to combine operators on, of those that are firm."""
     return common([space for operator, space in pairs if not operator._adapts] or [pairs[0][1]])
 
 
-def _over_one_field(left, right):
+def over_one_field(left, right):
     if is_complex(left.dtype) and not is_complex(right.dtype):
         return left, Complexified(right)
     if is_complex(right.dtype) and not is_complex(left.dtype):

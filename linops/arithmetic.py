@@ -12,7 +12,7 @@ from linops.products import Products, require_lapack
 
 
 class Arithmetic(Products):
-    """An operator as an operand. What arises, `linops.algebra` makes: `_times`, `_plus`, `_scaled`, `_power`."""
+    """An operator as an operand; `_times`, `_plus`, `_scaled`, `_power` come from `linops.algebra` and `sums`."""
 
     # Products with operators and scalars; those with arrays are inherited.
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
-from linops.algebra import Gram, Product, Scaled, Sum
+from linops.algebra import Gram, Product, Scaled
 from linops.arrays import require_threads
 from linops.claims import CHECKS
 from linops.differences import Comparison, Unavailable, Values, in_double, paired, widened
@@ -21,6 +21,7 @@ from linops.probe import normal
 from linops.products import Products
 from linops.program.missing import MissingRule
 from linops.space import Space
+from linops.sums import Sum
 
 
 def check(A, *, key=None, samples=3, rtol=None, f=None):
@@ -287,7 +288,7 @@ def _relative_noise(subject):
 
 def _norm(A, vectors):
     if isinstance(A, Sum):
-        return _norm(A.left, vectors) + _norm(A.right, vectors)
+        return sum(_norm(term, vectors) for term in A.terms)
     if isinstance(A, Scaled):
         return abs(complex(A.scalar)) * _norm(A.operator, vectors)
     if isinstance(A, Product):

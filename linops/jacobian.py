@@ -110,7 +110,8 @@ class Jacobian(Derived):
     """The Jacobian J(x) of f, an operator of shape (m, n): v -> d/dt f(x + t v) at t = 0.
 
     It is a complex matrix for holomorphic f, and for f from real to complex numbers. Any other f of complex numbers is
-    realified: J is real, from [Re x, Im x] to [Re f, Im f], or to f where that is real (see `linops.holomorphy`).
+    realified: J is real, from [Re x, Im x] to [Re f, Im f], or to f where that is real (see
+    `linops.program.holomorphy`).
 
     Parameters
     ----------

@@ -97,7 +97,10 @@ class Products(LinearOperator):
     def _residual_form(self):
         """The same operator after one linearization, in traceable JAX; composites linearize their factors."""
         factors = {name: factor.linearize() for name, factor in self._factors().items()}
-        return self._replace(**factors) if factors else self
+        return self._with_factors(factors) if factors else self
+
+    def _with_factors(self, factors):
+        return self._replace(**factors)
 
     def _factors(self):
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -223,7 +226,8 @@ class Products(LinearOperator):
         return leaf.astype(self.dtype)
 
     def _block(self, block):
-        return jax.vmap(self._vector, in_axes=1, out_axes=1)(block)
+        """A V, of columns that lead inside: a vmap over another axis fails for some operations, sparse ones say."""
+        return jax.vmap(self._vector)(block.T).T
 
     def _block_diagonal(self, block, start):
         columns = jnp.arange(block.shape[1])

@@ -1,8 +1,12 @@
-"""Count XLA compilations, as JAX itself reports them."""
+"""Count XLA compilations, as JAX itself reports them, and look into what is kept of them."""
 
 import contextlib
+import gc
 
 import jax.monitoring
+import jax.numpy as jnp
+
+from linops.program import program, staged
 
 _events = []
 
@@ -20,3 +24,19 @@ def compilations():
     """A context whose value counts the compilations since its start; with `seconds=True`, the time they took."""
     start = len(_events)
     yield lambda seconds=False: sum(_events[start:]) if seconds else len(_events) - start
+
+
+def forget():
+    """Empty all caches, JAX's own too."""
+    jax.clear_caches()
+    staged._staged.found.clear()
+    program._recent.clear()
+    gc.collect()
+    for kept in list(program._programs.values()):
+        kept.cache.clear()
+
+
+def text(A):
+    """The program of a product, as it is handed to XLA."""
+    with A._scope.entered():
+        return jax.jit(lambda A, v: A @ v).lower(A, jnp.ones(A.shape[1], A.dtype)).as_text()

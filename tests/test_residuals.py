@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import linops
-from linops import residuals
+from linops.program import residuals
 from linops.program.jaxpr.graph import nbytes
+from linops.program.jaxpr.rules import read
 
 x = np.linspace(0.5, 1.5, 1_000, dtype=np.float32)
 
@@ -48,18 +49,18 @@ def test_no_other_choice_has_fewer_bytes(seed):
             values.append([a[:size] * b[:size], a[: size // 2 + 1], jnp.concatenate([a, b])][rng.integers(3)])
         return [values[i] for i in rng.integers(3, len(values), size=3)]
 
-    jaxpr = jax.make_jaxpr(f)(jnp.ones(4)).jaxpr
-    cheap = residuals._cheap(jaxpr)
-    variables = list(residuals._ancestors(jaxpr.outvars, cheap))
+    graph, _ = read(jax.make_jaxpr(f)(jnp.ones(4)), rules=True)
+    cheap = residuals._cheap(graph)
+    variables = list(residuals._ancestors(graph.outputs, cheap))
 
     def suffice(kept):
-        needed = residuals._ancestors(jaxpr.outvars, {var: eqn for var, eqn in cheap.items() if var not in kept})
+        needed = residuals._ancestors(graph.outputs, {var: eqn for var, eqn in cheap.items() if var not in kept})
         return all(var in kept or var in cheap for var in needed)
 
     def size(kept):
         return sum(nbytes(var.aval) for var in kept)
 
-    kept = residuals._minimum_cut(jaxpr.outvars, cheap)
+    kept = residuals._minimum_cut(graph.outputs, cheap)
     choices = itertools.chain.from_iterable(itertools.combinations(variables, k) for k in range(len(variables) + 1))
     assert suffice(kept)
     assert size(kept) == min(size(choice) for choice in choices if suffice(choice))
@@ -86,7 +87,7 @@ def test_what_does_not_depend_on_the_point_is_computed_once(f):
     J @ np.ones(300, np.float32)
     (matrix,) = jax.tree.leaves(J.linearize())
     assert matrix.shape == (10, 300)
-    work = [eqn for eqn in J._door.staged.jaxpr.eqns if eqn.primitive.name != "transpose"]
+    work = [equation for equation in J._door.staged.graph.equations if equation.name != "transpose"]
     assert len(work) == 1
 
 

@@ -16,6 +16,7 @@ from linops.program import settings as jax_settings
 from linops.program.jaxpr.evaluate import is_inexact, struct
 from linops.program.jaxpr.primitives import is_reference
 from linops.program.jaxpr.structure import Same
+from linops.program.missing import MissingRule
 from linops.program.program import Program, program_of
 from linops.space import Space, space_of
 
@@ -190,6 +191,8 @@ class Function:
                 program, consts = program_of(closed)
             for const in consts:
                 _require_value(const, what)
+            if error := program.failing_rule(len(jax.tree.leaves(x))):
+                raise MissingRule(f"a custom derivative rule in {what} could not be traced, which raised {error}")
             consts = tuple(to_device(const, f"an array that {what} closes over") for const in consts)
         codomain = space_of(value, f"the value of {what}")
         source = Source.of(f, through, domain, what, arguments.treedef, code, settings)

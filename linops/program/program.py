@@ -9,6 +9,7 @@ import collections
 import contextlib
 import contextvars
 import hashlib
+import itertools
 import re
 import threading
 import weakref
@@ -17,6 +18,7 @@ import jax
 
 from linops.program.jaxpr import rules
 from linops.program.jaxpr.evaluate import evaluate, free_variables
+from linops.program.jaxpr.graph import Graph, dependent
 from linops.program.jaxpr.structure import Structure
 
 
@@ -38,6 +40,13 @@ class Program:
     def reverse_only(self):
         """Whether it calls a function with `jax.custom_vjp`, which has no forward rule."""
         return any(e.rule is not None and e.rule.backward is not None for e in self.graph.walk())
+
+    def failing_rule(self, count):
+        """What a rule says that could not be traced, of a call that depends on the first arguments, or None."""
+        found = dependent(self.graph, self.graph.inputs[:count])
+        reached = (e for e in self.graph.equations if not found.isdisjoint(e.outputs))
+        calls = itertools.chain.from_iterable(Graph([], [equation], []).walk() for equation in reached)
+        return next((call.rule.error for call in calls if call.rule is not None and call.rule.error), None)
 
     def fingerprint(self):
         """JAX's version, and a digest of what is computed and differentiated, the same in another process."""
@@ -73,6 +82,12 @@ def program_of(closed, *, keep_rules=None):
     structure = Structure()
     key = structure.of_program(variables, graph)
     return _shared(key, graph, variables, structure.opaque), tuple(value for _, value in constants)
+
+
+def program_of_graph(graph):
+    """The Program of a graph without constants."""
+    structure = Structure()
+    return _shared(structure.of_program((), graph), graph, (), structure.opaque)
 
 
 _KEPT = 512

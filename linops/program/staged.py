@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from linops.program import settings as jax_settings
 from linops.program.jaxpr.evaluate import struct
 from linops.program.jaxpr.graph import Graph, live_bytes, nbytes
+from linops.program.pieces import in_pieces
 from linops.program.program import Program, only_run, program_of
 
 
@@ -116,7 +117,7 @@ def _stage(method, treedef, index, leaf_avals, argument_avals, settings):
     with jax.ensure_compile_time_eval():  # what is staged is kept: arrays, not tracers of a jit in progress
         consts = tuple(jnp.asarray(const) for const in consts)
     sources, wanted = _sources(program, len(consts) + len(leaf_avals))
-    return Staged(_compiled(program, wanted), consts, sources, out_tree, program.graph, wanted)
+    return Staged(in_pieces(program, wanted, _compiled), consts, sources, out_tree, program.graph, wanted)
 
 
 def _sources(program, held):

@@ -148,7 +148,7 @@ class Reader:
         return self.constants.setdefault(primitives.identity(value), (Variable(aval), value))[0]
 
     def _fold_places(self, graph):
-        """Make literals of the small integer constants that are used as the places of gathers and scatters only."""
+        """Make literals of the small integer constants that are used as the places of scatters only."""
         candidates = {var: value for var, value in self.constants.values() if primitives.may_be_places(value)}
         known = {*candidates}  # what follows from them
         for equation in graph.equations if candidates else ():
@@ -164,7 +164,7 @@ class Reader:
             other.update(
                 atom
                 for i, atom in enumerate(equation.inputs)
-                if not (places or primitives.tells_places(equation.name, equation.params, i))
+                if not (places or primitives.tells_places(equation.name, i))
             )
         literals = {var: Literal(np.asarray(c), var.aval) for var, c in candidates.items() if var not in other}
         for equation in graph.equations if literals else ():

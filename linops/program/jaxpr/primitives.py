@@ -21,6 +21,12 @@ CHEAP = (_MOVES - {"dynamic_update_slice", "gather"}) | {
     "bitcast_convert_type", "convert_element_type", "iota", "reduce_precision",
 }  # fmt: skip
 
+# What XLA takes into a loop over entries, beside what is cheap.
+_FUSED = CHEAP | {
+    "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "cos", "cosh", "digamma", "erf", "erf_inv",
+    "erfc", "exp", "exp2", "expm1", "lgamma", "log", "log1p", "logistic", "pow", "rem", "sin", "sinh", "tan", "tanh",
+}  # fmt: skip
+
 # Functions of their inputs and nothing else: equal ones give equal results.
 PURE = CHEAP | _MOVES | {
     "acos", "acosh", "argmax", "argmin", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "cholesky", "clz",
@@ -55,6 +61,11 @@ def is_cheap(equation):
     return equation.name in CHEAP and not equation.effects
 
 
+def is_fused(equation):
+    """Whether XLA takes an equation into a loop over entries with others."""
+    return equation.name in _FUSED
+
+
 # What only runs the graphs inside of it.
 _CONTROL = {"scan", "while", "cond", "remat2", "remat", "checkpoint", "custom_linear_solve"}
 
@@ -75,10 +86,8 @@ def may_be_places(value):
     return np.issubdtype(value.dtype, np.signedinteger)
 
 
-def tells_places(name, params, position):
-    """Whether the input of an equation at a position says where, as the indices of a gather or a scatter do."""
-    if name == "gather":
-        return position == 1 and not params["dimension_numbers"].operand_batching_dims
+def tells_places(name, position):
+    """Whether the input of an equation at a position says where a scatter puts numbers."""
     return name.startswith("scatter") and position == 1
 
 

@@ -36,6 +36,8 @@ class _Resolver:
     def resolve(self, graph, depth):
         """Give each call of a function with a rule its Rule."""
         for equation in list(graph.walk()):
+            if equation.rule is not None:  # resolved with a call around it
+                continue
             if equation.primitive.name == "custom_jvp_call":
                 equation.rule = self._rule(equation, equation.params["jvp_jaxpr_fun"], _trace_jvp, depth)
             elif equation.primitive.name == "custom_vjp_call":
