@@ -281,7 +281,8 @@ def _relative_noise(subject):
             pairs = [(widened(A @ v), doubled(widened(v))) for v in vectors]
     except Exception:  # any at all: the checks name it
         return math.nan
-    errors = [(np.linalg.norm(got - expected), np.linalg.norm(expected)) for got, expected in pairs]
+    with np.errstate(invalid="ignore"):
+        errors = [(np.linalg.norm(got - expected), np.linalg.norm(expected)) for got, expected in pairs]
     return float(max((error / (norm or 1.0) for error, norm in errors), default=0.0))
 
 

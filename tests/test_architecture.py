@@ -63,7 +63,7 @@ def test_the_core_imports_only_the_card():
         "threadpoolctl",
     }  # the last two only in the console script
     standard = {"argparse", "collections", "contextlib", "copy", "dataclasses", "functools", "hashlib", "importlib"}
-    standard |= {"itertools", "json", "math", "numbers", "operator", "os", "re", "sys", "time", "typing", "warnings"}
+    standard |= {"json", "math", "numbers", "operator", "os", "re", "sys", "time", "typing", "warnings"}
     used = {name.split(".")[0] for path in ROOT.glob("*.py") for name in imports(path)}
     assert used <= allowed | standard
 
