@@ -15,13 +15,14 @@ from scipy.sparse.linalg import LinearOperator
 from linops.algebra import Gram, Product, Scaled
 from linops.arrays import require_threads
 from linops.claims import CHECKS
-from linops.differences import Comparison, Unavailable, Values, in_double, paired, widened
+from linops.differences import Comparison, Unavailable, paired
 from linops.jacobian import Derived
 from linops.probe import normal
 from linops.products import Products
 from linops.program.missing import MissingRule
 from linops.space import Space
 from linops.sums import Sum
+from linops.values import Values, in_double, widened
 
 
 def check(A, *, key=None, samples=3, rtol=None, f=None):
@@ -282,7 +283,8 @@ def _relative_noise(subject):
             pairs = [(widened(A @ v), doubled(widened(v))) for v in vectors]
     except Exception:  # any at all: the checks name it
         return math.nan
-    errors = [(np.linalg.norm(got - expected), np.linalg.norm(expected)) for got, expected in pairs]
+    with np.errstate(invalid="ignore"):
+        errors = [(np.linalg.norm(got - expected), np.linalg.norm(expected)) for got, expected in pairs]
     return float(max((error / (norm or 1.0) for error, norm in errors), default=0.0))
 
 

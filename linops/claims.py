@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from linops.differences import Comparison, Unavailable, Values, comparisons, widened
+from linops.differences import Comparison, Unavailable, comparisons
 from linops.jacobian import Derived
 from linops.precision import is_complex, loses_precision
 from linops.products import Products
@@ -19,6 +19,7 @@ from linops.program.holomorphy import trace_linear
 from linops.program.missing import MissingRule
 from linops.realify import join
 from linops.space import Space
+from linops.values import Values, widened
 
 CHECKS = {}  # name -> (function of a subject, names of the checks that it presupposes)
 

@@ -58,7 +58,7 @@ class Products(LinearOperator):
             value = getattr(self, field.name)
             if "static" not in field.metadata and not isinstance(value, Products):
                 on_device = functools.partial(_on_device, what=field.name)
-                object.__setattr__(self, field.name, jax.tree.map(on_device, value))
+                object.__setattr__(self, field.name, jax.tree.map(on_device, value, is_leaf=_is_operator))
 
     @classmethod
     def _make(cls, **fields):
@@ -80,7 +80,7 @@ class Products(LinearOperator):
     def __deepcopy__(self, memo):
         require_threads()
         copied = functools.partial(copy.deepcopy, memo=memo)
-        tree = functools.partial(jax.tree.map, copied, is_leaf=lambda value: isinstance(value, Products))
+        tree = functools.partial(jax.tree.map, copied, is_leaf=_is_operator)
         fields = {field: getattr(self, field.name) for field in dataclasses.fields(self)}
         return self._make(**{f.name: v if "static" in f.metadata else tree(v) for f, v in fields.items()})
 
@@ -324,6 +324,10 @@ def _unpickle(cls, fields, name, wide):
             'call jax.config.update("jax_enable_x64", True) before loading it'
         )
     return cls._make(**fields)
+
+
+def _is_operator(value):
+    return isinstance(value, Products)
 
 
 def _on_device(leaf, what):

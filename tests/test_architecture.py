@@ -15,7 +15,7 @@ ORDER = [
     ["probe", "door", "dense"],
     ["factors", "products", "arithmetic", "algebra", "sums"],
     ["matrix", "jacobian", "hessian", "gauss_newton"],
-    ["differences", "claims", "check"],
+    ["values", "differences", "claims", "check"],
     ["cli"],
 ]
 RANK = {module: rank for rank, layer in enumerate(ORDER) for module in layer}
