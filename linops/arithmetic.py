@@ -9,6 +9,7 @@ from scipy.sparse.linalg import LinearOperator
 
 from linops.arrays import as_array, as_foreign, as_summand, brief, is_scalar, reciprocal
 from linops.products import Products, require_lapack
+from linops.program.jaxpr.private import of_numpy
 
 
 class Arithmetic(Products):
@@ -112,4 +113,4 @@ class Arithmetic(Products):
             return operator.matmul(*args, **kwargs)
         if func is np.common_type:
             require_lapack(self.dtype)
-        return func._implementation(*args, **kwargs)
+        return of_numpy(func, args, kwargs)

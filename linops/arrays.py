@@ -15,6 +15,7 @@ import scipy.sparse
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 from linops.precision import is_complex, is_number, real_dtype, require_held, say_loss, say_rounded
+from linops.program.jaxpr.private import backends_are_initialized
 
 # Processes forked from one that computes with JAX: there it would hang, so that they are refused.
 
@@ -23,8 +24,7 @@ _forked = False  # whether this process is a child of one that computed, whose t
 
 def _note_fork():
     global _forked
-    initialized = getattr(jax._src.xla_bridge, "backends_are_initialized", lambda: True)  # no public name tells
-    _forked = initialized()
+    _forked = backends_are_initialized()
 
 
 if hasattr(os, "register_at_fork"):

@@ -3,17 +3,17 @@
 import copy
 import dataclasses
 import functools
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.sparse.linalg import LinearOperator, aslinearoperator
+from scipy.sparse.linalg import LinearOperator
 
 from linops import dense
 from linops.arrays import as_array, require_threads, to_device
 from linops.door import Door, is_traced
 from linops.precision import is_complex, lowest, say_loss
+from linops.program.jaxpr.private import ARRAY_NAMESPACE, is_called_by_lapack
 from linops.program.settings import Scope
 from linops.space import Space
 
@@ -31,7 +31,7 @@ class Products(LinearOperator):
     symmetric = False
     hermitian = False
     positive_semidefinite = False
-    _xp = getattr(aslinearoperator(np.eye(1)), "_xp", None)  # what SciPy 1.18 sets in an __init__ that we do not run
+    _xp = ARRAY_NAMESPACE
 
     def __init_subclass__(cls):
         super().__init_subclass__()
@@ -116,7 +116,7 @@ class Products(LinearOperator):
     def dtype(self):
         """The dtype computed in, the least precise where those of leaves and factors differ."""
         dtype = self._dtype
-        if dtype.char not in OF_NUMPY and sys._getframe(1).f_globals.get("__name__") in LAPACK_ONLY:
+        if dtype.char not in OF_NUMPY and is_called_by_lapack():
             require_lapack(dtype)
         return dtype
 
@@ -334,10 +334,7 @@ def _on_device(leaf, what):
     return to_device(leaf, what) if isinstance(leaf, np.ndarray | np.generic) else leaf
 
 
-# Modules of SciPy that look up routines of LAPACK or ARPACK by A.dtype, and say of a dtype that is not NumPy's own
-# "did not understand one of the types; 'None' not accepted".
 OF_NUMPY = np.typecodes["AllFloat"]
-LAPACK_ONLY = {"scipy.sparse.linalg._eigen.arpack.arpack", "scipy.sparse.linalg._eigen._svds"}
 
 
 def require_lapack(dtype):

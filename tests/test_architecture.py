@@ -7,7 +7,7 @@ import linops
 
 ROOT = Path(linops.__file__).parent
 ORDER = [
-    ["precision", "arrays", "space", "realify"],
+    ["program.jaxpr.private", "precision", "arrays", "space", "realify"],
     ["program.jaxpr.primitives", "program.jaxpr.graph", "program.jaxpr.evaluate", "program.jaxpr.structure"],
     ["program.jaxpr.rules", "program.jaxpr.linearity", "program.jaxpr.merge", "program.jaxpr.double"],
     ["program.settings", "program.program", "program.missing", "program.function"],
@@ -75,6 +75,34 @@ def test_the_core_imports_only_the_card():
     standard |= {"json", "math", "numbers", "operator", "os", "re", "sys", "time", "typing", "warnings"}
     used = {name.split(".")[0] for path in MODULES.values() for name in imports(path)}
     assert used <= allowed | standard
+
+
+# How JAX writes down a function, and names that are private to JAX, SciPy and NumPy.
+PRIVATE = {"bind", "constvars", "ctx", "eqns", "get_bind_params", "inner_aval", "invars", "outvars", "val"}
+
+
+def test_only_one_folder_reads_the_insides_of_jax():
+    found = [
+        f"{module}: {ast.unparse(node)}"
+        for module, path in MODULES.items()
+        if not module.startswith("program.jaxpr.")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if _is_private(node)
+    ]
+    assert not found
+
+
+def _is_private(node):
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        names = [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
+        return any("._" in name or name.startswith(("jax.extend", "jax.interpreters")) for name in names)
+    if not isinstance(node, ast.Attribute):
+        return False
+    root = node
+    while isinstance(root, ast.Attribute):
+        root = root.value
+    foreign = isinstance(root, ast.Name) and root.id in ("jax", "jnp", "np", "scipy", "func", "LinearOperator")
+    return node.attr in PRIVATE or (foreign and node.attr.startswith("_") and not node.attr.startswith("__"))
 
 
 def test_modules_are_short():

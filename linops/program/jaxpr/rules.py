@@ -29,7 +29,7 @@ def read(closed, *, rules):
 class _Resolver:
     def __init__(self, reader):
         self.reader = reader
-        self.by_call = {}  # id of the equation's Python rule -> Rule, and the Python rule, which keeps the id
+        self.by_call = {}  # ids of the Python rule and of what is called -> Rule, and both, which keeps the ids
         self.by_structure = {}
         self.consts = {}  # what a call computes -> how many of its inputs it closes over
 
@@ -47,9 +47,11 @@ class _Resolver:
             equation.graphs, equation.params = {}, {}
 
     def _rule(self, equation, python, trace, depth):
-        if id(python) not in self.by_call:
-            self.by_call[id(python)] = self._traced(equation, trace, depth), python
-        return self.by_call[id(python)][0]
+        call = equation.params["call_jaxpr"]  # of which JAX may have dropped results that nothing uses
+        key = id(python), id(call)
+        if key not in self.by_call:
+            self.by_call[key] = self._traced(equation, trace, depth), python, call
+        return self.by_call[key][0]
 
     def _traced(self, equation, trace, depth):
         (call,) = equation.inner()
