@@ -15,7 +15,6 @@ import numpy as np
 
 from linops.arrays import require_threads
 from linops.precision import is_number, say_loss
-from linops.program.jaxpr.graph import dependent, live_bytes
 from linops.program.staged import Flat
 from linops.space import Space
 
@@ -92,9 +91,12 @@ class Door:
         if not self._flat.scope.is_entered:
             with self._flat.scope.entered():
                 return self.matvec(given)
-        result = self._large_product(v) if v.nbytes > BORDER_BYTES else self._host_product(v, np.array)
+        result = self._vector_product(v)
         self._require_finite(result, given)
         return result
+
+    def _vector_product(self, v):
+        return self._large_product(v) if v.nbytes > BORDER_BYTES else self._host_product(v, np.array)
 
     def _host_product(self, v, copy):
         try:
@@ -131,16 +133,26 @@ class Door:
         result = np.empty((self.rows, block.shape[1]), self.dtype)
         for start in range(0, block.shape[1], self.block_width):
             piece = block[:, start : start + self.block_width]
-            result[:, start : start + piece.shape[1]] = self._padded("_block", piece)[:, : piece.shape[1]]
+            result[:, start : start + piece.shape[1]] = self._piece(piece)
         self._require_finite(result, given)
         return result
 
     def diagonal_of(self, block, start):
         """The entries (start + i, i) of A V."""
-        diagonal = self._padded("_block_diagonal", block, np.int32(start))[: block.shape[1]]
+        if block.shape[1] == 1:
+            diagonal = self._piece(block)[start]
+        else:
+            diagonal = self._padded("_block_diagonal", block, np.int32(start))[: block.shape[1]]
         if self.check_finite and not all_finite(diagonal):
             raise FloatingPointError(f"the diagonal of {self.name} has NaN or Inf; expected finite numbers")
         return diagonal
+
+    def _piece(self, block):
+        """A V for no more columns than are taken at once, one of them by the program of vectors."""
+        if block.shape[1] > 1:
+            return self._padded("_block", block)[:, : block.shape[1]]
+        with self._flat.scope.entered():
+            return self._vector_product(block[:, 0])[:, None]
 
     def _padded(self, method, block, *arguments):
         """Call with the block filled up with zeros to one of a few widths, so that few programs are compiled."""
@@ -157,6 +169,8 @@ class Door:
             if v.ndim == 1:
                 product = self._multiply(v)
                 return product if product.ndim == 1 else _raveled(product)
+            if self.block_width == 1 and v.shape[1] > 0:
+                return jnp.stack([self.device_product(column) for column in v.T], axis=1)
             starts = range(0, max(v.shape[1], 1), self.block_width)
             pieces = [self._flat.call("_block", v[:, start : start + self.block_width]) for start in starts]
             return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=1)
@@ -167,11 +181,16 @@ class Door:
 
     @functools.cached_property
     def block_width(self):
-        """How many columns to take at once: a power of two, such that intermediates stay within the budget."""
-        graph = self.staged.graph
-        of_vector = live_bytes(graph, dependent(graph, graph.inputs[-1:]))
-        per_column = of_vector + (self.rows + self.columns) * self.dtype.itemsize
-        return 1 << max(0, (block_budget() // max(1, per_column)).bit_length() - 1)
+        """How many columns to take at once: a power of two, such that intermediates stay within the budget.
+
+        What a column adds to them is read from a block of a few: it is more than the intermediates of a product where
+        an operation cannot share between columns what does not depend on them, as max-pooling cannot. Where not even
+        a few columns fit, one is taken: the programs of two are slower than that of a vector as often as not.
+        """
+        few = self._flat.stage("_block", jax.ShapeDtypeStruct((self.columns, FEW), self.dtype))
+        added = max(0, few.bytes_live - self.staged.bytes_live) // (FEW - 1)
+        width = block_budget() // max(1, added + (self.rows + self.columns) * self.dtype.itemsize)
+        return 1 << width.bit_length() - 1 if width >= FEW else 1
 
     def coerce(self, v):
         """`v` in the operator's dtype; that digits are lost is said once."""
@@ -217,10 +236,12 @@ _raveled = jax.jit(jnp.ravel, donate_argnums=0)  # in the memory of its argument
 
 
 # Shares of memory: residuals kept for one operator, and the intermediates of one block of columns. On CPUs wider
-# blocks are slower: a column of a network's Hessian at n = 2,410 took 0.4 ms in blocks of 8 to 16, 0.9 ms in 256.
+# blocks are slower: a column of a network's Hessian at n = 2,410 took 0.5 ms in blocks of 8 to 16, 1.2 ms in 32, one
+# of a network with max-pooling 1.5 ms in blocks of 8, 2.7 ms in 16, where its products one by one take 2.3 ms.
 RESIDUAL_SHARE = 1 / 4
 BLOCK_SHARE = 1 / 64
-CACHE_BYTES = 16 * 2**20
+CACHE_BYTES = 12 * 2**20
+FEW = 4
 
 
 # A vector beyond that is copied to aligned memory that is kept, and its product waited for. XLA would copy it to new

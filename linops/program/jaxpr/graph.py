@@ -185,22 +185,18 @@ def nbytes(aval):
     return int(np.prod(aval.shape)) * aval.dtype.itemsize
 
 
-def live_bytes(graph, counted=None):
-    """An upper bound of the bytes that the intermediates take at one time: nothing fused, nothing reused.
-
-    Where a set of variables is `counted`, all others are not.
-    """
+def live_bytes(graph):
+    """An upper bound of the bytes that the intermediates take at one time: nothing fused, nothing reused."""
     last = {atom: i for i, equation in enumerate(graph.equations) for atom in equation.inputs}
     kept = {*graph.inputs, *graph.outputs}
     own = {var for equation in graph.equations for var in equation.outputs}  # not the constants around
 
     def size(variables):
-        return sum(nbytes(var.aval) for var in variables if counted is None or var in counted)
+        return sum(nbytes(var.aval) for var in variables)
 
     live = peak = 0
     for i, equation in enumerate(graph.equations):
         live += size(equation.outputs)
-        if counted is None or not counted.isdisjoint(equation.outputs):
-            peak = max(peak, live + max((live_bytes(inner) for inner in equation.inner()), default=0))
+        peak = max(peak, live + max((live_bytes(inner) for inner in equation.inner()), default=0))
         live -= size({atom for atom in equation.inputs if last[atom] == i and atom in own and atom not in kept})
     return peak
