@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from linops.jacobian import Derived, point, pullback, pushforward
+from linops.jacobian import Derived, point, pullback, pushforward, tangents
 from linops.program.holomorphy import has_complex_derivative, trace_linear
 from linops.program.missing import differentiating
 from linops.realify import any_complex
@@ -90,8 +90,10 @@ class Hessian(Derived):
             return jax.jvp(self._gradient, (self.x,), (v,))[1]
 
     def _linear(self):
-        derivative = pushforward if self.function.forward else pullback
-        return derivative(self._gradient, self.x, self.domain, self.domain, self.function.origin)
+        spaces = self.domain, self.domain
+        if self.function.forward:
+            return pushforward(self._gradient, self.x, *spaces, self.function.origin)
+        return pullback(self._gradient, self.x, *spaces, self.function.origin, tangents(self.x))
 
 
 def _weights(space, weights):

@@ -11,6 +11,7 @@ from linops.door import RESIDUAL_SHARE, concrete, memory_budget
 from linops.products import static
 from linops.program.function import Function, Origin
 from linops.program.holomorphy import trace_linear
+from linops.program.jaxpr.evaluate import place, struct, tangent_struct
 from linops.program.missing import differentiating
 from linops.program.program import Program, keeps_rules
 from linops.program.residuals import thrifty
@@ -42,16 +43,25 @@ class Linear(Operator):
 
     def _mv(self, v):
         consts = len(self.program.constants)
-        leaves = self.program(self.kept[:consts], *self.kept[consts:], *jax.tree.leaves(v))
-        return self.codomain.treedef.unflatten(leaves)
+        leaves = place(jax.tree.leaves(v), self._avals[0])
+        return self.codomain.treedef.unflatten(self.program(self.kept[:consts], *self.kept[consts:], *leaves))
+
+    @property
+    def _avals(self):
+        """The types of vectors and of products."""
+        graph = self.program.graph
+        vectors = graph.inputs[len(graph.inputs) - len(self.domain.shapes) :]
+        return [var.aval for var in vectors], [atom.aval for atom in graph.outputs]
 
     def _mv_transposed(self, w):
+        w = self.codomain.treedef.unflatten(place(jax.tree.leaves(w), self._avals[1]))
+        like = self.domain.treedef.unflatten(map(struct, self._avals[0]))
         if self.mode == "forward":
             with differentiating("reverse", self.origin):
-                return super()._mv_transposed(w)
+                return jax.linear_transpose(self._mv, like)(w)[0]
         # The backward pass of a custom_vjp may be one of custom_vjp again, which can be differentiated in reverse only.
         with differentiating("forward", self.origin):
-            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self.domain.struct)
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype, device=s.sharding), like)
             return jax.vjp(self._mv, zeros)[1](w)[0]
 
 
@@ -174,13 +184,16 @@ class Jacobian(Derived):
         if self.extended:
             return Complexified(self._unextended())._mv_transposed(w)
         with differentiating("reverse", self.function.origin):
-            return jax.vjp(self.function, self.x)[1](w)[0]
+            leaves = place(jax.tree.leaves(w), jax.tree.leaves(self.function.values))
+            return jax.vjp(self.function, self.x)[1](self.function.codomain.treedef.unflatten(leaves))[0]
 
     def _linear(self):
         if self.extended:
             return Complexified(self._unextended()._linear())
-        derivative = pushforward if self.function.forward else pullback
-        return derivative(self.function, self.x, self.domain, self.codomain, self.function.origin)
+        spaces = self.domain, self.codomain
+        if self.function.forward:
+            return pushforward(self.function, self.x, *spaces, self.function.origin)
+        return pullback(self.function, self.x, *spaces, self.function.origin, self.function.values)
 
 
 def is_extended(function, x):
@@ -199,16 +212,21 @@ def point(x):
 def pushforward(f, x, domain, codomain, origin):
     """The derivative of f at x by one linearization, from tangents to tangents."""
     with differentiating("forward", origin):
-        kept, program = thrifty(lambda x: jax.linearize(f, x)[1], x, domain.struct, keep_rules=keeps_rules())
+        kept, program = thrifty(lambda x: jax.linearize(f, x)[1], x, tangents(x), keep_rules=keeps_rules())
     return Linear(kept, program, domain, codomain, "forward", origin)
 
 
-def pullback(f, x, domain, codomain, origin):
-    """The same for functions that have reverse rules only: the transpose of the pullback of cotangents."""
+def pullback(f, x, domain, codomain, origin, values):
+    """The same for functions with reverse rules only: the transpose of the pullback of cotangents like `values`."""
     with differentiating("reverse", origin):
         pull = functools.partial(_pull, f)
-        kept, program = thrifty(pull, x, codomain.struct, keep_rules=True)
+        kept, program = thrifty(pull, x, values, keep_rules=True)
     return Transposed(Linear(kept, program, codomain, domain, "reverse", origin))
+
+
+def tangents(x):
+    """The types of tangents at x."""
+    return jax.tree.map(lambda leaf: tangent_struct(jax.typeof(leaf)), x)
 
 
 def _pull(f, x):

@@ -230,8 +230,9 @@ class Products(LinearOperator):
         return jax.vmap(self._vector)(block.T).T
 
     def _block_diagonal(self, block, start):
-        columns = jnp.arange(block.shape[1])
-        return self._block(block)[start + columns, columns]
+        rows, columns = jnp.arange(self.shape[0])[:, None], jnp.arange(block.shape[1])
+        # A sum and no gather, for rows may lie on several devices.
+        return jnp.sum(jnp.where(rows == start + columns, self._block(block), 0), axis=0)
 
     def _dense(self):
         return self.linearize()._block(jnp.eye(self.shape[1], dtype=self.dtype))

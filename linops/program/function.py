@@ -145,6 +145,11 @@ class Function:
     def __call__(self, x):
         return self.codomain.treedef.unflatten(self.program(self.consts, *jax.tree.leaves(x), *self.args))
 
+    @property
+    def values(self):
+        """The types of its values, a tree of structs, with their shardings."""
+        return self.codomain.treedef.unflatten(struct(atom.aval) for atom in self.program.graph.outputs)
+
     def with_args(self, args):
         """The same function with other args, of the same shapes and dtypes; nothing is traced."""
         with jax_settings.entered(self.origin.settings):

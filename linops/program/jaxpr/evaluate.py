@@ -19,6 +19,28 @@ def struct(aval):
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=getattr(aval, "weak_type", False), sharding=sharding)
 
 
+def tangent_struct(aval):
+    """The type of a tangent, which is not weak."""
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=struct(aval).sharding)
+
+
+def place(values, avals):
+    """Values with the shardings of types, where these lay them along axes of a mesh, as cotangents have to lie."""
+    return [
+        jax.sharding.reshard(value, aval.sharding) if _is_sharded(aval) and not _is_at(value, aval) else value
+        for value, aval in zip(values, avals, strict=True)
+    ]
+
+
+def _is_sharded(aval):
+    sharding = struct(aval).sharding
+    return sharding is not None and any(sharding.spec)
+
+
+def _is_at(value, aval):
+    return jax.typeof(value).sharding == aval.sharding
+
+
 def is_inexact(aval):
     """Whether values of this type have derivatives: neither integers, nor keys."""
     return jax.dtypes.issubdtype(aval.dtype, np.inexact)

@@ -10,7 +10,7 @@ the rules of the calls in it, has the same rule.
 import jax
 import numpy as np
 
-from linops.program.jaxpr.evaluate import Rule, bind, is_inexact, struct
+from linops.program.jaxpr.evaluate import Rule, bind, is_inexact, struct, tangent_struct
 from linops.program.jaxpr.graph import Reader
 from linops.program.jaxpr.structure import Structure
 
@@ -110,9 +110,8 @@ def _trace_jvp(equation, rule):
         outputs, slopes = jax.jvp(function, [inputs[i] for i in wanted], tangents)
         return [*outputs, *(s for s, o in zip(slopes, equation.outputs, strict=True) if is_inexact(o.aval))]
 
-    structs = _structs(equation.inputs)
-    tangents = [jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=s.sharding) for s in (structs[i] for i in wanted)]
-    return jax.make_jaxpr(jvp)(*structs, *tangents), None
+    tangents = [tangent_struct(equation.inputs[i].aval) for i in wanted]
+    return jax.make_jaxpr(jvp)(*_structs(equation.inputs), *tangents), None
 
 
 def _trace_vjp(equation, rule):
@@ -136,9 +135,5 @@ def _trace_vjp(equation, rule):
         ]
         return list(pull(cotangents))
 
-    given = [
-        jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype, sharding=struct(atom.aval).sharding)
-        for atom in equation.outputs
-        if is_inexact(atom.aval)
-    ]
+    given = [tangent_struct(atom.aval) for atom in equation.outputs if is_inexact(atom.aval)]
     return closed, jax.make_jaxpr(backward)(*map(struct, avals), *given)
