@@ -45,7 +45,7 @@ def api():
         lines = [f"## {name}\n", "```{eval-rst}"]
         if not isinstance(value, type):
             lines.append(f".. autofunction:: linops.{name}")
-        elif issubclass(value, Warning):
+        elif issubclass(value, Exception):
             lines.append(f".. autoclass:: linops.{name}()")
         else:
             parameters = list(inspect.signature(value.__init__).parameters.values())[1:]
@@ -64,7 +64,7 @@ def layers():
     yield from ("| layer | module | |", "| --- | --- | --- |")
     for number, layer in enumerate(importlib.import_module("test_architecture").ORDER):
         for module in layer:
-            text = ast.get_docstring(ast.parse((ROOT / "linops" / f"{module}.py").read_text()))
+            text = ast.get_docstring(ast.parse((ROOT / "linops" / f"{module.replace('.', '/')}.py").read_text()))
             yield f"| {number} | `{module}` | {text.splitlines()[0]} |"
 
 

@@ -19,7 +19,13 @@ from linops.space import Space
 
 _WIDE = {np.dtype(name) for name in ("int64", "uint64", "float64", "complex128")}  # not complex64, of 8 bytes as well
 
-static = functools.partial(dataclasses.field, metadata={"static": True})
+
+def static(**options):
+    """A field of an operator that is code and no data: `size: int = linops.static()`; options as `dataclasses.field`.
+
+    Its value is hashable, and another one is another program.
+    """
+    return dataclasses.field(metadata={"static": True}, **options)
 
 
 class Products(LinearOperator):
