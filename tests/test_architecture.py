@@ -9,7 +9,7 @@ ROOT = Path(linops.__file__).parent
 ORDER = [
     ["program.jaxpr.private", "precision", "arrays", "space", "realify"],
     ["program.jaxpr.primitives", "program.jaxpr.graph", "program.jaxpr.evaluate", "program.jaxpr.structure"],
-    ["program.jaxpr.rules", "program.jaxpr.linearity", "program.jaxpr.merge", "program.jaxpr.double"],
+    ["program.jaxpr.linearity", "program.jaxpr.rules", "program.jaxpr.merge", "program.jaxpr.double"],
     ["program.settings", "program.program", "program.missing", "program.function"],
     ["program.holomorphy", "program.residuals", "program.pieces", "program.staged"],
     ["probe", "door", "dense"],

@@ -341,3 +341,13 @@ def test_long_chains_compiled_in_pieces_are_right(step):
         np.testing.assert_allclose(J.T @ V, D.T @ V, rtol=1e-4, atol=1e-5)
     h = lambda x: jnp.sum(f(x) ** 2)  # noqa: E731
     np.testing.assert_allclose(linops.Hessian(h, X).toarray(), jax.hessian(h)(X), rtol=1e-3, atol=1e-3)
+
+
+def test_the_forward_products_of_an_adjoint_that_solves_equations():
+    from jax.experimental.ode import odeint
+
+    J = linops.Jacobian(lambda x: odeint(lambda y, t: -(y**2), x, jnp.linspace(0, 1, 3))[-1], X)
+    D = np.diag(1 / (1 + X) ** 2)  # y = x / (1 + x t)
+    np.testing.assert_allclose(J @ V, D @ V, rtol=1e-3)
+    np.testing.assert_allclose(J.T @ V, D @ V, rtol=1e-3)
+    np.testing.assert_allclose(jax.jit(lambda A, v: A @ v)(J, V), D @ V, rtol=1e-3)

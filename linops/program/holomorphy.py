@@ -19,6 +19,7 @@ import jax
 from linops.precision import is_complex
 from linops.program.function import Function
 from linops.program.jaxpr.linearity import is_complex_linear
+from linops.program.jaxpr.rules import read
 from linops.program.missing import MissingRule, differentiating
 from linops.realify import OnPairs, any_complex, realified_space
 from linops.space import pair_of
@@ -57,4 +58,4 @@ def has_complex_derivative(f, domain, codomain, function):
                 closed = jax.make_jaxpr(lambda x, w: jax.vjp(f, x)[1](w))(domain.struct, codomain.struct)
     except MissingRule:  # said when a product needs it
         return False
-    return is_complex_linear(closed, len(domain.shapes))
+    return is_complex_linear(read(closed, rules=False)[0], len(domain.shapes))

@@ -72,10 +72,10 @@ def keeps_rules():
     return _differentiable.get()
 
 
-def program_of(closed, *, keep_rules=None):
-    """The Program of a traced function, and the arrays that it closes over."""
+def program_of(closed, *, keep_rules=None, fixed=0):
+    """The Program of a traced function, and the arrays that it closes over; `fixed` are arguments without rules."""
     keep_rules = keeps_rules() if keep_rules is None else keep_rules
-    graph, constants = rules.read(closed, rules=keep_rules)
+    graph, constants = rules.read(closed, rules=keep_rules, fixed=fixed)
     used = {*free_variables(graph)}
     constants = [(var, value) for var, value in constants if var in used]
     variables = tuple(var for var, _ in constants)

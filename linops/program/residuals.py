@@ -48,7 +48,8 @@ def thrifty(linearize, x, vector, *, keep_rules):
     env = {**dict(constants), **dict(zip(graph.inputs, jax.tree.leaves(x), strict=True))}
     evaluate.run(graph.equations, env)
     structs = [evaluate.struct(var.aval) for var in kept]
-    program, consts = program_of(jax.make_jaxpr(product)(structs, vector), keep_rules=keep_rules)
+    closed = jax.make_jaxpr(product)(structs, vector)
+    program, consts = program_of(closed, keep_rules=keep_rules, fixed=len(kept))
     return (*consts, *(env[var] for var in kept)), program
 
 

@@ -242,15 +242,17 @@ def _call_with_rule(rule, env, inputs):
     respect to an operator's leaves asks for, is that of what the call computes.
     """
     held = [env[var] for var in rule.free]
+    wanted = {len(held) + i for i in rule.wanted}
+    others = [i for i in range(len(held) + len(inputs)) if i not in wanted]
     make = _with_jvp if rule.backward is None else _with_vjp
-    return make(rule, len(held) + rule.consts)(*held, *inputs)
+    return make(rule, others)(*held, *inputs)
 
 
 def _computed(rule, graph, values, arguments):
     return evaluate(graph, dict(zip(rule.free, values, strict=False)), arguments)
 
 
-def _with_jvp(rule, consts):
+def _with_jvp(rule, others):
     count = len(rule.free)
 
     @jax.custom_jvp
@@ -268,7 +270,7 @@ def _with_jvp(rule, consts):
             next(slopes) if is_inexact(atom.aval) else SymbolicZero.from_primal_value(output)
             for atom, output in zip(rule.call.outputs, outputs, strict=True)
         ]
-        held = [i for i in range(consts) if type(tangents[i]) is not SymbolicZero]
+        held = [i for i in others if type(tangents[i]) is not SymbolicZero]
         if held:
             _, more = jax.jvp(_of_some(call.fun, values, held), [values[i] for i in held], [tangents[i] for i in held])
             of_outputs = [a if type(a) is SymbolicZero else a + b for a, b in zip(of_outputs, more, strict=True)]
@@ -277,7 +279,7 @@ def _with_jvp(rule, consts):
     return call
 
 
-def _with_vjp(rule, consts):
+def _with_vjp(rule, others):
     count, outputs = len(rule.free), len(rule.call.outputs)
 
     @jax.custom_vjp
@@ -289,7 +291,7 @@ def _with_vjp(rule, consts):
             raise TypeError(rule.error)
         values = [primal.value for primal in primals]
         results = _computed(rule, rule.forward, values, values[count:])
-        held = [i for i in range(consts) if primals[i].perturbed and is_inexact(jax.typeof(values[i]))]
+        held = [i for i in others if primals[i].perturbed and is_inexact(jax.typeof(values[i]))]
         pull = jax.vjp(_of_some(call.fun, values, held), *(values[i] for i in held))[1] if held else None
         saved = jax.tree_util.Partial(_pull_held, pull) if held else None
         return results[:outputs], (values[:count], results[outputs:], saved, _Static(tuple(held), len(values)))

@@ -3,18 +3,16 @@
 import numpy as np
 
 from linops.program.jaxpr.primitives import COMPLEX_LINEAR, is_reference, scan_counts
-from linops.program.jaxpr.rules import read
 
 NOT, LINEARLY, OTHERWISE = range(3)
 
 
-def is_complex_linear(closed, points):
-    """Whether a derivative, traced as a function of a point and a tangent, is complex-linear in the tangent.
+def is_complex_linear(graph, points):
+    """Whether a derivative, a graph of a function of a point and a tangent, is complex-linear in the tangent.
 
     The first `points` inputs are the point. All that depends on the tangent has to be complex, and by operations that
     are known to be linear over the complex numbers; the answer does not depend on numbers, and errs only toward "no".
     """
-    graph, _ = read(closed, rules=False)
     outputs = _dependence(graph, [NOT] * points + [LINEARLY] * (len(graph.inputs) - points))
     return OTHERWISE not in outputs
 
@@ -81,3 +79,31 @@ def _loop(body, inputs, consts, carries):
         if after == inputs:
             return outputs
         inputs = after
+
+
+def reached(graph, inputs):
+    """The variables that depend on some of the inputs, in the graphs inside of equations too."""
+    found = set(inputs)
+    for equation in graph.equations:
+        given = [atom in found for atom in equation.inputs]
+        for inner in equation.inner():
+            found |= _reached_inside(equation, inner, given)
+        if any(given):
+            found.update(equation.outputs)
+    return found
+
+
+def _reached_inside(equation, inner, given):
+    """The same for a graph inside of an equation, some of whose inputs are reached; all where it is not known how."""
+    if equation.name == "cond":
+        given = given[1:]
+    if len(given) != len(inner.inputs):
+        given = [True] * len(inner.inputs)
+    consts, carries = scan_counts(equation.params) if equation.name == "scan" else (0, 0)
+    while True:
+        found = reached(inner, [var for var, is_reached in zip(inner.inputs, given, strict=True) if is_reached])
+        carried = [atom in found for atom in inner.outputs[:carries]]
+        after = [*given[:consts], *map(max, given[consts:], carried), *given[consts + carries :]]
+        if after == given:
+            return found
+        given = after

@@ -12,17 +12,25 @@ import numpy as np
 
 from linops.program.jaxpr.evaluate import Rule, bind, is_inexact, struct, tangent_struct
 from linops.program.jaxpr.graph import Reader
+from linops.program.jaxpr.linearity import reached
 from linops.program.jaxpr.structure import Structure
 
-DEPTH = 8  # rules within rules, where no two are the same
+DEPTH = 4  # rules within rules, where no two are the same
 
 
-def read(closed, *, rules):
-    """The graph of a traced function, and its constants, pairs of a variable and an array."""
+def read(closed, *, rules, fixed=0):
+    """The graph of a traced function, and its constants, pairs of a variable and an array.
+
+    The first inputs may be `fixed`, of which no derivative is taken by rules: there may be none for them.
+    """
     reader = Reader(rules=rules)
     graph = reader.read(closed)
     if rules:
-        _Resolver(reader).resolve(graph, 0)
+        resolver = _Resolver(reader)
+        if fixed:
+            moving = reached(graph, graph.inputs[fixed:])
+            resolver.at_rest = {atom for equation in graph.walk() for atom in equation.inputs if atom not in moving}
+        resolver.resolve(graph, 0)
     return graph, list(reader.constants.values())
 
 
@@ -31,6 +39,7 @@ class _Resolver:
         self.reader = reader
         self.by_call = {}  # ids of the Python rule and of what is called -> Rule, and both, which keeps the ids
         self.by_structure = {}
+        self.at_rest = set()  # variables of which no derivative is taken
         self.consts = {}  # what a call computes -> how many of its inputs it closes over
 
     def resolve(self, graph, depth):
@@ -60,7 +69,9 @@ class _Resolver:
             rule.error = f"expected custom derivative rules that use at most {DEPTH} others, one within the other"
             return rule
         inputs = equation.inputs[rule.consts :]
-        rule.wanted = tuple(rule.consts + i for i, atom in enumerate(inputs) if is_inexact(atom.aval))
+        rule.wanted = tuple(
+            rule.consts + i for i, atom in enumerate(inputs) if is_inexact(atom.aval) and atom not in self.at_rest
+        )
         try:
             traced = trace(equation, rule)
         except Exception as error:  # what the author of the rule says; it is said again where the rule is needed

@@ -66,7 +66,7 @@ class Structure:
 
     def _rule(self, rule, numbers):
         graphs = (rule.call, rule.forward, rule.backward)
-        return rule.consts, rule.error, tuple(graph and self._graph(graph, numbers) for graph in graphs)
+        return rule.consts, rule.wanted, rule.error, tuple(graph and self._graph(graph, numbers) for graph in graphs)
 
     def _graph(self, graph, numbers):
         numbers = {**numbers}
