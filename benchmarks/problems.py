@@ -1,5 +1,6 @@
 """What is measured: functions of JAX, the same in torch, and the operators that one writes by hand."""
 
+import functools
 import itertools
 
 import jax
@@ -166,5 +167,53 @@ def attention():
     return loss, [0.2 * _device_normal((32, 32), seed) for seed in range(4)]
 
 
+def _pooled(operation, start):
+    """A small network of convolutions and pooling."""
+    images, layout = _device_normal((8, 28, 28, 1)), ("NHWC", "HWIO", "NHWC")
+    sizes = (3, 3, 1, 8), (3, 3, 8, 16), (7 * 7 * 16, 10)
+    weights = [_device_normal(size, seed) / np.sqrt(np.prod(size[:-1])) for seed, size in enumerate(sizes)]
+
+    def loss(weights):
+        *kernels, last = weights
+        h = images
+        for kernel in kernels:
+            h = jnp.tanh(jax.lax.conv_general_dilated(h, kernel, (1, 1), "SAME", dimension_numbers=layout))
+            h = jax.lax.reduce_window(h, start, operation, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+        return jnp.mean(jax.nn.logsumexp(h.reshape(8, -1) @ last, axis=1))
+
+    return loss, weights
+
+
+def max_pooling():
+    return _pooled(jax.lax.max, -np.inf)
+
+
+def average_pooling():
+    return _pooled(jax.lax.add, 0.0)
+
+
+def fourier_transform():
+    return lambda x: jnp.sum(jnp.abs(jnp.fft.fft(jnp.sin(x))) ** 3), _device_normal(2_048)
+
+
+def triangular_solve():
+    L = jnp.tril(_device_normal((200, 200)) / 20) + 2 * jnp.eye(200)
+    solve = functools.partial(jax.scipy.linalg.solve_triangular, lower=True)
+    return lambda x: jnp.sum(solve(L + jnp.diag(x**2), jnp.sin(x)) ** 2), _device_normal(200)
+
+
+def gathers():
+    places = np.random.default_rng(0).integers(0, 2_000, (2, 20_000))
+    return lambda x: jnp.sum(jnp.sin(x[places[0]] * x[places[1]])), _device_normal(2_000)
+
+
+def sorting():
+    weights = jnp.linspace(0, 1, 2_000)
+    return lambda x: jnp.sum(weights * jnp.sort(x * jnp.sin(x)) ** 2), _device_normal(2_000)
+
+
 # Functions of all kinds: what is bound by memory, by arithmetic, by transcendental functions, with loops.
 KINDS = [rosenbrock, elementwise, energy_on_a_grid, logistic_regression, convolutions, recurrent, attention]
+
+# Functions of which columns share more or less in a block.
+SHARING = [max_pooling, average_pooling, fourier_transform, triangular_solve, recurrent, gathers, sorting]

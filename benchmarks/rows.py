@@ -240,6 +240,26 @@ for columns in (1, 16, 256):
     ROWS[f"block of {columns} columns, Hessian, n = 2,410"] = functools.partial(_blocks, columns)
 
 
+def _columns(make):
+    """A block of 64 columns of a Hessian, beside as many products."""
+    f, x = make()
+    A = linops.Hessian(f, x)
+    linear = A.linearize()
+    at_once = jax.jit(lambda linear, V: jax.vmap(linear._vector)(V.T).T)
+    V = normal((A.shape[1], 64))
+    expected = np.stack([A @ v for v in V.T], axis=1)
+    np.testing.assert_allclose(A @ V, expected, rtol=1e-2, atol=1e-5 * np.abs(expected).max())
+    return {
+        "linops": lambda: A @ V,
+        "linops, one by one": lambda: [A @ v for v in V.T],
+        "all columns in one vmap": lambda: np.array(at_once(linear, V)),
+    }, {}
+
+
+for make in problems.SHARING:
+    ROWS[f"block of 64 columns, Hessian: {make.__name__.replace('_', ' ')}"] = functools.partial(_columns, make)
+
+
 def _tiny(n):
     def f(x):
         return jnp.sum(x**4)

@@ -117,7 +117,9 @@ def _stage(method, treedef, index, leaf_avals, argument_avals, settings):
     with jax.ensure_compile_time_eval():  # what is staged is kept: arrays, not tracers of a jit in progress
         consts = tuple(jnp.asarray(const) for const in consts)
     sources, wanted = _sources(program, len(consts) + len(leaf_avals))
-    return Staged(in_pieces(program, wanted, _compiled), consts, sources, out_tree, program.graph, wanted)
+    # A linearization is run once, so that what it takes to compile counts; a product is run often.
+    run = in_pieces(program, wanted, _compiled) if method == "_linear" else _compiled(program, wanted)
+    return Staged(run, consts, sources, out_tree, program.graph, wanted)
 
 
 def _sources(program, held):

@@ -66,6 +66,11 @@ def is_fused(equation):
     return equation.name in _FUSED
 
 
+def is_tanh(equation):
+    """Whether an equation is the hyperbolic tangent as jax.numpy has it."""
+    return equation.name == "tanh" and equation.params.get("accuracy") is None
+
+
 # What only runs the graphs inside of it.
 _CONTROL = {"scan", "while", "cond", "remat2", "remat", "checkpoint", "custom_linear_solve"}
 
