@@ -70,7 +70,7 @@ def apply_equation(equation, env, inputs):
     """The results of an equation: by JAX as it is, or written anew where the graphs in it are not JAX's own."""
     if equation.rule is not None:
         return _call_with_rule(equation.rule, env, inputs)
-    if primitives.is_tanh(equation):
+    if primitives.is_inexact_tanh(equation):
         return [_tanh(*inputs)]
     if equation.changed:
         return _ANEW[equation.name](equation, env, inputs)

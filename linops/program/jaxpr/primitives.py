@@ -66,9 +66,12 @@ def is_fused(equation):
     return equation.name in _FUSED
 
 
-def is_tanh(equation):
-    """Whether an equation is the hyperbolic tangent as jax.numpy has it."""
-    return equation.name == "tanh" and equation.params.get("accuracy") is None
+def is_inexact_tanh(equation):
+    """Whether an equation is a hyperbolic tangent of which JAX has an inexact derivative, as before 0.12."""
+    return _BEFORE_0_12 and equation.name == "tanh" and equation.params.get("accuracy") is None
+
+
+_BEFORE_0_12 = tuple(map(int, jax.__version__.split(".")[:2])) < (0, 12)
 
 
 # What only runs the graphs inside of it.
