@@ -15,6 +15,7 @@ import numpy as np
 
 from linops.arrays import require_threads
 from linops.precision import is_number, say_loss
+from linops.program.settings import Scope
 from linops.program.staged import Flat
 from linops.space import Space
 
@@ -62,6 +63,7 @@ class Door:
         self.dtype = operator.dtype
         self.codomain: Space = operator.codomain
         self._flat = Flat(operator, operator._scope)
+        self._runs_anywhere = self._flat.scope == Scope(False)
         self._warned = False
         self._aligned = None  # from the first large vector on: memory for a copy of one, while no product uses it
 
@@ -88,7 +90,7 @@ class Door:
             v = self.coerce(v)
         if v.shape != (self.columns,):
             raise ValueError(self._shape_message(v))
-        if not self._flat.scope.is_entered:
+        if not (self._runs_anywhere or self._flat.scope.is_entered):
             with self._flat.scope.entered():
                 return self.matvec(given)
         result = self._vector_product(v)

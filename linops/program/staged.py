@@ -47,7 +47,7 @@ class Flat:
         self.leaves = tuple({id(leaf): leaf for leaf in leaves}.values())
         self.avals = tuple(map(jax.typeof, self.leaves))
         self.scope = scope
-        self.cache = _cache_of(tree)
+        self.cache = _cache_of(tree, self.treedef)
 
     def stage(self, method, *arguments):
         with self.scope.entered():
@@ -87,10 +87,13 @@ class _Recent:
 
 
 _staged = _Recent(512)  # of trees that hold code only
+_plain = OrderedDict()  # the structures of the last of them, to be known at once
 
 
-def _cache_of(tree):
+def _cache_of(tree, treedef):
     """Where to keep what is staged of a tree: with an opaque Program in it, as long as that lives, and no longer."""
+    if treedef in _plain:
+        return _staged
 
     def program_in(node):
         found = getattr(node, "program", None)
@@ -98,7 +101,13 @@ def _cache_of(tree):
 
     programs = map(program_in, jax.tree.leaves(tree, is_leaf=lambda node: program_in(node) is not None))
     opaque = [program for program in programs if program and program.opaque]
-    return opaque[0].cache.setdefault("staged", _Recent(64)) if opaque else _staged
+    if opaque:
+        return opaque[0].cache.setdefault("staged", _Recent(64))
+    with _staged.lock:
+        _plain[treedef] = None
+        if len(_plain) > _staged.size:
+            _plain.popitem(last=False)
+    return _staged
 
 
 def _stage(method, treedef, index, leaf_avals, argument_avals, settings):
