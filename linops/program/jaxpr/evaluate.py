@@ -291,7 +291,7 @@ def _with_jvp(rule, others):
         ]
         held = [i for i in others if type(tangents[i]) is not SymbolicZero]
         if held:
-            _, more = jax.jvp(_of_some(call.fun, values, held), [values[i] for i in held], [tangents[i] for i in held])
+            _, more = jax.jvp(of_some(call.fun, values, held), [values[i] for i in held], [tangents[i] for i in held])
             of_outputs = [a if type(a) is SymbolicZero else a + b for a, b in zip(of_outputs, more, strict=True)]
         return outputs, of_outputs
 
@@ -311,7 +311,7 @@ def _with_vjp(rule, others):
         values = [primal.value for primal in primals]
         results = _computed(rule, rule.forward, values, values[count:])
         held = [i for i in others if primals[i].perturbed and is_inexact(jax.typeof(values[i]))]
-        pull = jax.vjp(_of_some(call.fun, values, held), *(values[i] for i in held))[1] if held else None
+        pull = jax.vjp(of_some(call.fun, values, held), *(values[i] for i in held))[1] if held else None
         saved = jax.tree_util.Partial(_pull_held, pull) if held else None
         return results[:outputs], (values[:count], results[outputs:], saved, _Static(tuple(held), len(values)))
 
@@ -350,7 +350,7 @@ def _pull_held(pull, cotangents):
     return pull(cotangents)
 
 
-def _of_some(function, values, places):
+def of_some(function, values, places):
     """The function of the values at some places, with the others as they are."""
 
     def of_some(*some):

@@ -10,7 +10,7 @@ the rules of the calls in it, has the same rule.
 import jax
 import numpy as np
 
-from linops.program.jaxpr.evaluate import Rule, bind, is_inexact, struct, tangent_struct
+from linops.program.jaxpr.evaluate import Rule, bind, is_inexact, of_some, struct, tangent_struct
 from linops.program.jaxpr.graph import Reader
 from linops.program.jaxpr.linearity import reached
 from linops.program.jaxpr.structure import Structure
@@ -102,14 +102,7 @@ def _structs(atoms):
 
 def _outputs_of(equation, inputs, wanted):
     """The outputs as a function of the inputs wanted."""
-
-    def outputs(*some):
-        full = list(inputs)
-        for place, value in zip(wanted, some, strict=True):
-            full[place] = value
-        return bind(equation, full)
-
-    return outputs
+    return of_some(lambda *full: bind(equation, full), inputs, wanted)
 
 
 def _trace_jvp(equation, rule):
