@@ -30,6 +30,7 @@ def forget():
     """Empty all caches, JAX's own too."""
     jax.clear_caches()
     staged._staged.found.clear()
+    staged._plain.clear()
     program._recent.clear()
     gc.collect()
     for kept in list(program._programs.values()):

@@ -10,7 +10,7 @@ ORDER = [
     ["program.jaxpr.private", "precision", "arrays", "space", "realify"],
     ["program.jaxpr.primitives", "program.jaxpr.graph", "program.jaxpr.evaluate", "program.jaxpr.structure"],
     ["program.jaxpr.linearity", "program.jaxpr.rules", "program.jaxpr.merge", "program.jaxpr.double"],
-    ["program.settings", "program.program", "program.missing", "program.function"],
+    ["program.jaxpr.settle", "program.settings", "program.program", "program.missing", "program.function"],
     ["program.holomorphy", "program.residuals", "program.pieces", "program.staged"],
     ["probe", "door", "dense"],
     ["factors", "products", "arithmetic", "algebra", "sums"],

@@ -186,6 +186,31 @@ def test_closed_over_arrays_are_hoisted(wrap):
     np.testing.assert_allclose(product, jax.jvp(make(1), (x,), (x,))[1], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("inside", [False, True], ids=["outside", "inside of jit"])
+def test_what_repeats_itself_and_depends_on_no_argument_is_computed_at_once(inside):
+    """A table filled by scatters: compiled once for all of them, and not again for other numbers."""
+    v = np.ones(2, np.float32)
+
+    def product(numbers, v):
+        def f(x):
+            table = jnp.zeros(10)
+            for i, number in enumerate(numbers):
+                table = table.at[jnp.array([i % 10, (i + 1) % 10, (i + 2) % 10])].set(number)
+            return jnp.sin(x[0] * table)
+
+        J = linops.Jacobian(f, jnp.ones(2))
+        assert not any(equation.name == "scatter" for equation in J.function.program.graph.walk())
+        return J @ v, jax.jvp(f, (jnp.ones(2),), (v,))[1]
+
+    wrap = jax.jit if inside else lambda f: f
+    for seed in (0, 1):
+        numbers = list(jnp.asarray(problems.normal(20, np.float32, seed)))
+        with compilations() as count:
+            found, expected = wrap(lambda v, numbers=numbers: product(numbers, v))(v)
+            assert count() == 0 or inside or seed == 0
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_no_second_copy_of_a_large_array():
     """The residuals of A x are A itself: passed through, not copied by XLA."""
     A = jnp.ones((400, 300))

@@ -19,6 +19,7 @@ import jax
 from linops.program.jaxpr import rules
 from linops.program.jaxpr.evaluate import evaluate, free_variables
 from linops.program.jaxpr.graph import Graph, dependent
+from linops.program.jaxpr.settle import settled
 from linops.program.jaxpr.structure import Structure
 
 
@@ -72,10 +73,15 @@ def keeps_rules():
     return _differentiable.get()
 
 
-def program_of(closed, *, keep_rules=None, fixed=0):
-    """The Program of a traced function, and the arrays that it closes over; `fixed` are arguments without rules."""
+def program_of(closed, *, keep_rules=None, fixed=0, settle=False):
+    """The Program of a traced function, and the arrays that it closes over; `fixed` are arguments without rules.
+
+    With `settle`, what repeats itself and depends on no argument is computed now.
+    """
     keep_rules = keeps_rules() if keep_rules is None else keep_rules
     graph, constants = rules.read(closed, rules=keep_rules, fixed=fixed)
+    if settle:
+        graph, constants = settled(graph, constants)
     used = {*free_variables(graph)}
     constants = [(var, value) for var, value in constants if var in used]
     variables = tuple(var for var, _ in constants)
