@@ -1,6 +1,6 @@
 """linops beside its rivals on the same work, in turn in one process, and beside what the machine does at best.
 
-    python benchmarks [--rows WORDS] [--seconds S] [--json FILE] [--plot FILE] [--growth]
+    python benchmarks [--rows WORDS] [--seconds S] [--json FILE] [--plot FILE] [--growth] [--first]
 
 Each row prints the median of each rival (and its quartiles), in times of linops, and what is lost to the
 limits: operations by XLA's count over the machine's measured rate, bytes over its measured rate of copying. At the end
@@ -11,6 +11,7 @@ import argparse
 import warnings
 
 import bars
+import first
 import growth
 import measure
 import plot
@@ -29,10 +30,11 @@ def main():
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     parser.add_argument("--plot", metavar="FILE", help="draw them there")
     parser.add_argument("--growth", action="store_true", help="also time and memory against n, examples and columns")
+    parser.add_argument("--first", action="store_true", help="also the first products of a hundred functions")
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # of torch and SciPy, on each import
     machine = measure.machine()
-    report = {"machine": machine, "rows": {}, "growth": {}, "bars": {}}
+    report = {"machine": machine, "rows": {}, "growth": {}, "first": {}, "bars": {}}
     print(
         f"{machine['device']}, {machine['cores']} cores, Python {machine['python']}, "
         + ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
@@ -44,6 +46,8 @@ def main():
             report["rows"][name] = _row(name, make, machine, options.seconds, show)
     if options.growth:
         report["growth"] = growth.report()
+    if options.first:
+        report["first"] = first.report()
     report["bars"] = bars.judge(report)
     if options.json:
         measure.save(report, options.json)

@@ -12,7 +12,7 @@ def judge(report):
     """Print and return, by bar, the figure, the bound, and whether it is met; what was not run is left out."""
     verdicts = {}
     for name, (rows, figure, bound, at_least) in BARS.items():
-        if any(row not in report["rows"] and row not in report["growth"] for row in rows):
+        if not all(row in report["rows"] or row in _tables(report) for row in rows):
             continue
         value = figure(*(_medians(report, row) for row in rows))
         if math.isnan(value):  # a rival that is not installed
@@ -24,9 +24,13 @@ def judge(report):
     return verdicts
 
 
+def _tables(report):
+    return report["growth"] | report["first"]
+
+
 def _medians(report, row):
-    if row in report["growth"]:
-        return report["growth"][row]
+    if row in _tables(report):
+        return _tables(report)[row]
     return {rival: times[1] for rival, times in report["rows"][row]["times"].items()}
 
 
@@ -91,6 +95,8 @@ BARS = {
         )
         for n in SIZES[:2]
     },
+    "first products, of by hand in the median": (["first products"], lambda t: t["median"], 1.5, False),
+    "first products, of by hand at worst": (["first products"], lambda t: t["worst"], 2.2, False),
     "import linops, seconds": (["import"], lambda t: t["linops"], 0.1, False),
     "exponent of time against n": (["n"], lambda g: g["exponent"], 1.05, False),
     "exponent of time against examples": (["examples"], lambda g: g["exponent"], 1.05, False),

@@ -1,7 +1,50 @@
-"""Settings for all tests: float64 is off, as JAX has it by default; a test that wants it asks for the fixture `x64`."""
+"""Settings for all tests: float64 is off, as JAX has it by default; a test that wants it asks for the fixture `x64`.
+
+Tables whose cells vary in much are run as a cover, and whole with `--whole`. Tests of one operator run one after the
+other, so that what they multiply by is compiled once.
+"""
+
+import collections
 
 import jax
 import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption("--whole", action="store_true", help="run all cells of the tables, and not a cover of them")
+
+
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers", "covering(*names): of the values of these parameters one for each combination of the others, in turn"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    left_out = set() if config.getoption("--whole") else set(_beside_the_cover(items))
+    if left_out:
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    items[:] = sorted((item for item in items if item not in left_out), key=_operator)
+
+
+def _beside_the_cover(items):
+    """The cells of a table that the marker `covering` leaves out: it takes one of each row, in turn."""
+    rows = collections.defaultdict(list)
+    for item in items:
+        if marker := item.get_closest_marker("covering"):
+            others = {name: id(v) for name, v in item.callspec.params.items() if name not in marker.args}
+            rows[item.parent, item.originalname, tuple(others.items())].append(item)
+    counts = collections.Counter()
+    for (parent, name, _), row in rows.items():
+        taken = counts[parent, name] % len(row)
+        counts[parent, name] += 1
+        yield from (item for i, item in enumerate(row) if i != taken)
+
+
+def _operator(item):
+    """What the tests of one operator of the zoo have in common; all others keep their order, before them."""
+    parameters = getattr(item, "callspec", None)
+    return str(parameters.params.get("pair", "")) if parameters else ""
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import gc
 import jax.monitoring
 import jax.numpy as jnp
 
-from linops.program import program, staged
+from linops.program.staged import clear_caches
 
 _events = []
 
@@ -29,12 +29,8 @@ def compilations():
 def forget():
     """Empty all caches, JAX's own too."""
     jax.clear_caches()
-    staged._staged.found.clear()
-    staged._plain.clear()
-    program._recent.clear()
+    clear_caches()
     gc.collect()
-    for kept in list(program._programs.values()):
-        kept.cache.clear()
 
 
 def text(A):

@@ -27,6 +27,7 @@ M = problems.normal((6, 6), np.float32)
 pytestmark = pytest.mark.usefixtures("quick_compilations")
 
 
+@pytest.mark.covering("dtype")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("name", list(operators.ZOO))
 def test_the_zoo_passes(name, dtype):

@@ -364,6 +364,7 @@ def dtype(request):
         yield request.param
 
 
+@pytest.mark.covering("dtype")
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.filterwarnings("ignore::linops.PrecisionWarning")  # that digits are lost is said, and tested elsewhere
 @pytest.mark.filterwarnings("ignore:shape requires ndarray:DeprecationWarning")  # JAX, asked for the shape of no array

@@ -327,7 +327,7 @@ def test_scatters_at_constant_places_are_code():
     assert sorted(leaf.size for leaf in jax.tree.leaves(J)) == [3, 3]
 
 
-@pytest.mark.parametrize("step", [jnp.sin, jnp.tanh, lambda x: jnp.exp(-x), lambda x: jnp.sqrt(1 + x**2)])
+@pytest.mark.parametrize("step", [jnp.sin, jnp.tanh])
 def test_long_chains_compiled_in_pieces_are_right(step):
     def f(x):
         y = x

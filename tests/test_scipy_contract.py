@@ -939,6 +939,7 @@ def table():
     print(f"\n{len(wanted)} cells")
 
 
+@pytest.mark.covering("dtype")
 @pytest.mark.parametrize(("name", "operator", "dtype"), list(cells()), indirect=["dtype"])
 def test_entry_point(name, operator, dtype):
     """One cell: SciPy's solver with our operator finds what the dense matrix says."""
@@ -980,4 +981,4 @@ def test_products(operator, dtype):
 
 
 if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-qs"]))
+    raise SystemExit(pytest.main([__file__, "-qs", "--whole"]))

@@ -273,7 +273,6 @@ def build(f, x):
         linops.Jacobian(f, x),
         linops.Hessian(scalar_of(f), x),
         linops.GaussNewton(f, x, half_squares, linearize=False),
-        linops.JacobianGram(f, x, linearize=False),
     ]
 
 
@@ -299,7 +298,7 @@ def dense(make, x):
         except TypeError:  # custom_vjp
             J, H = reverse(d)
         J, H = np.asarray(J, np.float64), np.asarray(H, np.float64)
-        return [J, H, J.T @ J, J @ J.T]
+        return [J, H, J.T @ J]
 
     return matrices
 
@@ -315,7 +314,7 @@ def test_derivatives(name, capfd):
     first = build(make(data(0)), x)
     tolerance = 1e-2 if name == "bfloat16 inside" else 1e-4  # its products are rounded, and not those of its matrix
     assert_right(first, products(first), reference(data(0)), tolerance)
-    fresh = [make(data(seed)) for seed in range(1, 21)]
+    fresh = [make(data(seed)) for seed in range(1, 6)]
     with compilations() as count:
         for f in fresh[:-1]:
             products([linops.Jacobian(f, x)])
@@ -323,7 +322,7 @@ def test_derivatives(name, capfd):
         results = products(last)
         compiled = count()
     assert (compiled > 0) == (name in COMPILES_ANEW), f"{compiled} compilations"
-    assert_right(last, results, reference(data(20)), tolerance)
+    assert_right(last, results, reference(data(5)), tolerance)
 
 
 def assert_right(operators, results, matrices, tolerance):

@@ -117,3 +117,10 @@ def _shared(key, graph, constants, opaque):
             if len(_recent) > _KEPT:
                 _recent.popitem(last=False)
         return program
+
+
+def clear_caches():
+    """Forget what is compiled, and the programs that nothing else keeps."""
+    _recent.clear()
+    for program in list(_programs.values()):
+        program.cache.clear()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from linops.program import program as programs
 from linops.program import settings as jax_settings
 from linops.program.jaxpr.evaluate import struct
 from linops.program.jaxpr.graph import Graph, live_bytes, nbytes
@@ -26,6 +27,15 @@ class Staged:
     out_tree: jax.tree_util.PyTreeDef
     graph: Graph
     wanted: tuple[int, ...]  # the results of the graph that are computed
+
+    @property
+    def types(self):
+        """Those of the results that are computed."""
+        return [struct(self.graph.outputs[i].aval) for i in self.wanted]
+
+    def compile(self, *arguments):
+        """Compile it for inputs like these; it is not called."""
+        self.run.lower(*self.consts, *arguments).compile()
 
     @functools.cached_property
     def bytes_out(self):
@@ -46,6 +56,7 @@ class Flat:
         self.index = tuple(places.setdefault(id(leaf), len(places)) for leaf in leaves)
         self.leaves = tuple({id(leaf): leaf for leaf in leaves}.values())
         self.avals = tuple(map(jax.typeof, self.leaves))
+        self.of_types = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in self.leaves)
         self.scope = scope
         self.cache = _cache_of(tree, self.treedef)
 
@@ -61,9 +72,13 @@ class Flat:
         return self.finish(self.stage(method, *arguments), *arguments)
 
     def finish(self, staged, *arguments):
+        """What is staged, of arguments: arrays, or types where the tree is one of types."""
         inputs = (*staged.consts, *self.leaves, *arguments)
-        with self.scope.entered():
-            outputs = staged.run(*inputs)
+        if self.of_types:
+            outputs = staged.types
+        else:
+            with self.scope.entered():
+                outputs = staged.run(*inputs)
         return staged.out_tree.unflatten([(inputs if passed else outputs)[i] for passed, i in staged.sources])
 
 
@@ -90,6 +105,13 @@ _staged = _Recent(512)  # of trees that hold code only
 _plain = OrderedDict()  # the structures of the last of them, to be known at once
 
 
+def clear_caches():
+    """Forget all that is traced and compiled, as `jax.clear_caches` does for JAX, which is to be called beside it."""
+    _staged.found.clear()
+    _plain.clear()
+    programs.clear_caches()
+
+
 def _cache_of(tree, treedef):
     """Where to keep what is staged of a tree: with an opaque Program in it, as long as that lives, and no longer."""
     if treedef in _plain:
@@ -99,8 +121,8 @@ def _cache_of(tree, treedef):
         found = getattr(node, "program", None)
         return found if isinstance(found, Program) else None
 
-    programs = map(program_in, jax.tree.leaves(tree, is_leaf=lambda node: program_in(node) is not None))
-    opaque = [program for program in programs if program and program.opaque]
+    found = map(program_in, jax.tree.leaves(tree, is_leaf=lambda node: program_in(node) is not None))
+    opaque = [program for program in found if program and program.opaque]
     if opaque:
         return opaque[0].cache.setdefault("staged", _Recent(64))
     with _staged.lock:

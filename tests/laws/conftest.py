@@ -1,9 +1,20 @@
-"""Every law runs over every operator of the zoo, in float32 and float64."""
+"""Every law runs over every operator of the zoo, in float32 or in float64 in turn.
+
+A law that asks for nothing else of the precision is the same code for both, so that each operator goes with one of
+them; products with vectors and dense matrices are tried in both.
+"""
 
 import jax
 import numpy as np
 import operators
 import pytest
+
+
+def pytest_collection_modifyitems(items):
+    """Run before those of the suite's own conftest, which makes the cover."""
+    for item in items:
+        if "laws" in item.path.parts and item.originalname not in ("test_vector", "test_dense"):
+            item.add_marker(pytest.mark.covering("dtype"))
 
 
 @pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])

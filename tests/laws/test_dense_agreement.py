@@ -1,6 +1,18 @@
 """Products, the dense matrix and the diagonal agree with a matrix made without linops."""
 
 import numpy as np
+import pytest
+
+
+@pytest.fixture
+def close(pair, close):
+    """And have the dtype that the operator claims."""
+
+    def check(got, expected):
+        assert got.dtype == pair[0].dtype
+        close(got, expected)
+
+    return check
 
 
 def test_shape(pair):

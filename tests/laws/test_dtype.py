@@ -8,13 +8,12 @@ import pytest
 import linops
 
 
-def test_products_keep_the_dtype(pair, vectors, dtype):
-    (A, _), (v, V, w) = pair, vectors
+def test_the_dtype_is_claimed_and_kept(pair, dtype):
+    """That products have it stands with their numbers, in `test_dense_agreement`."""
+    A, _ = pair
     real = np.zeros(0, A.dtype).real.dtype
     half = np.dtype(np.float16) in (*A.domain.dtypes, *A.codomain.dtypes)  # the least precise leaf is what is claimed
     assert real == (np.float16 if half else dtype)
-    for product in (A @ v, A @ V, A.rmatvec(w), A.toarray(), A.diagonal(), (2 * A) @ v, A @ jnp.asarray(v)):
-        assert product.dtype == A.dtype
     assert (2.5 * A).dtype == (np.float64(2.5) * A).dtype == (A * jnp.float32(2)).dtype == A.dtype
 
 
