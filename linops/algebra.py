@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from linops.arithmetic import Arithmetic
 from linops.arrays import as_conjugate, as_factor, as_number
+from linops.door import vector_product
 from linops.factors import outermost
 from linops.precision import complex_dtype, is_complex, say_nested
 from linops.products import static
@@ -175,7 +176,7 @@ class Respaced(Operator):
     codomain: Space = static()
 
     def _mv(self, v):
-        return self.codomain.unravel(self.operator._vector(self.domain.ravel(v).astype(self.operator.dtype)))
+        return self.codomain.unravel(vector_product(self.operator, self.domain.ravel(v).astype(self.operator.dtype)))
 
     def _transposed(self):
         return self.operator.T._on(self.codomain, self.domain)
@@ -207,7 +208,9 @@ class Scaled(Operator):
         return scaled
 
     def _residual_form(self):
-        return super()._residual_form()._replace(scalar=as_factor(self.scalar, self.dtype))
+        form = super()._residual_form()
+        is_number = not isinstance(self.scalar, jax.Array | jax.ShapeDtypeStruct)  # of what adapts
+        return form._replace(scalar=as_factor(self.scalar, self.dtype)) if is_number else form
 
     domain = property(lambda self: self.operator.domain)
     codomain = property(lambda self: self.operator.codomain)

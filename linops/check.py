@@ -22,7 +22,7 @@ from linops.products import Products
 from linops.program.missing import MissingRule
 from linops.space import Space
 from linops.sums import Sum
-from linops.values import Values, in_double, widened
+from linops.values import Values, in_double, product, widened
 
 
 def check(A, *, key=None, samples=3, rtol=None, f=None):
@@ -276,7 +276,7 @@ def _relative_noise(subject):
     """The largest error of a product beside its norm."""
     A, vectors, c = subject.A, subject.rights, 0.7
     try:
-        doubled = in_double(Values(A, "_mv", A.domain), vectors[0], subject.eps) if isinstance(A, Products) else None
+        doubled = in_double(Values(product, A, A.domain), vectors[0], subject.eps) if isinstance(A, Products) else None
         if doubled is None:
             pairs = [(widened(A @ (c * v).astype(v.dtype)), c * widened(A @ v)) for v in vectors]
         else:

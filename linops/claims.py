@@ -15,6 +15,7 @@ from linops.differences import Comparison, Unavailable, comparisons
 from linops.jacobian import Derived
 from linops.precision import is_complex, loses_precision
 from linops.products import Products
+from linops.program.function import Function
 from linops.program.holomorphy import trace_linear
 from linops.program.missing import MissingRule
 from linops.realify import join
@@ -204,7 +205,7 @@ def _derived(A):
 
 
 def _value(function, x):
-    return Values(function, "__call__", Space.of(x))(widened(x))
+    return Values(Function.__call__, function, Space.of(x))(widened(x))
 
 
 def _traced_again(subject):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from linops.arrays import to_device
-from linops.door import all_finite, block_budget, concrete, is_traced, to_host
+from linops.door import all_finite, block_budget, concrete, dense_matrix, is_traced, to_host
 from linops.precision import is_complex
 from linops.program.function import Function
 from linops.program.staged import Flat
@@ -29,7 +29,7 @@ def toarray(operator):
 def _at_once(operator):
     """The same in one program that linearizes and multiplies; None where it is too large, or not finite."""
     flat = Flat(operator, operator._scope)
-    staged = flat.stage("_dense")
+    staged = flat.stage(dense_matrix)
     if staged.bytes_live + staged.bytes_out > block_budget():
         return None
     result = to_host(concrete(lambda: flat.finish(staged)))
@@ -127,11 +127,11 @@ def _batched(block, f, X, args):
         if is_traced((blocks, leaves)):
             return blocks.all(*leaves)
         flat = Flat(blocks, blocks.function.origin.scope)
-        staged = flat.stage("one", *one)
+        staged = flat.stage(_Blocks.one, *one)
         chunk = max(1, block_budget() // max(1, staged.bytes_live + staged.bytes_out))
         convert, join = (np.array, np.concatenate) if is_numpy else (jnp.asarray, jnp.concatenate)
         pieces = [
-            convert(flat.call("all", *(leaf[start : start + chunk] for leaf in leaves)))
+            convert(flat.call(_Blocks.all, *(leaf[start : start + chunk] for leaf in leaves)))
             for start in range(0, max(count, 1), chunk)
         ]
         return pieces[0] if len(pieces) == 1 else join(pieces)

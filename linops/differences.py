@@ -32,9 +32,10 @@ import numpy as np
 from linops.gauss_newton import GaussNewton, JacobianGram
 from linops.hessian import Hessian
 from linops.jacobian import Jacobian
+from linops.program.function import Function
 from linops.program.missing import MissingRule
 from linops.space import Space
-from linops.values import DOUBLE_EPS, Values, in_double, split, widened
+from linops.values import DOUBLE_EPS, Values, in_double, product, split, widened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,12 +184,12 @@ def comparisons(A, subject):
 
 @comparisons.register
 def _jacobian(J: Jacobian, subject):
-    yield from _against_slopes(J, Values(J.function, "__call__", Space.of(J.x)), subject, "f")
+    yield from _against_slopes(J, Values(Function.__call__, J.function, Space.of(J.x)), subject, "f")
 
 
 @comparisons.register
 def _hessian(H: Hessian, subject):
-    gradient = Values(H, "_gradient", Space.of(H.x))
+    gradient = Values(Hessian._gradient, H, Space.of(H.x))
     yield from _gradient_against_slopes(H, gradient, subject)
     yield from _against_slopes(H, gradient, subject, "the gradient of f")
 
@@ -226,7 +227,7 @@ def _gram(K: JacobianGram, subject):
 def _against_slopes(A, values, subject, what):
     """Products with A, the derivative of `values`, against its slopes."""
     x, vectors = widened(A.x), subject.draw(values.space)
-    doubled = in_double(Values(A, "_mv", A.domain), vectors[0], subject.eps), in_double(values, x, subject.eps)
+    doubled = in_double(Values(product, A, A.domain), vectors[0], subject.eps), in_double(values, x, subject.eps)
     rounding, underflow = subject.rtol * math.sqrt(max(1, *A.shape)), 4 * float(jnp.finfo(A.dtype).tiny)
     tried = [(*doubled, DOUBLE_EPS, 4 * subject.rtol)] if None not in doubled else []
     tried += [(lambda v: widened(A @ v.astype(A.dtype)), values, subject.eps, rounding)]
@@ -242,7 +243,7 @@ def _against_slopes(A, values, subject, what):
 def _gradient_against_slopes(H, gradient, subject):
     """The gradient that a Hessian is the derivative of, against slopes of the function."""
     space = gradient.space
-    x, vectors, f = widened(H.x), subject.draw(space), Values(_Weighted(H), "__call__", space)
+    x, vectors, f = widened(H.x), subject.draw(space), Values(_Weighted.__call__, _Weighted(H), space)
     doubled = in_double(gradient, x, subject.eps), in_double(f, x, subject.eps)
     tried = [(doubled[0](x), doubled[1], DOUBLE_EPS)] if None not in doubled else []
     tried += [(gradient(x), f, subject.eps)]

@@ -50,6 +50,42 @@ def block_budget():
     return CACHE_BYTES if jax.default_backend() == "cpu" else memory_budget(BLOCK_SHARE)
 
 
+# What is compiled: functions of an operator and arrays, in traceable JAX.
+
+
+def tree_product(A, *leaves):
+    """The product with an element of the domain, given by its leaves."""
+    return A._mv(A.domain.treedef.unflatten(leaves))
+
+
+def array_product(A, v):
+    """The product with a vector; one leaf keeps its shape: a loop of XLA that ends in a reshape divides each index."""
+    product = A._mv(A.domain.unravel(v))
+    leaf = jax.tree.leaves(product)[0] if len(A.codomain.shapes) == 1 else A.codomain.ravel(product)
+    return leaf.astype(A.dtype)
+
+
+def vector_product(A, v):
+    """The product with a vector, a vector."""
+    return jnp.ravel(array_product(A, v))
+
+
+def block_product(A, block):
+    """A V, of columns that lead inside: a vmap over another axis fails for some operations, sparse ones say."""
+    return jax.vmap(functools.partial(vector_product, A))(block.T).T
+
+
+def diagonal_of_block(A, block, start):
+    """The entries (start + i, i) of A V: a sum and no gather, for rows may lie on several devices."""
+    rows, columns = jnp.arange(A.shape[0])[:, None], jnp.arange(block.shape[1])
+    return jnp.sum(jnp.where(rows == start + columns, block_product(A, block), 0), axis=0)
+
+
+def dense_matrix(A):
+    """The matrix, linearization and products in one."""
+    return block_product(A.linearize(), jnp.eye(A.shape[1], dtype=A.dtype))
+
+
 class Door:
     """An operator flattened for products with arrays of the host or of the device.
 
@@ -80,7 +116,7 @@ class Door:
 
     @functools.cached_property
     def staged(self):
-        return self._flat.stage("_array", jax.ShapeDtypeStruct((self.columns,), self.dtype))
+        return self._flat.stage(array_product, jax.ShapeDtypeStruct((self.columns,), self.dtype))
 
     def matvec(self, v):
         """A v for a NumPy vector: a fresh, writable NumPy vector of the operator's dtype."""
@@ -144,7 +180,7 @@ class Door:
         if block.shape[1] == 1:
             diagonal = self._piece(block)[start]
         else:
-            diagonal = self._padded("_block_diagonal", block, np.int32(start))[: block.shape[1]]
+            diagonal = self._padded(diagonal_of_block, block, np.int32(start))[: block.shape[1]]
         if self.check_finite and not all_finite(diagonal):
             raise FloatingPointError(f"the diagonal of {self.name} has NaN or Inf; expected finite numbers")
         return diagonal
@@ -152,15 +188,15 @@ class Door:
     def _piece(self, block):
         """A V for no more columns than are taken at once, one of them by the program of vectors."""
         if block.shape[1] > 1:
-            return self._padded("_block", block)[:, : block.shape[1]]
+            return self._padded(block_product, block)[:, : block.shape[1]]
         with self._flat.scope.entered():
             return self._vector_product(block[:, 0])[:, None]
 
-    def _padded(self, method, block, *arguments):
+    def _padded(self, function, block, *arguments):
         """Call with the block filled up with zeros to one of a few widths, so that few programs are compiled."""
         missing = _round_up(block.shape[1]) - block.shape[1]
         block = np.pad(block, ((0, 0), (0, missing))) if missing else block
-        return np.asarray(concrete(lambda: self._flat.call(method, block, *arguments)))
+        return np.asarray(concrete(lambda: self._flat.call(function, block, *arguments)))
 
     def device_product(self, v):
         """A v or A V for a concrete device array, which stays there."""
@@ -174,12 +210,12 @@ class Door:
             if self.block_width == 1 and v.shape[1] > 0:
                 return jnp.stack([self.device_product(column) for column in v.T], axis=1)
             starts = range(0, max(v.shape[1], 1), self.block_width)
-            pieces = [self._flat.call("_block", v[:, start : start + self.block_width]) for start in starts]
+            pieces = [self._flat.call(block_product, v[:, start : start + self.block_width]) for start in starts]
             return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=1)
 
     def tree_product(self, v):
         """A v for an element of the domain, a tree of device arrays."""
-        return self._flat.call("_tree", *jax.tree.leaves(v))
+        return self._flat.call(tree_product, *jax.tree.leaves(v))
 
     @functools.cached_property
     def block_width(self):
@@ -189,7 +225,7 @@ class Door:
         an operation cannot share between columns what does not depend on them, as max-pooling cannot. Where not even
         a few columns fit, one is taken: the programs of two are slower than that of a vector as often as not.
         """
-        few = self._flat.stage("_block", jax.ShapeDtypeStruct((self.columns, FEW), self.dtype))
+        few = self._flat.stage(block_product, jax.ShapeDtypeStruct((self.columns, FEW), self.dtype))
         added = max(0, few.bytes_live - self.staged.bytes_live) // (FEW - 1)
         width = block_budget() // max(1, added + (self.rows + self.columns) * self.dtype.itemsize)
         return 1 << width.bit_length() - 1 if width >= FEW else 1

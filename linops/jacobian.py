@@ -16,7 +16,7 @@ from linops.program.missing import differentiating
 from linops.program.program import Program, keeps_rules
 from linops.program.residuals import thrifty
 from linops.program.settings import Scope
-from linops.program.staged import Flat
+from linops.program.staged import Flat, run_once
 from linops.realify import any_complex, complex_space, realified_space
 from linops.space import Space, space_of
 
@@ -110,10 +110,16 @@ class Derived(Operator):
         if self._traced:
             return self._linear()
         flat = Flat(self, self._scope)
-        staged = flat.stage("_linear")
+        staged = flat.stage(linear)
         if self.keep is None and staged.bytes_out > memory_budget(RESIDUAL_SHARE):
             return self
         return concrete(lambda: flat.finish(staged))  # an operator made outside of a jit keeps arrays also inside
+
+
+@run_once
+def linear(A):
+    """An operator, linearized."""
+    return A._linear()
 
 
 class Jacobian(Derived):

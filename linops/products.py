@@ -10,8 +10,9 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
 from linops import dense
+from linops.ahead import linearized
 from linops.arrays import as_array, require_threads, to_device
-from linops.door import Door, is_traced
+from linops.door import Door, block_product, is_traced, vector_product
 from linops.precision import is_complex, lowest, say_loss
 from linops.program.jaxpr.private import ARRAY_NAMESPACE, is_called_by_lapack
 from linops.program.settings import Scope
@@ -193,7 +194,7 @@ class Products(LinearOperator):
 
     @functools.cached_property
     def _door(self):
-        return Door(self.linearize(), repr(self), self._checks_finite)
+        return Door(linearized(self), repr(self), self._checks_finite)
 
     @functools.cached_property
     def _transposed_door(self):
@@ -201,7 +202,7 @@ class Products(LinearOperator):
         return (
             self._door
             if self._equals_transpose
-            else Door(self.T.linearize(), f"the transpose of {self!r}", self._checks_finite)
+            else Door(linearized(self.T), f"the transpose of {self!r}", self._checks_finite)
         )
 
     @functools.cached_property
@@ -210,7 +211,7 @@ class Products(LinearOperator):
             return self._transposed_door
         if self._equals_adjoint:
             return self._door
-        return Door(self.H.linearize(), f"the adjoint of {self!r}", self._checks_finite)
+        return Door(linearized(self.H), f"the adjoint of {self!r}", self._checks_finite)
 
     @functools.cached_property
     def _complex_door(self):
@@ -219,32 +220,10 @@ class Products(LinearOperator):
     def mv(self, v):
         """The product with a pytree of `domain`, a pytree of `codomain` on the device."""
         v = self.domain.treedef.unflatten(self.domain.leaves(v))
-        return self._mv(v) if self._traced or is_traced(v) else self._door.tree_product(v)
-
-    def _vector(self, v):
-        """The product with a vector, in traceable JAX."""
-        return jnp.ravel(self._array(v))
-
-    def _array(self, v):
-        """The same; one leaf keeps its shape: a loop of XLA that ends in a reshape divides the index of each entry."""
-        product = self._mv(self.domain.unravel(v))
-        leaf = jax.tree.leaves(product)[0] if len(self.codomain.shapes) == 1 else self.codomain.ravel(product)
-        return leaf.astype(self.dtype)
-
-    def _block(self, block):
-        """A V, of columns that lead inside: a vmap over another axis fails for some operations, sparse ones say."""
-        return jax.vmap(self._vector)(block.T).T
-
-    def _block_diagonal(self, block, start):
-        rows, columns = jnp.arange(self.shape[0])[:, None], jnp.arange(block.shape[1])
-        # A sum and no gather, for rows may lie on several devices.
-        return jnp.sum(jnp.where(rows == start + columns, self._block(block), 0), axis=0)
-
-    def _dense(self):
-        return self.linearize()._block(jnp.eye(self.shape[1], dtype=self.dtype))
-
-    def _tree(self, *leaves):
-        return self._mv(self.domain.treedef.unflatten(leaves))
+        if self._traced or is_traced(v):
+            return self._mv(v)
+        self.linearize()
+        return self._door.tree_product(v)
 
     def matvec(self, v):
         """A v: (n,) to (m,), (n, 1) to (m, 1), and each row of a batch (..., n) to (..., m)."""
@@ -280,6 +259,8 @@ class Products(LinearOperator):
         if self._traced or isinstance(v, jax.core.Tracer):
             return self._traced_product(jnp.asarray(v))
         needs_complex = is_complex(v.dtype) and not is_complex(self.dtype)
+        if v.ndim == 2:
+            self.linearize()  # no program for vectors is compiled meanwhile
         door = self._complex_door if needs_complex else self._door
         if isinstance(v, jax.Array):
             return door.device_product(v)
@@ -295,7 +276,7 @@ class Products(LinearOperator):
             return self._complexified()._traced_product(v)
         say_loss(f"the vector multiplied by {self!r}", v, self.dtype)
         v = v.astype(self.dtype)
-        return self._vector(v) if v.ndim == 1 else self._block(v)
+        return vector_product(self, v) if v.ndim == 1 else block_product(self, v)
 
     # SciPy calls these on the factors of its own composites.
     _matvec = matvec

@@ -74,7 +74,7 @@ class Stacked(Operator):
         leaves = list(zip(*map(jax.tree.leaves, operators), strict=True))
         same = tuple(all(leaf is column[0] for leaf in column) for column in leaves)
         with operators[0]._scope.entered():
-            stacked = tuple(jnp.stack(column) for column, is_same in zip(leaves, same, strict=True) if not is_same)
+            stacked = tuple(_stacked(column) for column, is_same in zip(leaves, same, strict=True) if not is_same)
         shared = tuple(column[0] for column, is_same in zip(leaves, same, strict=True) if is_same)
         form = _Form(jax.tree.structure(operators[0]), same, len(operators))
         return cls(stacked, shared, form, operators[0].domain, operators[0].codomain)
@@ -98,6 +98,12 @@ class _Form:
     def operator(self, leaves, shared):
         leaves, shared = iter(leaves), iter(shared)
         return self.treedef.unflatten([next(shared if is_same else leaves) for is_same in self.same])
+
+
+def _stacked(column):
+    """Arrays along a new leading axis; of types, the type."""
+    is_type = isinstance(column[0], jax.ShapeDtypeStruct)
+    return jax.eval_shape(jnp.stack, column) if is_type else jnp.stack(column)
 
 
 def _likeness(A):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -15,21 +16,21 @@ from linops.space import Space
 DOUBLE_EPS = float(np.finfo(float).eps)
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=("owner",), meta_fields=("method", "space"))
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("owner",), meta_fields=("function", "space"))
 @dataclasses.dataclass(frozen=True)
 class Values:
-    """The map x -> owner.method(x) of elements of a Space, called with the vector of x in double precision."""
+    """The map x -> function(owner, x) of elements of a Space, called with the vector of x in double precision."""
 
+    function: Callable
     owner: object
-    method: str
     space: Space
 
     def of_leaves(self, *leaves):
-        return jax.tree.leaves(getattr(self.owner, self.method)(self.space.treedef.unflatten(leaves)))
+        return jax.tree.leaves(self.function(self.owner, self.space.treedef.unflatten(leaves)))
 
     def __call__(self, x):
         with self.space.scope():
-            return widened(Flat(self, Scope(self.space.wide)).call("of_leaves", *split(self.space, x)))
+            return widened(Flat(self, Scope(self.space.wide)).call(Values.of_leaves, *split(self.space, x)))
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("single",), meta_fields=("x64",))
@@ -58,7 +59,12 @@ class Doubled:
 
     def __call__(self, x):
         with jax.enable_x64(True):
-            return widened(Flat(self, Scope(True)).call("of_leaves", *split(self.space, x)))
+            return widened(Flat(self, Scope(True)).call(Doubled.of_leaves, *split(self.space, x)))
+
+
+def product(A, x):
+    """The product of an operator with an element of its domain, as a function for `Values`."""
+    return A._mv(x)
 
 
 def in_double(values, x, eps):

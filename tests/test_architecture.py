@@ -12,7 +12,7 @@ ORDER = [
     ["program.jaxpr.linearity", "program.jaxpr.rules", "program.jaxpr.merge", "program.jaxpr.double"],
     ["program.jaxpr.settle", "program.settings", "program.program", "program.missing", "program.function"],
     ["program.holomorphy", "program.residuals", "program.pieces", "program.staged"],
-    ["probe", "door", "dense"],
+    ["probe", "door", "dense", "ahead"],
     ["factors", "products", "arithmetic", "algebra", "sums"],
     ["matrix", "jacobian", "hessian", "gauss_newton"],
     ["values", "differences", "claims", "check"],

@@ -12,6 +12,7 @@ import pytest
 from counting import compilations, forget, text
 
 import linops
+from linops.door import array_product
 from linops.program import program, staged
 
 SHAPES = (64, 32, 10)
@@ -112,7 +113,7 @@ def test_composite_is_one_program():
     with compilations() as count:
         A @ np.ones(40, np.float32)
         assert count() == 2
-    product = A._door._flat.stage("_array", jax.ShapeDtypeStruct((40,), np.float32))
+    product = A._door._flat.stage(array_product, jax.ShapeDtypeStruct((40,), np.float32))
     assert len(A._door._flat.leaves) == len(jax.tree.leaves(J.linearize())) + 1  # residuals once, and the scalar
     assert product.graph.outputs[0].aval.dtype == np.float32
 

@@ -19,7 +19,7 @@ from linops.program.program import Program, only_run, program_of
 
 @dataclasses.dataclass(frozen=True)
 class Staged:
-    """A method of a tree, ready to run: `run(*consts, *leaves, *arguments)` gives new arrays."""
+    """A function of a tree, ready to run: `run(*consts, *leaves, *arguments)` gives new arrays."""
 
     run: Callable
     consts: tuple
@@ -33,10 +33,6 @@ class Staged:
         """Those of the results that are computed."""
         return [struct(self.graph.outputs[i].aval) for i in self.wanted]
 
-    def compile(self, *arguments):
-        """Compile it for inputs like these; it is not called."""
-        self.run.lower(*self.consts, *arguments).compile()
-
     @functools.cached_property
     def bytes_out(self):
         """Bytes of the results, without those passed through."""
@@ -48,7 +44,7 @@ class Staged:
 
 
 class Flat:
-    """A pytree flattened once, each array in it once: what a staged method takes."""
+    """A pytree flattened once, each array in it once: what a staged function takes."""
 
     def __init__(self, tree, scope):
         leaves, self.treedef = jax.tree.flatten(tree)
@@ -60,16 +56,22 @@ class Flat:
         self.scope = scope
         self.cache = _cache_of(tree, self.treedef)
 
-    def stage(self, method, *arguments):
+    def stage(self, function, *arguments):
+        """`function(tree, *arguments)`, traced and ready to be compiled, for arguments of these types."""
         with self.scope.entered():
             avals = tuple(map(jax.typeof, arguments))
             settings = jax_settings.current()
-            key = method, self.treedef, self.index, self.avals, avals, settings
+            key = function, self.treedef, self.index, self.avals, avals, settings
             return self.cache(key, lambda: _stage(*key))
 
-    def call(self, method, *arguments):
-        """`method(tree, *arguments)`, a pytree of arrays, in one compiled call."""
-        return self.finish(self.stage(method, *arguments), *arguments)
+    def compile(self, staged, *arguments):
+        """Compile what is staged, for types; where it is called, it is there."""
+        with self.scope.entered():
+            staged.run.lower(*staged.consts, *self.leaves, *arguments).compile()
+
+    def call(self, function, *arguments):
+        """`function(tree, *arguments)`, a pytree of arrays, in one compiled call."""
+        return self.finish(self.stage(function, *arguments), *arguments)
 
     def finish(self, staged, *arguments):
         """What is staged, of arguments: arrays, or types where the tree is one of types."""
@@ -80,6 +82,15 @@ class Flat:
             with self.scope.entered():
                 outputs = staged.run(*inputs)
         return staged.out_tree.unflatten([(inputs if passed else outputs)[i] for passed, i in staged.sources])
+
+
+_run_once = set()
+
+
+def run_once(function):
+    """Mark a function that is run once for each tree: what it takes to compile counts more than its speed."""
+    _run_once.add(function)
+    return function
 
 
 class _Recent:
@@ -112,6 +123,12 @@ def clear_caches():
     programs.clear_caches()
 
 
+def is_known(tree):
+    """Whether a tree of this structure was asked for here, or staged, as far as is remembered, or holds what dies."""
+    treedef = jax.tree.structure(tree)
+    return treedef in _plain or _cache_of(tree, treedef) is not _staged
+
+
 def _cache_of(tree, treedef):
     """Where to keep what is staged of a tree: with an opaque Program in it, as long as that lives, and no longer."""
     if treedef in _plain:
@@ -132,14 +149,14 @@ def _cache_of(tree, treedef):
     return _staged
 
 
-def _stage(method, treedef, index, leaf_avals, argument_avals, settings):
+def _stage(function, treedef, index, leaf_avals, argument_avals, settings):
     out_tree = None
 
     def flat(*values):
         nonlocal out_tree
         leaves, arguments = values[: len(leaf_avals)], values[len(leaf_avals) :]
         tree = treedef.unflatten([leaves[i] for i in index])
-        results, out_tree = jax.tree.flatten(getattr(tree, method)(*arguments))
+        results, out_tree = jax.tree.flatten(function(tree, *arguments))
         return results
 
     structs = [struct(aval) for aval in (*leaf_avals, *argument_avals)]
@@ -148,8 +165,7 @@ def _stage(method, treedef, index, leaf_avals, argument_avals, settings):
     with jax.ensure_compile_time_eval():  # what is staged is kept: arrays, not tracers of a jit in progress
         consts = tuple(jnp.asarray(const) for const in consts)
     sources, wanted = _sources(program, len(consts) + len(leaf_avals))
-    # A linearization is run once, so that what it takes to compile counts; a product is run often.
-    run = in_pieces(program, wanted, _compiled) if method == "_linear" else _compiled(program, wanted)
+    run = in_pieces(program, wanted, _compiled) if function in _run_once else _compiled(program, wanted)
     return Staged(run, consts, sources, out_tree, program.graph, wanted)
 
 

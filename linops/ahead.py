@@ -1,0 +1,52 @@
+"""Two compilations at a time: that of an operator's first product, while the operator is linearized.
+
+What a linearization will give is known before it is computed: as an operator of types in place of arrays, of which the
+product can be compiled. XLA does so without Python's lock, so that a first product takes little longer than by hand,
+where one program does both.
+"""
+
+import contextlib
+import threading
+
+import jax
+
+from linops.arrays import require_threads
+from linops.door import array_product
+from linops.program.jaxpr.evaluate import struct
+from linops.program.staged import Flat, is_known
+
+
+def linearized(operator):
+    """`operator.linearize()`, for a product with a vector."""
+    if "_linearized" in vars(operator) or operator._traced or is_known(operator) or not _is_anywhere(operator):
+        return operator.linearize()
+    require_threads()
+    with operator._scope.entered():  # types of 64 bits are narrowed elsewhere
+        form, v = _types(operator).linearize(), jax.ShapeDtypeStruct((operator.shape[1],), operator.dtype)
+        flat = Flat(form, form._scope)
+    compiling = threading.Thread(target=_compile, args=(flat, flat.stage(array_product, v), v))
+    compiling.start()
+    try:
+        return operator.linearize()
+    finally:
+        compiling.join()
+
+
+def _is_anywhere(operator):
+    """Whether no array is bound to a device, to which a program would be compiled."""
+    return not any(isinstance(leaf, jax.Array) and leaf.committed for leaf in jax.tree.leaves(operator))
+
+
+def _types(operator):
+    """The operator with the types of its arrays; an array that is in it twice is one type."""
+    types = {}
+
+    def of(leaf):
+        return types.setdefault(id(leaf), struct(jax.typeof(leaf))) if isinstance(leaf, jax.Array) else leaf
+
+    return jax.tree.map(of, operator)
+
+
+def _compile(flat, *arguments):
+    with contextlib.suppress(Exception):  # it is said where the product is computed
+        flat.compile(*arguments)
