@@ -62,7 +62,7 @@ def api():
 def layers():
     """The modules by layer, with the first line of each docstring."""
     yield from ("| layer | module | |", "| --- | --- | --- |")
-    for number, layer in enumerate(importlib.import_module("test_architecture").ORDER):
+    for number, layer in enumerate(importlib.import_module("test_architecture").LAYERS):
         for module in layer:
             text = ast.get_docstring(ast.parse((ROOT / "linops" / f"{module.replace('.', '/')}.py").read_text()))
             yield f"| {number} | `{module}` | {text.splitlines()[0]} |"

@@ -19,7 +19,7 @@ from scipy.optimize import minimize
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
 from linops.arrays import float64_if
-from linops.hessian import Hessian
+from linops.derivatives.hessian import Hessian
 
 
 def main(arguments=None):

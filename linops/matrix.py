@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 
-from linops.algebra import Operator
+from linops.algebra.operator import Operator
 from linops.arrays import as_inexact
-from linops.products import static
+from linops.node import static
 from linops.realify import one_field
 from linops.space import Space, space_of
 

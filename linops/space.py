@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -154,6 +155,53 @@ class Space:
         path = jax.tree_util.tree_flatten_with_path(self.struct)[0][leaf][0]
         where = np.unravel_index(index - start, self.shapes[leaf])
         return jax.tree_util.keystr(path) + (str([int(i) for i in where]) if where else "")
+
+    # The vector space, in traceable JAX: elements are trees of arrays of its shapes and dtypes. Nothing is flattened,
+    # so that a leaf stays where it lies on a mesh.
+
+    def zeros(self):
+        """The zero element."""
+        with self.scope():
+            return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self.struct)
+
+    def draw(self, key):
+        """An element of independent normal entries of mean 0 and variance 1, complex ones circular.
+
+        >>> Space.flat(3, np.complex64).draw(jax.random.key(0)).dtype
+        dtype('complex64')
+        """
+        keys = jax.random.split(key, len(self.shapes))
+        with self.scope():
+            return self.treedef.unflatten(map(jax.random.normal, keys, self.shapes, self.dtypes))
+
+    def add(self, u, v):
+        """U + v."""
+        with self.scope():
+            return jax.tree.map(operator.add, u, v)
+
+    def scale(self, c, v):
+        """C v, for a scalar c, in the dtypes of the space."""
+        with self.scope():
+            return jax.tree.map(lambda leaf: (c * leaf).astype(leaf.dtype), v)
+
+    def inner(self, u, v):
+        """The inner product of u and v, conjugate in u, a scalar of `dtype`.
+
+        >>> space = Space.of({"a": jnp.zeros(2), "b": jnp.zeros(())})
+        >>> float(space.inner({"a": jnp.array([1.0, 2.0]), "b": 3.0}, {"a": jnp.ones(2), "b": 1.0}))
+        6.0
+        """
+        full = functools.partial(jnp.vdot, precision="highest", preferred_element_type=self.dtype)
+        with self.scope():
+            return functools.reduce(operator.add, map(full, jax.tree.leaves(u), jax.tree.leaves(v)))
+
+    def norm(self, v):
+        """The Euclidean norm of v, a real scalar; it neither overflows nor underflows where v does not."""
+        with self.scope():
+            largest = functools.reduce(jnp.maximum, (jnp.max(abs(leaf), initial=0) for leaf in jax.tree.leaves(v)))
+            scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+            scaled = jax.tree.map(lambda leaf: leaf / scale.astype(abs(leaf).dtype), v)
+            return scale * jnp.sqrt(self.inner(scaled, scaled).real)
 
     def scope(self):
         """The context to compute in: with float64 enabled, where a leaf has it."""

@@ -6,19 +6,21 @@ from pathlib import Path
 import linops
 
 ROOT = Path(linops.__file__).parent
-ORDER = [
+# Five layers, from the ground up; a module stands on those before it in its own layer too.
+LAYERS = [
     ["program.jaxpr.private", "precision", "arrays", "space", "realify"],
-    ["program.jaxpr.primitives", "program.jaxpr.graph", "program.jaxpr.evaluate", "program.jaxpr.structure"],
-    ["program.jaxpr.linearity", "program.jaxpr.rules", "program.jaxpr.merge", "program.jaxpr.double"],
-    ["program.jaxpr.settle", "program.settings", "program.program", "program.missing", "program.function"],
-    ["program.holomorphy", "program.residuals", "program.pieces", "program.staged"],
-    ["probe", "door", "dense", "ahead"],
-    ["factors", "products", "arithmetic", "algebra", "sums"],
-    ["matrix", "jacobian", "hessian", "gauss_newton"],
-    ["values", "differences", "claims", "check"],
+    ["program.jaxpr.primitives", "program.jaxpr.graph", "program.jaxpr.evaluate", "program.jaxpr.structure",
+     "program.jaxpr.linearity", "program.jaxpr.rules", "program.jaxpr.merge", "program.jaxpr.double",
+     "program.jaxpr.settle", "program.settings", "program.program", "program.missing", "program.function",
+     "program.holomorphy", "program.residuals", "program.pieces", "program.staged"],
+    ["node", "door", "dense", "ahead", "linear_map", "algebra.factors", "algebra.arithmetic", "algebra.operator",
+     "algebra.sums", "matrix"],
+    ["derivatives.linearized", "derivatives.map", "derivatives.jacobian", "derivatives.hessian",
+     "derivatives.gauss_newton", "derivatives.batched"],
+    ["verify.values", "verify.differences", "verify.claims", "verify.report"],
     ["cli"],
-]
-RANK = {module: rank for rank, layer in enumerate(ORDER) for module in layer}
+]  # fmt: skip
+RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
     for path in ROOT.rglob("*.py")
@@ -61,7 +63,7 @@ def _below(other, module):
     """Whether a module stands below another: in a layer before, or within the layer before it."""
     if other not in RANK or RANK[other] > RANK[module]:
         return False
-    layer = ORDER[RANK[module]]
+    layer = LAYERS[RANK[module]]
     return RANK[other] < RANK[module] or layer.index(other) < layer.index(module)
 
 

@@ -11,7 +11,7 @@ import problems
 import pytest
 
 import linops
-from linops.algebra import Gram
+from linops.algebra.operator import Gram
 
 pytestmark = pytest.mark.usefixtures("quick_compilations")
 

@@ -109,7 +109,7 @@ def test_residuals_beyond_the_budget_are_recomputed(monkeypatch):
     assert J.linearize() is not J
     expected = J @ v
     monkeypatch.setattr(door, "RESIDUAL_SHARE", 0)
-    monkeypatch.setattr("linops.jacobian.RESIDUAL_SHARE", 0)
+    monkeypatch.setattr("linops.derivatives.map.RESIDUAL_SHARE", 0)
     lean = linops.Jacobian(problems.values, X)
     assert lean.linearize() is lean
     np.testing.assert_allclose(lean @ v, expected, rtol=1e-6)
@@ -344,7 +344,7 @@ def test_complex_trees_stand_for_their_pairs():
     ):
         H.mv({"a": z["a"]})
     with pytest.raises(ValueError, match=r"got a vector with imaginary parts where a leaf is float32, expected real"):
-        H.realified.unravel(np.array([1, 2, 1j], np.complex64))
+        H.map.realified.unravel(np.array([1, 2, 1j], np.complex64))
     with pytest.raises(TypeError, match="the vector has dtype complex64, expected float32"):
         H.domain.unravel(vector * np.complex64(1j))
     with pytest.raises(TypeError, match=r"the tree\['b'\] has dtype complex64, expected float32"):

@@ -11,16 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from linops.differences import Comparison, Unavailable, comparisons
-from linops.jacobian import Derived
+from linops.derivatives.map import Derived
+from linops.linear_map import LinearMap
 from linops.precision import is_complex, loses_precision
-from linops.products import Products
 from linops.program.function import Function
 from linops.program.holomorphy import trace_linear
 from linops.program.missing import MissingRule
 from linops.realify import join
 from linops.space import Space
-from linops.values import Values, widened
+from linops.verify.differences import Comparison, Unavailable, comparisons
+from linops.verify.values import Values, widened
 
 CHECKS = {}  # name -> (function of a subject, names of the checks that it presupposes)
 
@@ -131,7 +131,7 @@ def _blocks(subject):
 @claim("device", "linear")
 def _device(subject):
     A = subject.A
-    if not isinstance(A, Products):
+    if not isinstance(A, LinearMap):
         raise Unavailable("a SciPy operator takes NumPy arrays")
     for v in subject.rights[:1]:
         with subject.domain.scope():
@@ -194,7 +194,7 @@ def _derivative(subject):
 def _derived(A):
     """The operators made of functions among A and its factors, each once."""
     found = {}
-    pending = [A] if isinstance(A, Products) else []
+    pending = [A] if isinstance(A, LinearMap) else []
     while pending:
         A = pending.pop()
         if isinstance(A, Derived):
@@ -214,8 +214,8 @@ def _traced_again(subject):
         found = [(A, A.function.source.trace, A.function.args) for A in _derived(subject.A) if A.function.source]
     else:
         A = subject.A
-        x = A.x if A.realified is None else join(A.x, A.realified)
-        found = [(A, lambda f: trace_linear(f, x, Space.of(x), (), realify=A.realified is not None)[0], subject.f)]
+        x = A.x if A.map.realified is None else join(A.x, A.map.realified)
+        found = [(A, lambda f: trace_linear(f, x, Space.of(x), (), realify=A.map.realified is not None)[0], subject.f)]
     for A, trace, argument in found:
         for _ in range(2):
             with Space.of(A.x).scope():

@@ -7,8 +7,8 @@ import operator
 import jax
 import jax.numpy as jnp
 
-from linops.algebra import Operator, adapt, common_space, over_one_field
-from linops.products import static
+from linops.algebra.operator import Operator, adapt, common_space, over_one_field
+from linops.node import static
 from linops.space import Space
 
 MANY = 4  # terms that are alike, of which it pays to stack their arrays

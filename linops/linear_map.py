@@ -1,6 +1,5 @@
-"""What every operator is: a frozen dataclass, a JAX pytree, a SciPy LinearOperator, and its products with arrays."""
+"""A node as a SciPy LinearOperator: shapes, dtypes, and products with vectors, blocks and trees."""
 
-import copy
 import dataclasses
 import functools
 
@@ -11,90 +10,22 @@ from scipy.sparse.linalg import LinearOperator
 
 from linops import dense
 from linops.ahead import linearized
-from linops.arrays import as_array, require_threads, to_device
+from linops.arrays import as_array
 from linops.door import Door, block_product, is_traced, vector_product
+from linops.node import Node
 from linops.precision import is_complex, lowest, say_loss
 from linops.program.jaxpr.private import ARRAY_NAMESPACE, is_called_by_lapack
 from linops.program.settings import Scope
-from linops.space import Space
-
-_WIDE = {np.dtype(name) for name in ("int64", "uint64", "float64", "complex128")}  # not complex64, of 8 bytes as well
 
 
-def static(**options):
-    """A field of an operator that is code and no data: `size: int = linops.static()`; options as `dataclasses.field`.
+class LinearMap(Node, LinearOperator):
+    """What `Operator` is apart from its algebra: products from the Space `domain` to the Space `codomain`."""
 
-    Its value is hashable, and another one is another program.
-    """
-    return dataclasses.field(metadata={"static": True}, **options)
-
-
-class Products(LinearOperator):
-    """What `Operator` is apart from its algebra: a dataclass that is a pytree, and its products."""
-
-    domain: Space
-    codomain: Space
     ndim = 2
     symmetric = False
     hermitian = False
     positive_semidefinite = False
     _xp = ARRAY_NAMESPACE
-
-    def __init_subclass__(cls):
-        super().__init_subclass__()
-        dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
-        is_static = {field.name: "static" in field.metadata for field in dataclasses.fields(cls)}
-        data = tuple(name for name, no in is_static.items() if not no)
-        code = tuple(name for name, yes in is_static.items() if yes)
-
-        def flatten_with_keys(self):
-            leaves = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in data]
-            return leaves, tuple(getattr(self, name) for name in code)
-
-        def flatten(self):
-            return tuple(getattr(self, name) for name in data), tuple(getattr(self, name) for name in code)
-
-        def unflatten(aux, leaves):
-            return cls._make(**dict(zip(data, leaves, strict=True)), **dict(zip(code, aux, strict=True)))
-
-        jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
-
-    def __post_init__(self):
-        """For subclasses that leave their constructor to dataclasses: NumPy leaves go to the device."""
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if "static" not in field.metadata and not isinstance(value, Products):
-                on_device = functools.partial(_on_device, what=field.name)
-                object.__setattr__(self, field.name, jax.tree.map(on_device, value, is_leaf=_is_operator))
-
-    @classmethod
-    def _make(cls, **fields):
-        """An instance with these fields, whatever the constructor of the class takes."""
-        self = object.__new__(cls)
-        for name, value in fields.items():
-            object.__setattr__(self, name, value)
-        return self
-
-    def _replace(self, **changes):
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return self._make(**{**fields, **changes})
-
-    # Copies are of the fields only: doors and residuals are found again when they are needed.
-
-    def __copy__(self):
-        return self._replace()
-
-    def __deepcopy__(self, memo):
-        require_threads()
-        copied = functools.partial(copy.deepcopy, memo=memo)
-        tree = functools.partial(jax.tree.map, copied, is_leaf=_is_operator)
-        fields = {field: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return self._make(**{f.name: v if "static" in f.metadata else tree(v) for f, v in fields.items()})
-
-    def __reduce__(self):
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        wide = any(getattr(leaf, "dtype", None) in _WIDE for leaf in jax.tree.leaves(self))
-        return _unpickle, (type(self), fields, repr(self), wide)
 
     # What a subclass may define beside its product.
 
@@ -106,12 +37,13 @@ class Products(LinearOperator):
         factors = {name: factor.linearize() for name, factor in self._factors().items()}
         return self._with_factors(factors) if factors else self
 
+    def _factors(self):
+        """The operators that it is made of, by the names of its fields."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in fields.items() if isinstance(value, LinearMap)}
+
     def _with_factors(self, factors):
         return self._replace(**factors)
-
-    def _factors(self):
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: value for name, value in fields.items() if isinstance(value, Products)}
 
     # Shapes and dtypes.
 
@@ -303,23 +235,6 @@ class Products(LinearOperator):
                 f"{self!r}.{method}() was called on an operator that belongs to a jit, vmap or grad in progress; "
                 "expected arrays, since the result is NumPy: call it outside, or multiply a jnp.eye inside"
             )
-
-
-def _unpickle(cls, fields, name, wide):
-    if wide and not jax.config.jax_enable_x64:
-        raise TypeError(
-            f"{name} was pickled with arrays of 64 bits, which JAX would narrow here; expected float64 to be enabled: "
-            'call jax.config.update("jax_enable_x64", True) before loading it'
-        )
-    return cls._make(**fields)
-
-
-def _is_operator(value):
-    return isinstance(value, Products)
-
-
-def _on_device(leaf, what):
-    return to_device(leaf, what) if isinstance(leaf, np.ndarray | np.generic) else leaf
 
 
 OF_NUMPY = np.typecodes["AllFloat"]

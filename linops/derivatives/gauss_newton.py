@@ -2,12 +2,12 @@
 
 import functools
 
-from linops.algebra import Conjugate, Gram, Product
-from linops.hessian import Hessian, require_scalar
-from linops.jacobian import Derived, Jacobian, is_extended, point
+from linops.algebra.operator import Conjugate, Gram, Product
+from linops.derivatives.hessian import Hessian, require_scalar
+from linops.derivatives.jacobian import Jacobian
+from linops.derivatives.map import Derived, Map
 from linops.precision import is_complex
 from linops.program.function import Function
-from linops.program.holomorphy import trace_linear
 from linops.realify import OnPairs, any_complex
 
 
@@ -16,7 +16,7 @@ class Expanded(Derived):
 
     @functools.cached_property
     def _dtype(self):
-        return self._jacobian(self.x).dtype
+        return self._jacobian(self.map).dtype
 
     def _mv(self, v):
         return self._expand()._mv(v)
@@ -24,11 +24,8 @@ class Expanded(Derived):
     def _linear(self):
         return self._expand().linearize()
 
-    def _options(self):
-        return {name: getattr(self, name) for name in ("function", "realified", "keep", "check_finite")}
-
-    def _jacobian(self, x):
-        return Jacobian._make(x=x, extended=is_extended(self.function, x), **self._options())
+    def _jacobian(self, at):
+        return Jacobian._make(map=at, extended=at.is_extended, keep=self.keep, check_finite=self.check_finite)
 
 
 class GaussNewton(Expanded):
@@ -64,38 +61,35 @@ class GaussNewton(Expanded):
     loss: Function | None
 
     def __init__(self, f, x, loss=None, *, args=(), linearize=None, check_finite=True):
-        x, domain = point(x)
-        function, x, realified = trace_linear(f, x, domain, args, realify=loss is not None)
-        if loss is not None:
-            pairs = function.codomain.paired
-            through = OnPairs(pairs, values=False) if pairs else None
-            traced = Function.trace(loss, function.codomain, what="loss", through=through)
-            require_scalar(traced, "a loss", "GaussNewton", "weight its values")
-            _require_real(traced)
-        vars(self).update(function=function, x=x, realified=realified, loss=loss and traced)
+        traced = Map.trace(f, x, args, realify=loss is not None)
+        vars(self).update(map=traced, loss=loss and _traced_loss(loss, traced.values))
         vars(self).update(keep=linearize, check_finite=check_finite)
 
     symmetric = property(lambda self: not is_complex(self.dtype))
     hermitian = True
     positive_semidefinite = property(lambda self: self.loss is None)
-    domain = functools.cached_property(lambda self: self._jacobian(self.x).domain)
+    domain = functools.cached_property(lambda self: self._jacobian(self.map).domain)
     codomain = property(lambda self: self.domain)
 
     def _expand(self):
-        return Gram.of(self._jacobian(self.x), self.loss and self._loss_hessian(), conjugate=True)
+        return Gram.of(self._jacobian(self.map), self.loss and self._loss_hessian(), conjugate=True)
 
     def _loss_hessian(self):
         """The Hessian of the loss at f(x)."""
-        options = {**self._options(), "function": self.loss, "realified": self.function.codomain.paired}
-        return Hessian._make(x=self.function(self.x), weights=None, **options)
+        at = Map._make(function=self.loss, x=self.function(self.x), realified=self.map.values.paired)
+        return Hessian._make(map=at, weights=None, keep=self.keep, check_finite=self.check_finite)
 
 
-def _require_real(function):
-    """Refuse a loss with complex values."""
+def _traced_loss(loss, values):
+    """A real and scalar function of values, which are pairs where they are complex."""
+    through = OnPairs(values.paired, values=False) if values.paired else None
+    function = Function.trace(loss, values, what="loss", through=through)
+    require_scalar(function, "a loss", "GaussNewton", "weight its values")
     if any_complex(function.codomain):
         raise TypeError(
             "GaussNewton got a loss with complex values, expected real ones; take the real part or the absolute value"
         )
+    return function
 
 
 class JacobianGram(Expanded):
@@ -129,15 +123,15 @@ class JacobianGram(Expanded):
     x2: object
 
     def __init__(self, f, x1, x2=None, *, args=(), linearize=None, check_finite=True):
-        x1, domain = point(x1)
-        function, x1, realified = trace_linear(f, x1, domain, args)
-        vars(self).update(function=function, x=x1, realified=realified, keep=linearize, check_finite=check_finite)
-        vars(self).update(x2=None if x2 is None else self._points.point(x2))
+        traced = Map.trace(f, x1, args)
+        vars(self).update(map=traced, x2=None if x2 is None else traced.points.point(x2))
+        vars(self).update(keep=linearize, check_finite=check_finite)
 
+    _second = property(lambda self: self.map._replace(x=self.x2))
     hermitian = property(lambda self: self.x2 is None)
     positive_semidefinite = hermitian
     symmetric = property(lambda self: self.hermitian and not is_complex(self.dtype))
-    codomain = functools.cached_property(lambda self: self._jacobian(self.x).codomain)
+    codomain = functools.cached_property(lambda self: self._jacobian(self.map).codomain)
     domain = property(lambda self: self.codomain)
 
     def at(self, x1, x2=None, args=None):
@@ -145,12 +139,11 @@ class JacobianGram(Expanded):
 
         Without x2 it is J(x1) J(x1)ᵀ, also where the operator was made at two points. `args` are as for `Jacobian.at`.
         """
-        x2 = None if x2 is None else self._point(x2, self.x)
-        return self._replace(x=self._point(x1, self.x), x2=x2, function=self._function_of(args))
+        return self._replace(map=self.map.at(x1, args), x2=None if x2 is None else self.map.point(x2))
 
     def adjoint(self):
         """Aᴴ, the operator with its points exchanged."""
-        return self if self.x2 is None else self._replace(x=self.x2, x2=self.x)
+        return self if self.x2 is None else self._replace(map=self._second, x2=self.x)
 
     def _transposed(self):
         return Conjugate.of(self.adjoint())
@@ -159,5 +152,5 @@ class JacobianGram(Expanded):
     _adjoint = adjoint
 
     def _expand(self):
-        J = self._jacobian(self.x)
-        return Gram.of(J.H, conjugate=True) if self.x2 is None else Product.of(J, self._jacobian(self.x2).H)
+        J = self._jacobian(self.map)
+        return Gram.of(J.H, conjugate=True) if self.x2 is None else Product.of(J, self._jacobian(self._second).H)

@@ -8,11 +8,11 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
 from linops.arrays import as_array, as_foreign, as_summand, brief, is_scalar, reciprocal
-from linops.products import Products, require_lapack
+from linops.linear_map import LinearMap, require_lapack
 from linops.program.jaxpr.private import of_numpy
 
 
-class Arithmetic(Products):
+class Arithmetic(LinearMap):
     """An operator as an operand; `_times`, `_plus`, `_scaled`, `_power` come from `linops.algebra` and `sums`."""
 
     # Products with operators and scalars; those with arrays are inherited.
@@ -26,7 +26,7 @@ class Arithmetic(Products):
 
     def dot(self, other):
         """A v, A V, A B or c A, by what `other` is: a vector, a block of columns, an operator or a scalar."""
-        if isinstance(other, Products):
+        if isinstance(other, LinearMap):
             return self._times(other)
         if is_scalar(other):
             return self._scaled(other)
@@ -38,7 +38,7 @@ class Arithmetic(Products):
     # Algebra. What is not ours goes to SciPy's lazy algebra.
 
     def __add__(self, other):
-        if isinstance(other, Products):
+        if isinstance(other, LinearMap):
             return self._plus(other)
         foreign = as_summand(other)
         return NotImplemented if foreign is None else LinearOperator.__add__(self, foreign)
@@ -53,7 +53,7 @@ class Arithmetic(Products):
         return self._scaled(-1)
 
     def __sub__(self, other):
-        if isinstance(other, Products):
+        if isinstance(other, LinearMap):
             return self + -other
         foreign = as_summand(other)
         if foreign is None:

@@ -29,13 +29,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from linops.gauss_newton import GaussNewton, JacobianGram
-from linops.hessian import Hessian
-from linops.jacobian import Jacobian
+from linops.derivatives.gauss_newton import GaussNewton, JacobianGram
+from linops.derivatives.hessian import Hessian
+from linops.derivatives.jacobian import Jacobian
 from linops.program.function import Function
 from linops.program.missing import MissingRule
 from linops.space import Space
-from linops.values import DOUBLE_EPS, Values, in_double, product, split, widened
+from linops.verify.values import DOUBLE_EPS, Values, in_double, product, split, widened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +196,7 @@ def _hessian(H: Hessian, subject):
 
 @comparisons.register
 def _gauss_newton(G: GaussNewton, subject):
-    J = G._jacobian(G.x)
+    J = G._jacobian(G.map)
     yield from comparisons(J, subject)
     H = None
     if G.loss is not None:
@@ -213,7 +213,7 @@ def _gauss_newton(G: GaussNewton, subject):
 @comparisons.register
 def _gram(K: JacobianGram, subject):
     points = [K.x] if K.x2 is None else [K.x, K.x2]
-    factors = [K._jacobian(x) for x in points]
+    factors = [K._jacobian(K.map._replace(x=x)) for x in points]
     for J in factors:
         yield from comparisons(J, subject)
     for u, v, w in zip(*map(subject.draw, (factors[0].domain, K.domain, K.codomain), (0, 0, 1)), strict=True):

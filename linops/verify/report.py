@@ -12,17 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
-from linops.algebra import Gram, Product, Scaled
+from linops.algebra.operator import Gram, Product, Scaled
+from linops.algebra.sums import Sum
 from linops.arrays import require_threads
-from linops.claims import CHECKS
-from linops.differences import Comparison, Unavailable, paired
-from linops.jacobian import Derived
-from linops.probe import normal
-from linops.products import Products
+from linops.derivatives.map import Derived
+from linops.linear_map import LinearMap
 from linops.program.missing import MissingRule
 from linops.space import Space
-from linops.sums import Sum
-from linops.values import Values, in_double, product, widened
+from linops.verify.claims import CHECKS
+from linops.verify.differences import Comparison, Unavailable, paired
+from linops.verify.values import Values, in_double, product, widened
 
 
 def check(A, *, key=None, samples=3, rtol=None, f=None):
@@ -209,7 +208,7 @@ class Subject:
     def draw(self, space, left=False):
         """NumPy vectors of a Space, other ones for the left side; fresh, since an operator may overwrite them."""
         keys = jax.random.split(jax.random.fold_in(self.key, int(left)), self.samples)
-        return [np.array(normal(key, space)) for key in keys]
+        return [np.array(space.ravel(space.draw(key))) for key in keys]
 
     @property
     def rights(self):
@@ -258,10 +257,10 @@ def _dtype(A):
 def _eps(A):
     """The unit of rounding: the coarsest among the dtypes of A, its factors, their Spaces and points."""
     dtypes = [_dtype(A)]
-    if isinstance(A, Products):
+    if isinstance(A, LinearMap):
         dtypes += [*A.domain.dtypes, *A.codomain.dtypes]
         dtypes += Space.of(A.x).dtypes if isinstance(A, Derived) else ()
-    factors = A._factors().values() if isinstance(A, Products) else ()
+    factors = A._factors().values() if isinstance(A, LinearMap) else ()
     return max([float(jnp.finfo(dtype).eps) for dtype in dtypes] + [_eps(factor) for factor in factors])
 
 
@@ -276,7 +275,7 @@ def _relative_noise(subject):
     """The largest error of a product beside its norm."""
     A, vectors, c = subject.A, subject.rights, 0.7
     try:
-        doubled = in_double(Values(product, A, A.domain), vectors[0], subject.eps) if isinstance(A, Products) else None
+        doubled = in_double(Values(product, A, A.domain), vectors[0], subject.eps) if isinstance(A, LinearMap) else None
         if doubled is None:
             pairs = [(widened(A @ (c * v).astype(v.dtype)), c * widened(A @ v)) for v in vectors]
         else:
@@ -303,7 +302,7 @@ def _norm(A, vectors):
 
 
 def _draws(space):
-    return [np.array(normal(jax.random.key(i), Space.flat(space.size, space.dtype))) for i in range(3)]
+    return [np.array(space.ravel(space.draw(jax.random.key(i)))) for i in range(3)]
 
 
 def _seen_norm(A, vectors):

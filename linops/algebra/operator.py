@@ -5,12 +5,12 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from linops.arithmetic import Arithmetic
+from linops.algebra.arithmetic import Arithmetic
+from linops.algebra.factors import outermost
 from linops.arrays import as_conjugate, as_factor, as_number
 from linops.door import vector_product
-from linops.factors import outermost
+from linops.node import static
 from linops.precision import complex_dtype, is_complex, say_nested
-from linops.products import static
 from linops.realify import complex_space, extended
 from linops.space import Space, common
 
@@ -19,7 +19,7 @@ class Operator(Arithmetic):
     """A linear map between two Spaces of pytrees: a SciPy `LinearOperator` of shape (m, n), and a JAX pytree.
 
     A subclass becomes a frozen dataclass. Its annotated fields are arrays, pytrees and operators, the leaves of the
-    pytree, or are marked as code by `linops.products.static()`. It defines `domain`, `codomain` and `_mv`, the product
+    pytree, or are marked as code by `linops.static()`. It defines `domain`, `codomain` and `_mv`, the product
     of trees in traceable JAX; where it knows more than `jax.linear_transpose` finds, `_mv_transposed` or `_transposed`.
 
     NumPy in gives NumPy out: fresh, writable, of the operator's dtype. A `jax.Array` in gives a `jax.Array`, with no

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from linops.jacobian import Derived, point, pullback, pushforward, tangents
-from linops.program.holomorphy import has_complex_derivative, trace_linear
-from linops.program.missing import differentiating
+from linops.derivatives.linearized import tangents
+from linops.derivatives.map import Derived, Map
+from linops.program.holomorphy import has_complex_derivative
 from linops.realify import any_complex
 from linops.space import pair_of
 
@@ -49,25 +49,23 @@ class Hessian(Derived):
     weights: object
 
     def __init__(self, f, x, *, args=(), weights=None, linearize=None, check_finite=True):
-        x, domain = point(x)
-        function, x, realified = trace_linear(f, x, domain, args)
-        if any_complex(function.codomain) and not any_complex(domain):
+        traced = Map.trace(f, x, args)
+        vars(self).update(map=traced, weights=None, keep=linearize, check_finite=check_finite)
+        if traced.is_extended:
             raise TypeError(
                 "Hessian got f with complex values of a real point, expected real values; take the real or imaginary "
                 "part, or the absolute value"
             )
         if weights is not None:
-            weights = _weights(function.codomain, weights)
-        elif function.codomain.paired is not None:
+            vars(self).update(weights=_weights(traced.values, weights))
+        elif traced.values.paired is not None:
             raise TypeError(
                 "Hessian got f with complex values that is not holomorphic, expected real values, or a holomorphic f; "
                 "take the real or imaginary part, or the absolute value"
             )
         else:
-            require_scalar(function, "f", "Hessian", "pass weights=w for the Hessian of w . f")
-        vars(self).update(function=function, x=x, realified=realified, weights=weights)
-        vars(self).update(keep=linearize, check_finite=check_finite)
-        if not has_complex_derivative(self._gradient, self.domain, self.domain, function):
+            require_scalar(traced.function, "f", "Hessian", "pass weights=w for the Hessian of w . f")
+        if not has_complex_derivative(self._gradient, self.domain, self.domain, traced.function):
             raise TypeError(
                 "Hessian got f that is holomorphic by its first derivative and not by its second, expected both; look "
                 "at its custom derivative rules"
@@ -78,22 +76,13 @@ class Hessian(Derived):
     codomain = property(lambda self: self.domain)
 
     def _gradient(self, x):
-        with differentiating("reverse", self.function.origin):
-            value, pull = jax.vjp(self.function, x)
-            weights = jax.tree.map(jnp.ones_like, value) if self.weights is None else self.weights
-            return pull(weights)[0]
+        return self.map.gradient(x, self.weights)
 
     def _mv(self, v):
-        if not self.function.forward:
-            return self._linear()._mv(v)
-        with differentiating("forward", self.function.origin):
-            return jax.jvp(self._gradient, (self.x,), (v,))[1]
+        return self.map.push(v, self._gradient) if self.function.forward else self._linear()._mv(v)
 
     def _linear(self):
-        spaces = self.domain, self.domain
-        if self.function.forward:
-            return pushforward(self._gradient, self.x, *spaces, self.function.origin)
-        return pullback(self._gradient, self.x, *spaces, self.function.origin, tangents(self.x))
+        return self.map.linearize(self._gradient, self.domain, self.domain, tangents(self.x))
 
 
 def _weights(space, weights):

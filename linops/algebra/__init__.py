@@ -1,0 +1,1 @@
+"""The algebra of operators. Not public: its names are in `linops`."""

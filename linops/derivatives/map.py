@@ -1,0 +1,131 @@
+"""A function at a point, and the operators that are made of its derivatives there."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from linops.algebra.operator import Operator
+from linops.arrays import place_like, refuse_point, to_device
+from linops.derivatives.linearized import pullback, pushforward
+from linops.door import RESIDUAL_SHARE, concrete, memory_budget
+from linops.node import Node, static
+from linops.program.function import Function
+from linops.program.holomorphy import trace_linear
+from linops.program.jaxpr.evaluate import place
+from linops.program.missing import differentiating
+from linops.program.settings import Scope
+from linops.program.staged import Flat, run_once
+from linops.realify import any_complex, realified_space
+from linops.space import Space, space_of
+
+
+class Map(Node):
+    """x -> f(x, *args) at a point, with its first derivatives there.
+
+    Where f is of complex numbers and its derivative is not complex-linear, it is a function of pairs (Re x, Im x), and
+    `realified` is the Space of the points that users give.
+    """
+
+    function: Function
+    x: object
+    realified: Space | None = static()
+
+    @classmethod
+    def trace(cls, f, x, args=(), *, realify=False):
+        """Trace f at a point that a user gives; `realify` asks for pairs wherever there are complex numbers."""
+        refuse_point(x)
+        paths, treedef = jax.tree_util.tree_flatten_with_path(x)
+        x = treedef.unflatten([to_device(leaf, f"x{jax.tree_util.keystr(path)}") for path, leaf in paths])
+        function, x, realified = trace_linear(f, x, space_of(x, "x"), args, realify=realify)
+        return cls._make(function=function, x=x, realified=realified)
+
+    origin = property(lambda self: self.function.origin)
+    values = property(lambda self: self.function.codomain)
+
+    @functools.cached_property
+    def points(self):
+        """The Space of points."""
+        return realified_space(self.realified) if self.realified else Space.of(self.x)
+
+    @property
+    def is_extended(self):
+        """Whether the derivative, from real to complex numbers, is to take complex vectors."""
+        return any_complex(self.values) and not any_complex(self.points)
+
+    def at(self, x, args=None):
+        """The same function at another point that a user gives, placed like the one before if it is of the host."""
+        function = self.function if args is None else self.function.with_args(args)
+        return self._replace(x=self.point(x), function=function)
+
+    def point(self, x):
+        """A point that a user gives, as an element of the Space of points."""
+        return place_like(self.points.point(x), self.x, x)
+
+    def push(self, v, f=None):
+        """The slope along v of the function, or of another one that is computed with it."""
+        with differentiating("forward", self.origin):
+            return jax.jvp(f or self.function, (self.x,), (v,))[1]
+
+    def pull(self, w):
+        """The product of w with the transpose of the derivative."""
+        with differentiating("reverse", self.origin):
+            leaves = place(jax.tree.leaves(w), jax.tree.leaves(self.function.values))
+            return jax.vjp(self.function, self.x)[1](self.values.treedef.unflatten(leaves))[0]
+
+    def gradient(self, x, weights=None):
+        """The gradient at x of the sum of all values, or of their weighted sum."""
+        with differentiating("reverse", self.origin):
+            value, pull = jax.vjp(self.function, x)
+            return pull(jax.tree.map(jnp.ones_like, value) if weights is None else weights)[0]
+
+    def linearize(self, f, domain, codomain, like):
+        """The derivative at x of a function that is computed with it, with values of the types `like`, linearized."""
+        if self.function.forward:
+            return pushforward(f, self.x, domain, codomain, self.origin)
+        return pullback(f, self.x, domain, codomain, self.origin, like)
+
+
+class Derived(Operator):
+    """An operator made of derivatives of a function at a point.
+
+    A subclass adds `_linear`, itself linearized, in traceable JAX. `keep` says what becomes of the residuals: True
+    keeps them, False computes them anew in each product, None keeps them while they fit the memory budget.
+    """
+
+    map: Map
+    keep: bool | None = static()
+    check_finite: bool = static()
+
+    function = property(lambda self: self.map.function)
+    x = property(lambda self: self.map.x)
+    domain = functools.cached_property(lambda self: self.map.points)
+
+    def at(self, x, args=None):
+        """The same operator at another point, a pytree like x or its vector; nothing is traced or compiled.
+
+        Where x is complex and the operator real, its vector is [Re x, Im x]. Other `args` are like those before: arrays
+        of the same shapes and dtypes, and all else the same.
+        """
+        return self._replace(map=self.map.at(x, args))
+
+    @property
+    def _scope(self):
+        return Scope.around([super()._scope, self.map.origin.scope])
+
+    def _residual_form(self):
+        if self.keep is False:
+            return self
+        if self._traced:
+            return self._linear()
+        flat = Flat(self, self._scope)
+        staged = flat.stage(linear)
+        if self.keep is None and staged.bytes_out > memory_budget(RESIDUAL_SHARE):
+            return self
+        return concrete(lambda: flat.finish(staged))  # an operator made outside of a jit keeps arrays also inside
+
+
+@run_once
+def linear(A):
+    """An operator, linearized."""
+    return A._linear()
