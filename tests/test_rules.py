@@ -355,6 +355,21 @@ def test_a_rule_that_is_not_there_is_said_where_it_is_needed(make):
         jax.grad(lambda y: jnp.sum(linops.Jacobian(f, X, args=(y,)).T @ V))(X)
 
 
+def test_a_rule_that_is_never_used_may_hold_a_traced_value():
+    """As jax.scipy.special.expi has it: inside of a rule another function, with a nondiff argument that is traced."""
+    power = jax.custom_jvp(lambda n, x: x**n, nondiff_argnums=(0,))
+    power.defjvp(lambda n, p, t: (power(n, *p), n * p[0] ** (n - 1) * t[0]))
+
+    @jax.custom_jvp
+    @jax.jit
+    def f(x):
+        return jax.lax.fori_loop(0, 1, lambda i, y: power(i + 3, y), x)
+
+    f.defjvp(lambda p, t: (f(*p), 3 * p[0] ** 2 * t[0]))
+    for g, slope in ((f, 3 * X**2), (jax.scipy.special.expi, np.exp(X) / X)):
+        np.testing.assert_allclose(linops.Jacobian(g, X).toarray(), np.diag(slope), rtol=1e-5)
+
+
 def test_dense_forms_where_one_mode_has_rules():
     def newton(x):
         return jax.lax.while_loop(lambda y: jnp.any(abs(y * y - x) > 1e-3), lambda y: (y + x / y) / 2, x)

@@ -10,6 +10,7 @@ the rules of the calls in it, has the same rule.
 import jax
 import numpy as np
 
+from linops.arrays import to_device
 from linops.program.jaxpr.evaluate import Rule, bind, is_inexact, of_some, struct, tangent_struct
 from linops.program.jaxpr.graph import Reader
 from linops.program.jaxpr.linearity import reached
@@ -112,6 +113,7 @@ class _Resolver:
             rule.refused = tuple(i for i in wanted if i not in rule.wanted)
             try:
                 traced = trace(equation, rule)
+                _require_arrays(traced)
             except Exception as error:  # what the author of the rule says; it is said again where the rule is needed
                 rule.error = rule.error or f"{type(error).__name__}: {error}"
             else:
@@ -128,6 +130,13 @@ class _Resolver:
         key = Structure(calls_only=True).of_call(call, self._arrays())
         self.consts[key] = max(count, self.consts.get(key, 0))
         return self.consts[key]
+
+
+def _require_arrays(traced):
+    """Refuse a rule that holds a traced value of the call's own trace, which has ended, as of `nondiff_argnums`."""
+    for const in (const for closed in traced if closed for const in closed.consts):
+        if isinstance(const, jax.core.Tracer):
+            to_device(const, "a value that a custom derivative rule closes over")
 
 
 def _structs(atoms):
