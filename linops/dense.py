@@ -3,11 +3,23 @@
 import numpy as np
 
 from linops.door import all_finite, block_budget, concrete, dense_matrix, to_host
+from linops.program.missing import MissingRule
 from linops.program.staged import Flat
 
 
 def toarray(operator):
-    """The dense NumPy array of an operator, block by block of columns."""
+    """The dense NumPy array of an operator, by columns, or by rows where a derivative rule for those alone is there."""
+    try:
+        return _of_columns(operator)
+    except MissingRule as error:
+        try:
+            return np.ascontiguousarray(_of_columns(operator.T).T)
+        except MissingRule:
+            raise error from None
+
+
+def _of_columns(operator):
+    """The same, block by block of columns."""
     if "_door" not in vars(operator) and (result := _at_once(operator)) is not None:
         return result
     door = operator._door

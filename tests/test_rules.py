@@ -283,6 +283,137 @@ def test_a_rule_that_fails_says_so_at_once():
         assert linops.Jacobian(lambda x, f=f: x * f(jnp.ones(3)), X).shape == (3, 3)  # not in the way of x
 
 
+def _first_alone():
+    """A custom_jvp function x, y -> sin(x) y whose rule refuses tangents of y."""
+
+    @jax.custom_jvp
+    def f(x, y):
+        return jnp.sin(x) * y
+
+    def rule(primals, tangents):
+        if type(tangents[1]) is not jax.custom_derivatives.SymbolicZero:
+            raise RuntimeError("no tangents of y, please")
+        return f(*primals), jnp.cos(primals[0]) * primals[1] * tangents[0]
+
+    f.defjvp(rule, symbolic_zeros=True)
+    return f
+
+
+def _first_in_reverse():
+    """The same as a custom_vjp function, whose residuals have another structure where y has a tangent."""
+
+    @jax.custom_vjp
+    def f(x, y):
+        return jnp.sin(x) * y
+
+    def forward(x, y):
+        kept = x.value, (y.value if y.perturbed else None), y.value
+        return f(x.value, y.value), kept
+
+    def backward(kept, w):
+        assert kept[1] is None
+        return jnp.cos(kept[0]) * kept[2] * w, None
+
+    f.defvjp(forward, backward, symbolic_zeros=True)
+    return f
+
+
+RULE_OF_FIRST = pytest.mark.parametrize("make", [_first_alone, _first_in_reverse])
+REST = {  # of x, what has no tangent whatever x is
+    "an argument": lambda f: lambda x, y: f(x, y),
+    "stopped": lambda f: lambda x, y: f(x, y + 0 * jax.lax.stop_gradient(x)),
+    "in a loop": lambda f: lambda x, y: jax.lax.scan(lambda c, _: (f(c, y), None), x, None, length=2)[0],
+    "beside a step": lambda f: (
+        lambda x, y: jax.lax.scan(lambda c, _: ((f(c[0], c[1]), c[1] + 1), None), (x, y), None, length=2)[0][0]
+    ),
+    "an integer": lambda f: lambda x, y: f(x, y + 0 * jnp.argmax(x)),
+    "in jit": lambda f: jax.jit(f),
+}
+
+
+@RULE_OF_FIRST
+@pytest.mark.parametrize("rest", REST)
+def test_a_rule_is_asked_for_what_has_tangents(make, rest):
+    def plain(x, y):
+        return jnp.sin(x) * y
+
+    D = jax.jacfwd(REST[rest](plain))(X, 2 * X)
+    f = REST[rest](make())
+    for x in (X, 3 * X):  # whatever is cached of the first
+        J = linops.Jacobian(f, x, args=(2 * X,))
+        np.testing.assert_allclose(J.at(X).toarray(), D, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(J.at(X).T @ V, D.T @ V, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.jacrev(f)(X, 2 * X), D, rtol=1e-5, atol=1e-6)  # nothing is left behind
+
+
+@RULE_OF_FIRST
+def test_a_rule_that_is_not_there_is_said_where_it_is_needed(make):
+    f = make()
+    with pytest.raises(linops.MissingRule):
+        linops.Jacobian(lambda x: f(x, x), X).T @ V
+    with pytest.raises(linops.MissingRule, match=r"no tangents of y|expected those in the point too"):
+        jax.grad(lambda y: jnp.sum(linops.Jacobian(f, X, args=(y,)).T @ V))(X)
+
+
+def test_a_rule_that_is_never_used_may_hold_a_traced_value():
+    """As jax.scipy.special.expi has it: inside of a rule another function, with a nondiff argument that is traced."""
+    power = jax.custom_jvp(lambda n, x: x**n, nondiff_argnums=(0,))
+    power.defjvp(lambda n, p, t: (power(n, *p), n * p[0] ** (n - 1) * t[0]))
+
+    @jax.custom_jvp
+    @jax.jit
+    def f(x):
+        return jax.lax.fori_loop(0, 1, lambda i, y: power(i + 3, y), x)
+
+    f.defjvp(lambda p, t: (f(*p), 3 * p[0] ** 2 * t[0]))
+    for g, slope in ((f, 3 * X**2), (jax.scipy.special.expi, np.exp(X) / X)):
+        np.testing.assert_allclose(linops.Jacobian(g, X).toarray(), np.diag(slope), rtol=1e-5)
+
+
+def test_dense_forms_where_one_mode_has_rules():
+    def newton(x):
+        return jax.lax.while_loop(lambda y: jnp.any(abs(y * y - x) > 1e-3), lambda y: (y + x / y) / 2, x)
+
+    @jax.custom_vjp
+    def rounded(x):
+        return jnp.sin(x)
+
+    def backward(x, w):  # which forward mode does not differentiate
+        return (jax.lax.while_loop(lambda c: c[0] < 1, lambda c: (c[0] + 1, c[1] * jnp.cos(x)), (0, w))[1],)
+
+    rounded.defvjp(lambda x: (jnp.sin(x), x), backward)
+    J, R = linops.Jacobian(newton, 1 + X), linops.Jacobian(rounded, X)
+    np.testing.assert_allclose(J.T.toarray(), jax.jacfwd(newton)(1 + X).T, rtol=1e-5, atol=1e-6)
+    with pytest.raises(linops.MissingRule, match="forward-mode differentiation"):
+        R @ V
+    np.testing.assert_allclose(R.toarray(), np.diag(np.cos(X)), rtol=1e-5, atol=1e-6)
+    assert R.toarray().flags.c_contiguous
+
+
+def test_an_open_jaxpr_in_the_parameters_of_a_primitive():
+    """As lineax has it: a function as a jaxpr, whose constants are inputs of the equation."""
+    apply = Primitive("apply_open")
+    apply.def_impl(lambda c, x, *, jaxpr: jax.extend.core.jaxpr_as_fun(_closed(jaxpr, c))(x)[0])
+    apply.def_abstract_eval(lambda c, x, *, jaxpr: x)
+    mlir.register_lowering(apply, mlir.lower_fun(apply.impl, multiple_results=False))
+    ad.primitive_jvps[apply] = lambda p, t, **kw: (
+        apply.bind(*p, **kw),
+        jax.jvp(lambda x: apply.impl(p[0], x, **kw), p[1:], t[1:])[1],
+    )
+
+    def f(scale):
+        jaxpr = jax.make_jaxpr(lambda x: jnp.sin(scale * x))(X)
+        return lambda x: apply.bind(scale, x, jaxpr=jaxpr.jaxpr)
+
+    for scale in (2 + X, 3 + X):
+        J = linops.Jacobian(f(jnp.asarray(scale)), X)
+        np.testing.assert_allclose(J @ V, scale * np.cos(scale * X) * V, rtol=1e-5)
+
+
+def _closed(jaxpr, const):
+    return jax.extend.core.ClosedJaxpr(jaxpr, [const])
+
+
 def test_args_of_a_new_point():
     J = linops.Jacobian(lambda x, a, mode: jnp.sin(a * x) if mode == "on" else x, X, args=(np.float32(2), "on"))
     J @ V

@@ -193,7 +193,7 @@ class Function:
             with jax_settings.entered(settings):
                 x = domain.struct if like is None else jax.tree.map(lambda leaf: struct(jax.typeof(leaf)), like)
                 closed, value = _make_jaxpr(flat, what)(x, data)
-                program, consts = program_of(closed, settle=True)
+                program, consts = program_of(closed, points=len(jax.tree.leaves(x)), settle=True)
             for const in consts:
                 _require_value(const, what)
             if error := program.failing_rule(len(jax.tree.leaves(x))):

@@ -9,7 +9,6 @@ import collections
 import contextlib
 import contextvars
 import hashlib
-import itertools
 import re
 import threading
 import weakref
@@ -18,7 +17,7 @@ import jax
 
 from linops.program.jaxpr import rules
 from linops.program.jaxpr.evaluate import evaluate, free_variables
-from linops.program.jaxpr.graph import Graph, dependent
+from linops.program.jaxpr.linearity import reached
 from linops.program.jaxpr.settle import settled
 from linops.program.jaxpr.structure import Structure
 
@@ -44,10 +43,9 @@ class Program:
 
     def failing_rule(self, count):
         """What a rule says that could not be traced, of a call that depends on the first arguments, or None."""
-        found = dependent(self.graph, self.graph.inputs[:count])
-        reached = (e for e in self.graph.equations if not found.isdisjoint(e.outputs))
-        calls = itertools.chain.from_iterable(Graph([], [equation], []).walk() for equation in reached)
-        return next((call.rule.error for call in calls if call.rule is not None and call.rule.error), None)
+        moving = reached(self.graph, self.graph.inputs[:count])
+        failed = (e for e in self.graph.walk() if e.rule is not None and e.rule.error)
+        return next((e.rule.error for e in failed if any(e.inputs[i] in moving for i in e.rule.refused)), None)
 
     def fingerprint(self):
         """JAX's version, and a digest of what is computed and differentiated, the same in another process."""
@@ -73,13 +71,14 @@ def keeps_rules():
     return _differentiable.get()
 
 
-def program_of(closed, *, keep_rules=None, fixed=0, settle=False):
-    """The Program of a traced function, and the arrays that it closes over; `fixed` are arguments without rules.
+def program_of(closed, *, keep_rules=None, fixed=0, points=None, settle=False):
+    """The Program of a traced function, and the arrays that it closes over.
 
+    The first arguments are `fixed`, without rules, or `points`, of which derivatives are taken.
     With `settle`, what repeats itself and depends on no argument is computed now.
     """
     keep_rules = keeps_rules() if keep_rules is None else keep_rules
-    graph, constants = rules.read(closed, rules=keep_rules, fixed=fixed)
+    graph, constants = rules.read(closed, rules=keep_rules, fixed=fixed, points=points)
     if settle:
         graph, constants = settled(graph, constants)
     used = {*free_variables(graph)}

@@ -235,12 +235,13 @@ class Rule:
 
     `forward` takes the inputs, and for a jvp the tangents of those `wanted`, and gives the outputs with their tangents,
     or with residuals; `backward` takes the residuals and the cotangents. The first `consts` inputs are what the call
-    closes over. Where a rule could not be traced, `error` says why.
+    closes over. Where a rule could not be traced for tangents of some inputs, they are `refused`, and `error` says why.
     """
 
     call: Graph
     consts: int
     wanted: tuple[int, ...] = ()
+    refused: tuple[int, ...] = ()
     forward: Graph | None = None
     backward: Graph | None = None
     error: str = ""
@@ -252,6 +253,11 @@ class Rule:
     @functools.cached_property
     def free(self):
         return free_variables(*self.graphs)
+
+    def require(self, perturbed):
+        """Say why there is no rule, where there is none for the inputs that have tangents."""
+        if self.error and (self.forward is None or any(perturbed[i] for i in self.refused)):
+            raise TypeError(self.error)
 
 
 def _call_with_rule(rule, env, inputs):
@@ -280,8 +286,7 @@ def _with_jvp(rule, others):
 
     @functools.partial(call.defjvp, symbolic_zeros=True)
     def jvp(values, tangents):
-        if rule.error:
-            raise TypeError(rule.error)
+        rule.require([type(tangent) is not SymbolicZero for tangent in tangents[count:]])
         wanted = [_instantiated(tangents[count + i], values[count + i]) for i in rule.wanted]
         results = _computed(rule, rule.forward, values, [*values[count:], *wanted])
         outputs, slopes = results[: len(rule.call.outputs)], iter(results[len(rule.call.outputs) :])
@@ -306,8 +311,7 @@ def _with_vjp(rule, others):
         return _computed(rule, rule.call, values, values[count:])
 
     def forward(*primals):
-        if rule.error:
-            raise TypeError(rule.error)
+        rule.require([primal.perturbed for primal in primals[count:]])
         values = [primal.value for primal in primals]
         results = _computed(rule, rule.forward, values, values[count:])
         held = [i for i in others if primals[i].perturbed and is_inexact(jax.typeof(values[i]))]

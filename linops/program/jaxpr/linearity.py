@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from linops.program.jaxpr.evaluate import is_inexact
 from linops.program.jaxpr.primitives import COMPLEX_LINEAR, is_reference, scan_counts
 
 NOT, LINEARLY, OTHERWISE = range(3)
@@ -82,24 +83,29 @@ def _loop(body, inputs, consts, carries):
 
 
 def reached(graph, inputs):
-    """The variables that depend on some of the inputs, in the graphs inside of equations too."""
+    """The variables that have tangents where some inputs have, in the graphs inside of equations too."""
     found = set(inputs)
     for equation in graph.equations:
         given = [atom in found for atom in equation.inputs]
         for inner in equation.inner():
             found |= _reached_inside(equation, inner, given)
-        if any(given):
-            found.update(equation.outputs)
+        if any(given) and equation.name != "stop_gradient":
+            found.update(var for var in equation.outputs if is_reference(var.aval) or is_inexact(var.aval))
     return found
 
 
 def _reached_inside(equation, inner, given):
     """The same for a graph inside of an equation, some of whose inputs are reached; all where it is not known how."""
+    consts = carries = 0
     if equation.name == "cond":
         given = given[1:]
+    elif equation.name == "scan":
+        consts, carries = scan_counts(equation.params)
+    elif equation.name == "while" and inner is equation.graphs["body_jaxpr"][0]:
+        given, consts = given[equation.params["cond_nconsts"] :], equation.params["body_nconsts"]
+        carries = len(equation.outputs)
     if len(given) != len(inner.inputs):
         given = [True] * len(inner.inputs)
-    consts, carries = scan_counts(equation.params) if equation.name == "scan" else (0, 0)
     while True:
         found = reached(inner, [var for var, is_reached in zip(inner.inputs, given, strict=True) if is_reached])
         carried = [atom in found for atom in inner.outputs[:carries]]

@@ -14,7 +14,7 @@ import numpy as np
 
 from linops.program.jaxpr.evaluate import free_variables
 from linops.program.jaxpr.graph import Literal, Reader
-from linops.program.jaxpr.primitives import content, is_jaxpr, unwrapped
+from linops.program.jaxpr.primitives import content, is_jaxpr, open_jaxpr, unwrapped
 
 
 class Same:
@@ -66,7 +66,8 @@ class Structure:
 
     def _rule(self, rule, numbers):
         graphs = (rule.call, rule.forward, rule.backward)
-        return rule.consts, rule.wanted, rule.error, tuple(graph and self._graph(graph, numbers) for graph in graphs)
+        key = rule.consts, rule.wanted, rule.refused, rule.error
+        return *key, tuple(graph and self._graph(graph, numbers) for graph in graphs)
 
     def _graph(self, graph, numbers):
         numbers = {**numbers}
@@ -139,10 +140,17 @@ class Structure:
         return Same(unwrapped(value))
 
     def _jaxpr(self, value):
-        """A jaxpr that is not seen into, such as in a parameter of an unknown primitive."""
+        """A jaxpr that is not seen into, such as in a parameter of an unknown primitive.
+
+        An open one takes its constants as inputs, whose values are kept elsewhere.
+        """
+        jaxpr, consts = open_jaxpr(value)
+        missing = len(jaxpr.constvars) - len(consts)
+        if missing:
+            value = jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars])
         reader = Reader(rules=True)
         graph = reader.read(value)
-        return self._same(value) if reader.constants or graph.changed else self._graph(graph, {})
+        return self._same(value) if reader.constants or graph.changed else (missing, self._graph(graph, {}))
 
     def _treedef(self, treedef):
         data = treedef.node_data()
