@@ -99,8 +99,9 @@ def test_new_scalar_compiles_nothing():
     v = np.ones(30, np.float32)
     expected = J.rmatvec(J @ v)
     (J.T @ J + 0.1 * linops.Identity(30)) @ v
+    scalars = 0.2, np.float64(0.3), np.float32(0.4), 1, jnp.float32(0.5)
     with compilations() as count:
-        for scalar in (0.2, np.float64(0.3), np.float32(0.4), 1, jnp.float32(0.5)):
+        for scalar in scalars:
             A = J.T @ J + scalar * linops.Identity(30)
             np.testing.assert_allclose(A @ v, expected + float(scalar) * v, rtol=1e-5, atol=1e-5)
         assert count() == 0
