@@ -34,7 +34,7 @@ def _square(x):
 
 
 def _definite(x):
-    return _square(x) @ _square(x).T + 3 * jnp.eye(6)
+    return _square(x) @ _square(x).T + jnp.diag(jnp.arange(1.0, 7))
 
 
 def _unrolled(step, count):
@@ -109,7 +109,7 @@ _STRUCTURED = {
     "100 scatters": _scatters(100),
     "chain of 100 sin": _unrolled(lambda x: jnp.sin(x) + 0.1 * x, 100),
     "chain of 50 products": _unrolled(lambda x: jnp.tanh(_M @ x), 50),
-    "chain of 30 rotations": _unrolled(lambda x: jnp.roll(x, 1) * x + x, 30),
+    "chain of 30 rotations": _unrolled(lambda x: jnp.roll(x, 1) * jnp.cos(x), 30),
 }
 
 
