@@ -15,6 +15,7 @@ from linops.arrays import as_data, to_device
 from linops.program import settings as jax_settings
 from linops.program.jaxpr.evaluate import is_inexact, struct
 from linops.program.jaxpr.primitives import is_reference
+from linops.program.jaxpr.private import is_called_by_cloudpickle
 from linops.program.jaxpr.structure import Same
 from linops.program.missing import MissingRule
 from linops.program.program import Program, program_of
@@ -23,7 +24,7 @@ from linops.space import Space, space_of
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """How to trace a Function again in another process: code only, of an `f` that can be imported there."""
+    """How to trace a Function again in another process: code only."""
 
     f: Callable
     through: Callable | None  # what of linops stands around f: a picklable function of f
@@ -33,24 +34,18 @@ class Source:
     code: tuple  # the leaves of args, with _DATA where there is data
     settings: tuple  # of JAX, when f was traced
 
-    @classmethod
-    def of(cls, f, through, domain, what, args_treedef, code, settings):
-        """The Source, or None where f cannot be imported, or the code in args cannot be compared."""
-        source = cls(f, through, domain, what, args_treedef, tuple(code), settings)
+    @property
+    def is_static(self):
+        """Whether it can be a part of a pytree's structure: it holds no data of a user, and can be compared."""
         try:
-            hash(source)
+            hash(self)
         except TypeError:
-            return None
-        return source if _is_importable(f) else None
+            return False
+        return _is_importable(self.f)
 
     def __reduce__(self):
         # By name, which pickle itself refuses for functions that jax.jit has wrapped.
-        f = (self.f.__module__, self.f.__qualname__)
-        if not _is_importable(self.f):
-            raise TypeError(
-                f"{self.what} was {'.'.join(f)} when the operator was made, and the module now has another function of "
-                "that name; expected the same one: build the operator anew"
-            )
+        f = (self.f.__module__, self.f.__qualname__) if self.is_static else self.f
         return _unpickle_source, (f, *(getattr(self, field.name) for field in dataclasses.fields(self)[1:]))
 
     def trace(self, data):
@@ -128,8 +123,9 @@ class Origin:
 class Function:
     """x -> f(x, *args) as a program (static) and the arrays it closes over (leaves).
 
-    `codomain` is the Space of its values. A graph cannot be pickled: a Function with a `source` is pickled as that and
-    its data, and traced anew.
+    `codomain` is the Space of its values. A graph cannot be pickled: a Function is pickled as its Source and its data,
+    and traced anew. A `source` is a field where it holds no data. Any other one is kept beside the fields: a structure
+    that held it would keep a user's data alive in JAX's caches.
     """
 
     consts: tuple[jax.Array, ...]
@@ -139,6 +135,8 @@ class Function:
     origin: Origin
     arguments: Arguments
     source: Source | None
+
+    held_source = None  # of an instance: no field, and not in what is made of its fields
 
     forward = property(lambda self: not self.program.reverse_only)  # whether forward mode has rules for all its calls
 
@@ -160,16 +158,24 @@ class Function:
                 f"at got args whose arrays are {given}, expected args like those that {self.origin.what} was traced "
                 f"with: arrays {expected}, in the same structure, and all else the same; build the operator anew"
             )
-        return dataclasses.replace(self, args=tuple(data))
+        return self.replaced(args=tuple(data))
+
+    def replaced(self, **fields):
+        """The same function with other fields."""
+        function = dataclasses.replace(self, **fields)
+        vars(function).update(held_source=self.held_source)
+        return function
 
     def __reduce__(self):
-        if self.source is None:
+        source = self.source or self.held_source
+        if source is None or not (source.is_static or is_called_by_cloudpickle()):
             raise TypeError(
                 f"an operator was pickled whose {self.origin.what} cannot be imported by its name; expected a function "
                 f"that its module has under its own name, and hashable args: write {self.origin.what} with def at "
-                "module level, not as a lambda or inside of a function, and pass data through args="
+                "module level, not as a lambda or inside of a function, and pass data through args=; or pickle the "
+                "operator as it was made with cloudpickle"
             )
-        return _unpickle_function, (self.source, self.consts, self.args, self.codomain, self.program.fingerprint())
+        return _unpickle_function, (source, self.consts, self.args, self.codomain, self.program.fingerprint())
 
     @classmethod
     def trace(cls, f, domain, args=(), what="f", through=None, like=None):
@@ -200,8 +206,11 @@ class Function:
                 raise MissingRule(f"a custom derivative rule in {what} could not be traced, which raised {error}")
             consts = tuple(to_device(const, f"an array that {what} closes over") for const in consts)
         codomain = space_of(value, f"the value of {what}")
-        source = Source.of(f, through, domain, what, arguments.treedef, code, settings)
-        return cls(consts, tuple(data), program, codomain, Origin(what, settings, scope), arguments, source)
+        source = Source(f, through, domain, what, arguments.treedef, tuple(code), settings)
+        kept = source if source.is_static else None
+        made = cls(consts, tuple(data), program, codomain, Origin(what, settings, scope), arguments, kept)
+        vars(made).update(held_source=source)
+        return made
 
 
 def _type(array):
@@ -226,8 +235,8 @@ def _is_importable(f):
 
 
 def _unpickle_source(name, *rest):
-    module, attribute = name
-    return Source(operator.attrgetter(attribute)(import_module(module)), *rest)
+    f = name if callable(name) else operator.attrgetter(name[1])(import_module(name[0]))
+    return Source(f, *rest)
 
 
 def _unpickle_function(source, consts, args, codomain, fingerprint):
@@ -237,11 +246,11 @@ def _unpickle_function(source, consts, args, codomain, fingerprint):
     same_program = digest == digest_then or version != version_then  # another JAX traces other programs
     if not (same_program and function.codomain.layout == codomain.layout and arrays[0] == arrays[1]):
         raise ValueError(
-            f"{source.f.__module__}.{source.f.__qualname__} is not the function that it was when its operator was "
+            f"{getattr(source.f, '__qualname__', source.what)} is not the function that it was when its operator was "
             "pickled: it computes something else, or its value, or an array that it uses, has another shape or dtype; "
             "expected the same code and version: build the operator anew"
         )
-    return dataclasses.replace(function, consts=consts, codomain=codomain)
+    return function.replaced(consts=consts, codomain=codomain)
 
 
 def _make_jaxpr(f, what):

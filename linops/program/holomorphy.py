@@ -39,7 +39,7 @@ def trace_linear(f, x, domain, args, what="f", realify=False):
     elif any_complex(values):
         function = Function.trace(f, domain, args, what, OnPairs(None), like=x)
     if any_complex(values):
-        function = dataclasses.replace(function, codomain=dataclasses.replace(function.codomain, paired=values))
+        function = function.replaced(codomain=dataclasses.replace(function.codomain, paired=values))
     with domain.scope():
         return (function, pair_of(x), domain) if any_complex(domain) else (function, x, None)
 

@@ -24,6 +24,16 @@ def is_called_by_lapack():
     return sys._getframe(2).f_globals.get("__name__") in _OF_LAPACK
 
 
+def is_called_by_cloudpickle():
+    """Whether the pickler at work takes any function, as that of joblib and dask; not, if it has another name."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").rpartition(".")[2] == "cloudpickle":
+            return True
+        frame = frame.f_back
+    return False
+
+
 def of_numpy(func, args, kwargs):
     """What NumPy answers by itself to a function that it handed to an operator; else an AttributeError."""
     return func._implementation(*args, **kwargs)
