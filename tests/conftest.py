@@ -15,6 +15,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    jax.config.update("jax_disable_most_optimizations", not config.getoption("--whole"))
     config.addinivalue_line(
         "markers", "covering(*names): of the values of these parameters one for each combination of the others, in turn"
     )
@@ -55,8 +56,10 @@ def x64():
 
 
 @pytest.fixture(scope="module")
-def quick_compilations():
-    """For a module of hundreds of small programs: what XLA saves in a run is not worth its time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+def optimized():
+    """For modules that are about what XLA makes of a program; of thousands of others its optimizations take the most
+    time, and save none in a run.
+    """
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)

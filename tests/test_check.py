@@ -24,8 +24,6 @@ X = problems.tree_point("dict", np.float32)
 Z = {"a": problems.complex_normal(3, np.float32), "b": problems.complex_normal((), np.float32)}
 M = problems.normal((6, 6), np.float32)
 
-pytestmark = pytest.mark.usefixtures("quick_compilations")
-
 
 @pytest.mark.covering("dtype")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])

@@ -10,6 +10,8 @@ import pytest
 
 from linops.cli import digits_problem, main
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 A = np.random.default_rng(0).normal(size=(30, 30)).astype(np.float32)
 
 

@@ -13,8 +13,6 @@ import pytest
 import linops
 from linops.algebra.operator import Gram
 
-pytestmark = pytest.mark.usefixtures("quick_compilations")
-
 X = problems.tree_point("dict", np.float32)
 Y = jax.tree.map(np.asarray, problems.values(X))
 Z = {"a": problems.complex_normal(3, np.float32), "b": problems.complex_normal((), np.float32, 1)}

@@ -21,8 +21,6 @@ DTYPES = {False: ["float16", "bfloat16", "float32", "complex64"], True: ["float1
 HALVES = {"float16", "bfloat16"}  # neither holds the numbers of the other: one operator with both is refused
 SHAPES = [(), (0,), (1,), (4,), (2, 3)]
 
-pytestmark = pytest.mark.usefixtures("quick_compilations")
-
 
 def bounded(examples):
     """So many examples, the same in each run: each may compile half a dozen programs."""

@@ -12,6 +12,8 @@ from linops.program import residuals
 from linops.program.jaxpr.graph import nbytes
 from linops.program.jaxpr.rules import read
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 x = np.linspace(0.5, 1.5, 1_000, dtype=np.float32)
 
 

@@ -27,7 +27,21 @@ def test_vector(pair, vectors, close):
     close(A.matvec(v), D @ v)
     close(A.T @ w, D.T @ w)
     close(A.rmatvec(w), D.conj().T @ w)
+    close(A.H @ w, D.conj().T @ w)
+    close(A.T.T @ v, D @ v)
     close(w @ A, w @ D)
+
+
+def test_claims(pair, close):
+    A, D = pair
+    if A.symmetric:
+        assert A.T is A
+        close(D.T.astype(A.dtype), D)
+    if A.hermitian:
+        assert A.H is A
+        close(D.conj().T.astype(A.dtype), D)
+    if A.positive_semidefinite:
+        assert np.linalg.eigvalsh(D).min() >= -1e-6 * abs(D).max()
 
 
 def test_block(pair, vectors, close):
