@@ -19,7 +19,7 @@ NAMES = {"jax": jax, "jnp": jnp, "np": np, "linops": linops}
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 
-@pytest.mark.parametrize("name", [module.name for module in pkgutil.iter_modules(linops.__path__, "linops.")])
+@pytest.mark.parametrize("name", [module.name for module in pkgutil.walk_packages(linops.__path__, "linops.")])
 def test_docstrings(name):
     assert doctest.testmod(importlib.import_module(name), extraglobs=NAMES, optionflags=FLAGS).failed == 0
 
