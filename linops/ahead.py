@@ -18,13 +18,14 @@ from linops.program.staged import Flat, is_known
 
 def linearized(operator):
     """`operator.linearize()`, for a product with a vector."""
-    if "_linearized" in vars(operator) or operator._traced or is_known(operator) or not _is_anywhere(operator):
+    if "_linearized" in vars(operator) or operator._traced or is_known(operator) or not _is_simple(operator):
         return operator.linearize()
     require_threads()
     with operator._scope.entered():  # types of 64 bits are narrowed elsewhere
         form, v = _types(operator).linearize(), jax.ShapeDtypeStruct((operator.shape[1],), operator.dtype)
         flat = Flat(form, form._scope)
-    compiling = threading.Thread(target=_compile, args=(flat, flat.stage(array_product, v), v))
+        lowered = flat.lower(flat.stage(array_product, v), v)  # here, for contexts are of a thread
+    compiling = threading.Thread(target=_compile, args=(lowered,))
     compiling.start()
     try:
         return operator.linearize()
@@ -32,9 +33,14 @@ def linearized(operator):
         compiling.join()
 
 
-def _is_anywhere(operator):
-    """Whether no array is bound to a device, to which a program would be compiled."""
-    return not any(isinstance(leaf, jax.Array) and leaf.committed for leaf in jax.tree.leaves(operator))
+def _is_simple(operator):
+    """Whether types do for its arrays: none is bound to a device, and no code of a user may ask for numbers."""
+    is_bound = any(isinstance(leaf, jax.Array) and leaf.committed for leaf in jax.tree.leaves(operator))
+    return _is_ours(operator) and not is_bound
+
+
+def _is_ours(operator):
+    return type(operator).__module__.startswith("linops.") and all(map(_is_ours, operator._factors().values()))
 
 
 def _types(operator):
@@ -47,6 +53,6 @@ def _types(operator):
     return jax.tree.map(of, operator)
 
 
-def _compile(flat, *arguments):
+def _compile(lowered):
     with contextlib.suppress(Exception):  # it is said where the product is computed
-        flat.compile(*arguments)
+        lowered.compile()

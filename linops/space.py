@@ -199,7 +199,8 @@ class Space:
         """The Euclidean norm of v, a real scalar; it neither overflows nor underflows where v does not."""
         with self.scope():
             largest = functools.reduce(jnp.maximum, (jnp.max(abs(leaf), initial=0) for leaf in jax.tree.leaves(v)))
-            scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+            # By a number below the smallest normal one XLA would divide as by zero.
+            scale = jnp.where((largest >= jnp.finfo(largest.dtype).tiny) & jnp.isfinite(largest), largest, 1)
             scaled = jax.tree.map(lambda leaf: leaf / scale.astype(abs(leaf).dtype), v)
             return scale * jnp.sqrt(self.inner(scaled, scaled).real)
 

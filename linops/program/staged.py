@@ -64,10 +64,10 @@ class Flat:
             key = function, self.treedef, self.index, self.avals, avals, settings
             return self.cache(key, lambda: _stage(*key))
 
-    def compile(self, staged, *arguments):
-        """Compile what is staged, for types; where it is called, it is there."""
+    def lower(self, staged, *arguments):
+        """What is staged, ready to be compiled for types; a call in the same context finds what comes of that."""
         with self.scope.entered():
-            staged.run.lower(*staged.consts, *self.leaves, *arguments).compile()
+            return staged.run.lower(*staged.consts, *self.leaves, *arguments)
 
     def call(self, function, *arguments):
         """`function(tree, *arguments)`, a pytree of arrays, in one compiled call."""
