@@ -117,3 +117,23 @@ def test_front_page_is_only_a_contents_page():
     assert kinds <= {ast.Expr, ast.ImportFrom, ast.Assign}
     public = {alias.asname for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names} == public
+
+
+def test_no_module_bears_the_name_of_what_is_public():
+    """`linops.check` the function would shadow a module `check`."""
+    tree = ast.parse((ROOT / "__init__.py").read_text())
+    public = {alias.asname for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert public.isdisjoint(part for module in MODULES for part in module.split("."))
+
+
+def test_no_method_is_called_by_a_string():
+    """Arrows that no test of imports sees."""
+    trees = [ast.parse(path.read_text()) for path in MODULES.values()]
+    classes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    methods = {f.name for c in classes for f in c.body if isinstance(f, ast.FunctionDef) and not f.decorator_list}
+    texts = {node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    assert not {name for name in methods if name in texts and name.startswith("_")}
+    called = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    by_name = [node for node in called if isinstance(node.func, ast.Name) and node.func.id == "getattr"]
+    assert not {node.args[1].value for node in by_name if isinstance(node.args[1], ast.Constant)} & methods
+    assert not [node for node in called if isinstance(node.func, ast.Attribute) and node.func.attr == "methodcaller"]

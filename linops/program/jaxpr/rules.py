@@ -70,10 +70,10 @@ class _Resolver:
         call = equation.params["call_jaxpr"]  # of which JAX may have dropped results that nothing uses
         key = id(python), id(call), tuple(atom in self.moving for atom in equation.inputs)
         if key not in self.by_call:
-            self.by_call[key] = self._traced(equation, trace, depth), python, call
+            self.by_call[key] = self._resolved(equation, trace, depth), python, call
         return self.by_call[key][0]
 
-    def _traced(self, equation, trace, depth):
+    def _resolved(self, equation, trace, depth):
         (call,) = equation.inner()
         rule = Rule(call, self._consts(call, equation.params["num_consts"]))
         if depth == DEPTH:
