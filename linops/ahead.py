@@ -13,12 +13,12 @@ import jax
 from linops.arrays import require_threads
 from linops.door import array_product
 from linops.program.jaxpr.evaluate import struct
-from linops.program.staged import Flat, is_known
+from linops.program.staged import Flat, was_known
 
 
 def linearized(operator):
     """`operator.linearize()`, for a product with a vector."""
-    if "_linearized" in vars(operator) or operator._traced or is_known(operator) or not _is_simple(operator):
+    if "_linearized" in vars(operator) or operator._traced or was_known(operator) or not _is_simple(operator):
         return operator.linearize()
     require_threads()
     with operator._scope.entered():  # types of 64 bits are narrowed elsewhere
@@ -26,7 +26,10 @@ def linearized(operator):
         flat = Flat(form, form._scope)
         lowered = flat.lower(flat.stage(array_product, v), v)  # here, for contexts are of a thread
     compiling = threading.Thread(target=_compile, args=(lowered,))
-    compiling.start()
+    try:
+        compiling.start()
+    except RuntimeError:  # a process that may have no more threads
+        return operator.linearize()
     try:
         return operator.linearize()
     finally:
@@ -34,9 +37,14 @@ def linearized(operator):
 
 
 def _is_simple(operator):
-    """Whether types do for its arrays: none is bound to a device, and no code of a user may ask for numbers."""
-    is_bound = any(isinstance(leaf, jax.Array) and leaf.committed for leaf in jax.tree.leaves(operator))
-    return _is_ours(operator) and not is_bound
+    """Whether types do for its arrays, and the program that is compiled for them is the one that is called.
+
+    No array is bound to a device, none is in it twice, which types do not tell, and no code of a user asks for numbers.
+    """
+    arrays = [leaf for leaf in jax.tree.leaves(operator) if isinstance(leaf, jax.Array)]
+    is_bound = any(leaf.committed for leaf in arrays) or not jax.sharding.get_abstract_mesh().empty
+    is_once = len(arrays) == len({*map(id, arrays)})
+    return _is_ours(operator) and is_once and not is_bound and not jax.config.jax_disable_jit
 
 
 def _is_ours(operator):
@@ -44,13 +52,8 @@ def _is_ours(operator):
 
 
 def _types(operator):
-    """The operator with the types of its arrays; an array that is in it twice is one type."""
-    types = {}
-
-    def of(leaf):
-        return types.setdefault(id(leaf), struct(jax.typeof(leaf))) if isinstance(leaf, jax.Array) else leaf
-
-    return jax.tree.map(of, operator)
+    """The operator with the types of its arrays."""
+    return jax.tree.map(lambda leaf: struct(jax.typeof(leaf)) if isinstance(leaf, jax.Array) else leaf, operator)
 
 
 def _compile(lowered):

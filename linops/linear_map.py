@@ -15,6 +15,7 @@ from linops.door import Door, block_product, is_traced, vector_product
 from linops.node import Node
 from linops.precision import is_complex, lowest, say_loss
 from linops.program.jaxpr.private import ARRAY_NAMESPACE, is_called_by_lapack
+from linops.program.missing import MissingRule
 from linops.program.settings import Scope
 
 
@@ -134,7 +135,7 @@ class LinearMap(Node, LinearOperator):
         return (
             self._door
             if self._equals_transpose
-            else Door(linearized(self.T), f"the transpose of {self!r}", self._checks_finite)
+            else Door(self._linearized_as(self.T), f"the transpose of {self!r}", self._checks_finite)
         )
 
     @functools.cached_property
@@ -143,7 +144,11 @@ class LinearMap(Node, LinearOperator):
             return self._transposed_door
         if self._equals_adjoint:
             return self._door
-        return Door(linearized(self.H), f"the adjoint of {self!r}", self._checks_finite)
+        return Door(self._linearized_as(self.H), f"the adjoint of {self!r}", self._checks_finite)
+
+    def _linearized_as(self, other):
+        """A transpose, linearized; where this operator is already, there is nothing to be done meanwhile."""
+        return other.linearize() if "_linearized" in vars(self) else linearized(other)
 
     @functools.cached_property
     def _complex_door(self):
@@ -227,7 +232,14 @@ class LinearMap(Node, LinearOperator):
     def diagonal(self):
         """The entries A[i, i], a NumPy array of shape (min(m, n),), from as many products in blocks."""
         self._require_arrays("diagonal")
-        return dense.diagonal(self._door)
+        self.linearize()  # no program for vectors is compiled meanwhile
+        try:
+            return dense.diagonal(self._door)
+        except MissingRule as error:
+            try:
+                return dense.diagonal(self.T._door)
+            except MissingRule:
+                raise error from None
 
     def _require_arrays(self, method):
         if self._traced:

@@ -70,7 +70,7 @@ class Node:
     def __deepcopy__(self, memo):
         require_threads()
         copied = functools.partial(copy.deepcopy, memo=memo)
-        tree = functools.partial(jax.tree.map, copied, is_leaf=_is_node)
+        tree = functools.partial(jax.tree.map, copied, is_leaf=lambda value: hasattr(value, "__deepcopy__"))
         fields = {field: getattr(self, field.name) for field in dataclasses.fields(self)}
         return self._make(**{f.name: v if "static" in f.metadata else tree(v) for f, v in fields.items()})
 

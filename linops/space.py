@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from linops.arrays import as_host, as_leaf, float64_if, require_castable
-from linops.precision import is_complex, loses_precision, lowest, say_digits
+from linops.precision import is_complex, loses_precision, lowest, real_dtype, say_digits
 
 MOST_PATHS = 20  # that an error lists
 
@@ -175,12 +175,14 @@ class Space:
             return self.treedef.unflatten(map(jax.random.normal, keys, self.shapes, self.dtypes))
 
     def add(self, u, v):
-        """U + v."""
+        """The sum u + v."""
         with self.scope():
             return jax.tree.map(operator.add, u, v)
 
     def scale(self, c, v):
-        """C v, for a scalar c, in the dtypes of the space."""
+        """The product c v with a scalar c, in the dtypes of the space."""
+        if is_complex(jnp.result_type(c)) and not all(map(is_complex, self.dtypes)):
+            raise TypeError(f"scale got a complex number and an element with real leaves: {c!r}, expected a real one")
         with self.scope():
             return jax.tree.map(lambda leaf: (c * leaf).astype(leaf.dtype), v)
 
@@ -191,18 +193,22 @@ class Space:
         >>> float(space.inner({"a": jnp.array([1.0, 2.0]), "b": 3.0}, {"a": jnp.ones(2), "b": 1.0}))
         6.0
         """
-        full = functools.partial(jnp.vdot, precision="highest", preferred_element_type=self.dtype)
+        product = functools.partial(jnp.vdot, precision="highest", preferred_element_type=self.dtype)
         with self.scope():
-            return functools.reduce(operator.add, map(full, jax.tree.leaves(u), jax.tree.leaves(v)))
+            products = map(product, jax.tree.leaves(self._element(u)), jax.tree.leaves(self._element(v)))
+            return functools.reduce(operator.add, products)
 
     def norm(self, v):
-        """The Euclidean norm of v, a real scalar; it neither overflows nor underflows where v does not."""
+        """The Euclidean norm of v, a real scalar; it neither overflows nor underflows where the result does not."""
+        real = real_dtype(self.dtype)
         with self.scope():
-            largest = functools.reduce(jnp.maximum, (jnp.max(abs(leaf), initial=0) for leaf in jax.tree.leaves(v)))
+            wide = jnp.promote_types(real, jnp.float32)
+            sizes = [abs(leaf).astype(wide) for leaf in jax.tree.leaves(self._element(v))]
+            largest = functools.reduce(jnp.maximum, (jnp.max(size, initial=0) for size in sizes))
             # By a number below the smallest normal one XLA would divide as by zero.
-            scale = jnp.where((largest >= jnp.finfo(largest.dtype).tiny) & jnp.isfinite(largest), largest, 1)
-            scaled = jax.tree.map(lambda leaf: leaf / scale.astype(abs(leaf).dtype), v)
-            return scale * jnp.sqrt(self.inner(scaled, scaled).real)
+            scale = jnp.where((largest >= jnp.finfo(wide).tiny) & jnp.isfinite(largest), largest, 1)
+            squares = functools.reduce(operator.add, (jnp.sum((size / scale) ** 2) for size in sizes))
+            return (scale * jnp.sqrt(squares)).astype(real)
 
     def scope(self):
         """The context to compute in: with float64 enabled, where a leaf has it."""

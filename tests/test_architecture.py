@@ -132,7 +132,7 @@ def test_no_method_is_called_by_a_string():
     classes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     methods = {f.name for c in classes for f in c.body if isinstance(f, ast.FunctionDef) and not f.decorator_list}
     texts = {node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)}
-    assert not {name for name in methods if name in texts and name.startswith("_")}
+    assert not {name for name in methods if name in texts and name.startswith("_") and not name.endswith("__")}
     called = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
     by_name = [node for node in called if isinstance(node.func, ast.Name) and node.func.id == "getattr"]
     assert not {node.args[1].value for node in by_name if isinstance(node.args[1], ast.Constant)} & methods

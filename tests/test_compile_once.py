@@ -1,5 +1,6 @@
 """Programs are shared by what they compute: counted compilations, bounded caches, large closed-over arrays."""
 
+import contextlib
 import gc
 import itertools
 import time
@@ -211,6 +212,64 @@ def test_what_repeats_itself_and_depends_on_no_argument_is_computed_at_once(insi
             found, expected = wrap(lambda v, numbers=numbers: product(numbers, v))(v)
             assert count() == 0 or inside or seed == 0
         np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_what_does_not_repeat_itself_is_compiled_with_the_rest():
+    """Nine operations, each once; a large table; a table that nothing uses."""
+    table, large = jnp.linspace(0.1, 0.9, 5), jnp.ones((1000, 1000))
+
+    def once(x):
+        t = jnp.log(jnp.tanh(jnp.exp(jnp.cos(jnp.sin(table)))))
+        return x * jnp.expm1(jnp.log1p(jax.lax.logistic(t)))
+
+    def of_large(x):
+        return x * sum(jnp.sum(jnp.sin(large + i)) for i in range(10))
+
+    def unused(x):
+        [jnp.linalg.cholesky(jnp.eye(3) + table[i] * jnp.eye(3)) for i in range(10)]
+        return 2 * x
+
+    x = jnp.ones(5)
+    for f in (once, of_large, unused):
+        with compilations() as count:
+            linops.Jacobian(f, x)
+            assert count() == 0
+
+
+@pytest.mark.parametrize(
+    "product",
+    [
+        lambda J, v: J @ v,
+        lambda J, v: J.T @ v,
+        lambda J, v: J.rmatvec(v),
+        lambda J, v: J @ np.stack([v, v], axis=1),
+        lambda J, v: J.T @ np.stack([v, v], axis=1),
+        lambda J, v: J.mv(v),
+        lambda J, v: J.diagonal(),
+        lambda J, v: (J.T @ J + linops.Identity(5)) @ v,
+    ],
+    ids=["v", "transposed", "rmatvec", "block", "transposed block", "tree", "diagonal", "normal equations"],
+)
+@pytest.mark.parametrize(
+    "context", [contextlib.nullcontext, lambda: jax.enable_x64(True), lambda: jax.default_matmul_precision("highest")]
+)
+def test_a_first_product_compiles_two_programs(product, context):
+    """The linearization and the product, the second while the first is, in whatever context."""
+    v = np.ones(5, np.float32)
+    J = linops.Jacobian(lambda x: jnp.sin(x) * x[::-1], v)
+    forget()
+    with context(), compilations() as count:
+        product(J, v)
+        assert count() == 2
+
+
+def test_an_operator_that_is_in_another_twice_is_compiled_once():
+    v = np.ones(5, np.float32)
+    J = linops.Jacobian(lambda x: jnp.cos(x) * x[::-1], v)
+    forget()
+    with compilations() as count:
+        (J @ J) @ v
+        assert count() == 2
 
 
 def test_no_second_copy_of_a_large_array():

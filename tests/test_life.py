@@ -199,7 +199,8 @@ def test_cloudpickle_takes_any_function():
     ):
         B = cloudpickle.loads(cloudpickle.dumps(A))
         np.testing.assert_array_equal(B @ ones(A), A @ ones(A))
-        np.testing.assert_array_equal(cloudpickle.loads(cloudpickle.dumps(B)) @ ones(A), A @ ones(A))
+        for C in (B, copy.copy(A), copy.deepcopy(A)):
+            np.testing.assert_array_equal(cloudpickle.loads(cloudpickle.dumps(C)) @ ones(A), A @ ones(A))
     with pytest.raises(TypeError, match=r"or pickle the operator as it was made with cloudpickle"):
         cloudpickle.dumps(jax.tree.map(lambda leaf: leaf, linops.Jacobian(lambda x: x**2, x)))
 

@@ -49,8 +49,25 @@ def test_a_norm_neither_overflows_nor_underflows():
     space = linops.Space.flat(4, np.float32)
     for scale in (1e30, 1e-30):
         np.testing.assert_allclose(space.norm(jnp.full(4, scale)), 2 * scale, rtol=1e-6)
+    mixed = linops.Space.of({"a": np.zeros(1, np.float16), "b": np.zeros(4, np.float32)})
+    for small in (0.0, 1e-7):
+        v = {"a": jnp.full(1, small, jnp.float16), "b": jnp.full(4, 1e-10)}
+        np.testing.assert_allclose(mixed.norm(v), np.hypot(float(v["a"][0]), 2e-10), rtol=1e-2)
+    np.testing.assert_allclose(
+        linops.Space.flat(100_000, np.float16).norm(jnp.ones(100_000, jnp.float16)), 316.2, rtol=1e-2
+    )
     assert np.isnan(space.norm(jnp.full(4, jnp.nan)))
     assert np.isinf(space.norm(jnp.full(4, jnp.inf)))
+
+
+def test_what_is_no_element_has_no_inner_product():
+    space = linops.Space.of({"a": np.ones((2, 3), np.float32), "b": np.ones(2, np.float32)})
+    u = space.draw(jax.random.key(0))
+    for wrong in ({"a": u["a"]}, {**u, "a": u["a"].T}):
+        with pytest.raises(ValueError, match="expected one like the point's"):
+            space.inner(u, wrong)
+    with pytest.raises(TypeError, match="scale got a complex number and an element with real leaves: 1j, expected a"):
+        space.scale(1j, u)
 
 
 def test_drawn_numbers_are_normal():

@@ -1,5 +1,6 @@
 """A user's function made cacheable: a program, and the arrays that it closes over as data."""
 
+import copy
 import dataclasses
 import functools
 import operator
@@ -125,7 +126,7 @@ class Function:
 
     `codomain` is the Space of its values. A graph cannot be pickled: a Function is pickled as its Source and its data,
     and traced anew. A `source` is a field where it holds no data. Any other one is kept beside the fields: a structure
-    that held it would keep a user's data alive in JAX's caches.
+    that held it would keep a user's data alive in JAX's caches. Here they live as long as the operator.
     """
 
     consts: tuple[jax.Array, ...]
@@ -165,6 +166,9 @@ class Function:
         function = dataclasses.replace(self, **fields)
         vars(function).update(held_source=self.held_source)
         return function
+
+    def __deepcopy__(self, memo):
+        return self.replaced(consts=copy.deepcopy(self.consts, memo), args=copy.deepcopy(self.args, memo))
 
     def __reduce__(self):
         source = self.source or self.held_source

@@ -123,8 +123,8 @@ def clear_caches():
     programs.clear_caches()
 
 
-def is_known(tree):
-    """Whether a tree of this structure was asked for here, or staged, as far as is remembered, or holds what dies."""
+def was_known(tree):
+    """Whether a tree of this structure was asked for before, or staged, as far as is remembered, or holds what dies."""
     treedef = jax.tree.structure(tree)
     return treedef in _plain or _cache_of(tree, treedef) is not _staged
 

@@ -13,8 +13,11 @@ import pytest
 def pytest_collection_modifyitems(items):
     """Run before those of the suite's own conftest, which makes the cover."""
     for item in items:
-        if "laws" in item.path.parts and item.originalname not in ("test_vector", "test_dense"):
+        if "laws" in item.path.parts and item.originalname not in BOTH:
             item.add_marker(pytest.mark.covering("dtype"))
+
+
+BOTH = {"test_vector", "test_dense", "test_wider_vectors_are_narrowed_with_one_warning"}  # precisions
 
 
 @pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])

@@ -21,36 +21,49 @@ _LARGE = 2**24  # bytes that it may take, all intermediates together
 def settled(graph, constants):
     """The graph and its constants, pairs of a variable and an array, without what is computed now."""
     env = {var: value for var, value in constants if not isinstance(value, jax.core.Tracer)}
-    equations = _repeated(graph, env)
-    if not equations or sum(nbytes(var.aval) for equation in equations for var in equation.outputs) > _LARGE:
+    known = _following(graph, env)
+    made = {var for equation in known for var in equation.outputs}
+    rest = [equation for equation in graph.equations if made.isdisjoint(equation.outputs)]
+    equations = _work(known, free_variables(Graph([], rest, graph.outputs)))
+    if not _is_repeated(equations) or sum(nbytes(var.aval) for e in equations for var in e.outputs) > _LARGE:
         return graph, constants
     made = {var for equation in equations for var in equation.outputs}
     rest = [equation for equation in graph.equations if made.isdisjoint(equation.outputs)]
-    results = list(dict.fromkeys(var for var in free_variables(Graph([], rest, graph.outputs)) if var in made))
+    results = [var for var in free_variables(Graph([], rest, graph.outputs)) if var in made]
     # Arrays, not tracers of a jit in progress; what a user asks JAX to watch are computations, of which this is none.
     with jax.ensure_compile_time_eval(), jax.debug_nans(False), jax.transfer_guard("allow"):
         run(equations, env)
     return Graph(graph.inputs, rest, graph.outputs, changed=True), [*constants, *((var, env[var]) for var in results)]
 
 
-def _repeated(graph, known):
-    """The equations that follow from what is known, if they are work, and mostly the same again and again."""
-    known, found, kinds = {*known}, [], collections.Counter()
+def _following(graph, known):
+    """The equations that follow from what is known."""
+    known, found = {*known}, []
     for equation in graph.equations:
         inputs = [atom for atom in equation.inputs if not isinstance(atom, Literal)]
         if known.issuperset(inputs) and is_pure(equation) and not equation.graphs:
             known.update(equation.outputs)
             found.append(equation)
-            if not is_cheap(equation):
-                kinds[Structure().of_equation(equation), tuple(atom.aval for atom in equation.inputs)] += 1
-    return _needed(found) if kinds and kinds.total() >= REPEATED * len(kinds) else []
+    return found
 
 
-def _needed(equations):
-    """Those that are work, and those that they follow from: numbers spread out stay code."""
-    found, used = [], set()
+def _work(equations, used):
+    """Those that are work for what is used, with what they follow from: numbers spread out stay code."""
+    found, used, needed = [], {*used}, set()
     for equation in reversed(equations):
-        if not (is_cheap(equation) and used.isdisjoint(equation.outputs)):
+        if not needed.isdisjoint(equation.outputs) or not (is_cheap(equation) or used.isdisjoint(equation.outputs)):
             found.append(equation)
+            needed.update(equation.inputs)
+        elif not used.isdisjoint(equation.outputs):
             used.update(equation.inputs)
     return found[::-1]
+
+
+def _is_repeated(equations):
+    """Whether they are mostly the same again and again."""
+    kinds = collections.Counter(
+        (equation.primitive, Structure().of_equation(equation), tuple(atom.aval for atom in equation.inputs))
+        for equation in equations
+        if not is_cheap(equation)
+    )
+    return kinds.total() >= REPEATED * len(kinds) > 0

@@ -118,7 +118,8 @@ class Structure:
             return self._jaxpr(value)
         if isinstance(value, tuple | list | frozenset | set):
             items = tuple(map(self.value, value))
-            return type(value), frozenset(items) if isinstance(value, frozenset | set) else items
+            # In an order that is the same in another process, for fingerprints.
+            return type(value), tuple(sorted(items, key=repr)) if isinstance(value, frozenset | set) else items
         if isinstance(value, dict):
             return dict, tuple((self.value(key), self.value(item)) for key, item in value.items())
         if isinstance(value, jax.tree_util.PyTreeDef):
