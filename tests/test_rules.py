@@ -402,8 +402,9 @@ def test_an_open_jaxpr_in_the_parameters_of_a_primitive():
     )
 
     def f(scale):
-        jaxpr = jax.make_jaxpr(lambda x: jnp.sin(scale * x))(X)
-        return lambda x: apply.bind(scale, x, jaxpr=jaxpr.jaxpr)
+        jaxpr = jax.make_jaxpr(lambda c, x: jnp.sin(c * x))(X, X).jaxpr
+        opened = jaxpr.replace(constvars=jaxpr.invars[:1], invars=jaxpr.invars[1:])
+        return lambda x: apply.bind(scale, x, jaxpr=opened)
 
     for scale in (2 + X, 3 + X):
         J = linops.Jacobian(f(jnp.asarray(scale)), X)
