@@ -95,7 +95,7 @@ def program_of_graph(graph):
     return _shared(structure.of_program((), graph), graph, (), structure.opaque)
 
 
-_KEPT = 512
+_KEPT = 128  # a program and its executable take a megabyte or more
 _lock = threading.RLock()
 _programs = weakref.WeakValueDictionary()  # key -> Program
 _recent = collections.OrderedDict()  # those without objects of the user, the last used at the end

@@ -112,7 +112,7 @@ class _Recent:
         return result
 
 
-_staged = _Recent(512)  # of trees that hold code only
+_staged = _Recent(128)  # of trees that hold code only
 _plain = OrderedDict()  # the structures of the last of them, to be known at once
 
 
