@@ -9,20 +9,36 @@ from linops.program.staged import Flat
 
 def toarray(operator):
     """The dense NumPy array of an operator, by columns, or by rows where a derivative rule for those alone is there."""
+    return _by_rule(lambda: _of_columns(operator), lambda: np.ascontiguousarray(_of_columns(operator.T).T))
+
+
+def diagonal(operator):
+    """The NumPy vector of the diagonal entries of an operator, or of its transpose, as rules are there."""
+    return _by_rule(lambda: _diagonal(operator), lambda: _diagonal(operator.T))
+
+
+def _by_rule(first, second):
+    """The first of two ways to compute the same, or the second where the first has no derivative rule."""
     try:
-        return _of_columns(operator)
+        return first()
     except MissingRule as error:
         try:
-            return np.ascontiguousarray(_of_columns(operator.T).T)
+            return second()
         except MissingRule:
             raise error from None
+
+
+def _door(operator):
+    """For blocks: it is linearized before, so that no program for vectors is compiled meanwhile."""
+    operator.linearize()
+    return operator._door
 
 
 def _of_columns(operator):
     """The same, block by block of columns."""
     if "_door" not in vars(operator) and (result := _at_once(operator)) is not None:
         return result
-    door = operator._door
+    door = _door(operator)
     result = np.empty((door.rows, door.columns), door.dtype)
     for start, block in _identity_blocks(door, door.columns):
         result[:, start : start + block.shape[1]] = door.matmat(block)
@@ -39,8 +55,8 @@ def _at_once(operator):
     return result if not operator._checks_finite or all_finite(result) else None
 
 
-def diagonal(door):
-    """The NumPy vector of the diagonal entries of an operator behind its door."""
+def _diagonal(operator):
+    door = _door(operator)
     result = np.empty(min(door.rows, door.columns), door.dtype)
     for start, block in _identity_blocks(door, len(result)):
         result[start : start + block.shape[1]] = door.diagonal_of(block, start)

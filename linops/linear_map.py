@@ -15,7 +15,6 @@ from linops.door import Door, block_product, is_traced, vector_product
 from linops.node import Node
 from linops.precision import is_complex, lowest, say_loss
 from linops.program.jaxpr.private import ARRAY_NAMESPACE, is_called_by_lapack
-from linops.program.missing import MissingRule
 from linops.program.settings import Scope
 
 
@@ -232,14 +231,7 @@ class LinearMap(Node, LinearOperator):
     def diagonal(self):
         """The entries A[i, i], a NumPy array of shape (min(m, n),), from as many products in blocks."""
         self._require_arrays("diagonal")
-        self.linearize()  # no program for vectors is compiled meanwhile
-        try:
-            return dense.diagonal(self._door)
-        except MissingRule as error:
-            try:
-                return dense.diagonal(self.T._door)
-            except MissingRule:
-                raise error from None
+        return dense.diagonal(self)
 
     def _require_arrays(self, method):
         if self._traced:

@@ -388,6 +388,8 @@ def test_dense_forms_where_one_mode_has_rules():
         R @ V
     np.testing.assert_allclose(R.toarray(), np.diag(np.cos(X)), rtol=1e-5, atol=1e-6)
     assert R.toarray().flags.c_contiguous
+    np.testing.assert_allclose(R.diagonal(), np.cos(X), rtol=1e-5)
+    np.testing.assert_allclose(J.T.diagonal(), np.diagonal(J.toarray()), rtol=1e-6)
 
 
 def test_an_open_jaxpr_in_the_parameters_of_a_primitive():
