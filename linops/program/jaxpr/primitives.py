@@ -189,6 +189,16 @@ def jaxprs_in(values):
                 yield item
 
 
+def is_unrolled(equation):
+    """Whether an equation is a scan that its author wants to be written out whole, of not too many steps."""
+    if equation.name != "scan" or equation.effects or not equation.graphs:
+        return False
+    return 0 < equation.params["length"] <= min(UNROLLED, equation.params["unroll"])
+
+
+UNROLLED = 16  # `jnp.polyval`, which most special functions call, unrolls as many
+
+
 def scan_counts(params):
     """How many of a scan's inputs are constants, and how many carries."""
     if "ft_in" in params:  # JAX 0.12
