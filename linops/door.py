@@ -77,8 +77,8 @@ def block_product(A, block):
 
 def diagonal_of_block(A, block, start):
     """The entries (start + i, i) of A V: a sum and no gather, for rows may lie on several devices."""
-    rows, columns = jnp.arange(A.shape[0])[:, None], jnp.arange(block.shape[1])
-    return jnp.sum(jnp.where(rows == start + columns, block_product(A, block), 0), axis=0)
+    rows, columns = (jnp.arange(count, dtype=start.dtype) for count in (A.shape[0], block.shape[1]))
+    return jnp.sum(jnp.where(rows[:, None] == start + columns[None, :], block_product(A, block), 0), axis=0)
 
 
 def dense_matrix(A):

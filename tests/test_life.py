@@ -651,6 +651,8 @@ def test_settings(setting, dense):
             w = np.ones(len(D), D.dtype)
             np.testing.assert_allclose(A.rmatvec(w), D.conj().T @ w, rtol=1e-3, atol=1e-3)
             np.testing.assert_allclose(jax.jit(lambda A, v: A.T @ v)(A, w), D.T @ w, rtol=1e-3, atol=1e-3)
+            np.testing.assert_allclose(A.toarray(), D, rtol=1e-3, atol=1e-3)
+            np.testing.assert_allclose(A.diagonal(), np.diag(D), rtol=1e-3, atol=1e-3)
 
 
 def test_strict_promotion_to_complex_numbers():

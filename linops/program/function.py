@@ -47,7 +47,8 @@ class Source:
     def __reduce__(self):
         # By name, which pickle itself refuses for functions that jax.jit has wrapped.
         f = (self.f.__module__, self.f.__qualname__) if self.is_static else self.f
-        return _unpickle_source, (f, *(getattr(self, field.name) for field in dataclasses.fields(self)[1:]))
+        args = self.args_treedef.unflatten(self.code)  # as a tree: see `skeleton`
+        return _unpickle_source, (f, self.through, self.domain, self.what, args, self.settings)
 
     def trace(self, data):
         """The Function, for these data in the args of f."""
@@ -88,8 +89,10 @@ def merge(treedef, code, data):
 
 def _comparable(leaf):
     """Code by its value where that is plain; any other object is itself, and is not kept alive by being compared."""
-    if leaf is _DATA or isinstance(leaf, int | str | bytes | None):
+    if leaf is _DATA:
         return leaf
+    if isinstance(leaf, int | str | bytes | None):
+        return type(leaf), leaf  # True == 1
     try:
         return _Object(weakref.ref(leaf))
     except TypeError:
@@ -238,9 +241,10 @@ def _is_importable(f):
         return False
 
 
-def _unpickle_source(name, *rest):
+def _unpickle_source(name, through, domain, what, args, settings):
     f = name if callable(name) else operator.attrgetter(name[1])(import_module(name[0]))
-    return Source(f, *rest)
+    code, treedef = jax.tree.flatten(args)
+    return Source(f, through, domain, what, treedef, tuple(code), settings)
 
 
 def _unpickle_function(source, consts, args, codomain, fingerprint):

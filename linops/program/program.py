@@ -18,6 +18,7 @@ import jax
 from linops.program.jaxpr import rules
 from linops.program.jaxpr.evaluate import evaluate, free_variables
 from linops.program.jaxpr.linearity import reached
+from linops.program.jaxpr.primitives import is_reference
 from linops.program.jaxpr.settle import settled
 from linops.program.jaxpr.structure import Structure
 
@@ -40,6 +41,11 @@ class Program:
     def reverse_only(self):
         """Whether it calls a function with `jax.custom_vjp`, which has no forward rule."""
         return any(e.rule is not None and e.rule.backward is not None for e in self.graph.walk())
+
+    @property
+    def mutates(self):
+        """Whether it writes to references: what is linear in it cannot be transposed by itself."""
+        return any(is_reference(var.aval) for equation in self.graph.walk() for var in equation.outputs)
 
     def failing_rule(self, count):
         """What a rule says that could not be traced, of a call that depends on the first arguments, or None."""

@@ -153,6 +153,8 @@ def inlined(eqn, rules):
         return eqn.params["jaxpr"]
     if eqn.primitive.name in ("closed_call", "core_call"):
         return eqn.params["call_jaxpr"]
+    if eqn.primitive.name == "remat_opt":  # the forward pass of a custom_vjp, of which JAX drops what is not needed
+        return eqn.params["fwd_jaxpr"]
     return eqn.params["call_jaxpr"] if has_rule(eqn) and not rules else None
 
 
