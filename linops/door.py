@@ -56,12 +56,20 @@ def block_budget():
 
 def tree_product(A, *leaves):
     """The product with an element of the domain, given by its leaves."""
-    return A._mv(A.domain.treedef.unflatten(leaves))
+    product = A._mv(A.domain.treedef.unflatten(leaves))
+    shapes = tuple(map(jnp.shape, jax.tree.leaves(product)))
+    if jax.tree.structure(product) != A.codomain.treedef or shapes != A.codomain.shapes:
+        raise ValueError(
+            f"a product with {A!r} gave a tree of structure {jax.tree.structure(product)} and shapes {list(shapes)}, "
+            f"expected an element of its codomain, {A.codomain.treedef} and {list(A.codomain.shapes)}; what jax.vmap "
+            "returns is many operators, to be multiplied inside of jax.vmap"
+        )
+    return product
 
 
 def array_product(A, v):
     """The product with a vector; one leaf keeps its shape: a loop of XLA that ends in a reshape divides each index."""
-    product = A._mv(A.domain.unravel(v))
+    product = tree_product(A, *jax.tree.leaves(A.domain.unravel(v)))
     leaf = jax.tree.leaves(product)[0] if len(A.codomain.shapes) == 1 else A.codomain.ravel(product)
     return leaf.astype(A.dtype)
 
@@ -303,8 +311,10 @@ def to_host(array):
 def all_finite(array):
     """Whether all entries are finite: a finite sum says so, of squares the fastest, and is faster."""
     squares = _SQUARES.get(array.dtype.char)
-    if squares and array.ndim == 1 and 0 < array.size <= OF_ONE_THREAD and math.isfinite(squares(array, array)):
-        return True
+    if squares and 0 < array.size <= OF_ONE_THREAD:
+        entries = array.ravel("K")
+        if math.isfinite(squares(entries, entries)):
+            return True
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(np.add.reduce(array, axis=None)) or np.isfinite(array).all())
 

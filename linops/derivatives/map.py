@@ -56,10 +56,16 @@ class Map(Node):
     def at(self, x, args=None):
         """The same function at another point that a user gives, placed like the one before if it is of the host."""
         function = self.function if args is None else self.function.with_args(args)
-        return self._replace(x=apart(self.point(x), function), function=function)
+        at = self._replace(x=apart(self.point(x), function), function=function)
+        vars(at).update(points=self.points)
+        return at
 
     def point(self, x):
         """A point that a user gives, as an element of the Space of points."""
+        leaves, treedef = jax.tree.flatten(x)
+        before, structure = jax.tree.flatten(self.x)
+        if treedef == structure and all(map(_is_like, leaves, before)):
+            return x
         return place_like(self.points.point(x), self.x, x)
 
     def push(self, v, f=None):
@@ -86,6 +92,12 @@ class Map(Node):
         if self.function.forward:
             return pushforward(f, self.x, domain, codomain, self.origin)
         return pullback(f, self.x, domain, codomain, self.origin, like)
+
+
+def _is_like(leaf, other):
+    """Whether a leaf is a device array, and of the type of another one."""
+    is_array = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+    return is_array and jax.typeof(leaf) == jax.typeof(other)
 
 
 def apart(x, other):

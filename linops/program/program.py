@@ -14,6 +14,7 @@ import threading
 import weakref
 
 import jax
+import jax.numpy as jnp
 
 from linops.program.jaxpr import rules
 from linops.program.jaxpr.evaluate import evaluate, free_variables
@@ -21,6 +22,10 @@ from linops.program.jaxpr.linearity import reached
 from linops.program.jaxpr.primitives import is_reference
 from linops.program.jaxpr.settle import settled
 from linops.program.jaxpr.structure import Structure
+
+
+class ManyOperatorsError(ValueError):
+    """The arrays of an operator have axes that they had not when its function was traced."""
 
 
 class Program:
@@ -35,6 +40,13 @@ class Program:
 
     def __call__(self, consts, *arguments):
         held = dict(zip(self.constants, consts, strict=True))
+        traced = [var.aval.shape for var in (*held, *self.graph.inputs)]
+        given = [jnp.shape(value) for value in (*consts, *arguments)]
+        if given != traced:
+            raise ManyOperatorsError(
+                f"got an operator of arrays of shapes {given}, whose function was traced for {traced}; expected these: "
+                "what jax.vmap returns is many operators, to be multiplied inside of jax.vmap"
+            )
         return evaluate(self.graph, held, arguments)
 
     @property
