@@ -134,7 +134,7 @@ def _tasks():
     for name, (f, x) in functions.items():
         yield f"Jacobian, {name}", *_both(linops.Jacobian, f, f, x)
     scalars = {name: (_summed(f), x) for name, (f, x) in functions.items() if f not in _ELEMENTWISE[10:]}
-    scalars |= {kind.__name__: kind() for kind in dict.fromkeys(KINDS + SHARING)}
+    scalars |= {kind.__name__: kind() for kind in KINDS + SHARING}
     for name, (f, x) in scalars.items():
         yield f"Hessian, {name}", *_both(linops.Hessian, f, jax.grad(f), x)
 

@@ -123,6 +123,35 @@ def energy_on_a_grid():
     return lambda u: jnp.sum(reaction_diffusion(u) ** 2), _device_normal((1_000, 1_000))
 
 
+def stencil_of_13_points():
+    """The residual of a nonlinear equation of fourth order on a grid: some 60 operations for a number."""
+    u = 0.1 * _device_normal((500, 500))
+
+    def loss(u):
+        at = functools.partial(_shifted, u)
+        crosses, corners = at(-1, 0) + at(1, 0) + at(0, -1) + at(0, 1), at(-1, -1) + at(-1, 1) + at(1, -1) + at(1, 1)
+        linear = 20 * at(0, 0) - 8 * crosses + 2 * corners + at(-2, 0) + at(2, 0) + at(0, -2) + at(0, 2)
+        return jnp.sum((linear + 125 * _advection(at)) ** 2)
+
+    return loss, u
+
+
+def advection_on_a_grid():
+    """The Jacobian of u and its Laplacian on a grid, of Arakawa: few operations for a number, of many neighbors."""
+    return lambda u: jnp.sum(_advection(functools.partial(_shifted, u)) ** 2), 0.1 * _device_normal((1_000, 1_000))
+
+
+def _shifted(u, i, j):
+    return u[2 + i : u.shape[0] - 2 + i, 2 + j : u.shape[1] - 2 + j]
+
+
+def _advection(at):
+    corners = at(-1, -1) - at(1, -1), at(-1, 1) - at(1, 1), at(-1, -1) - at(-1, 1), at(1, -1) - at(1, 1)
+    down = at(-2, 0) - at(2, 0) - 4 * (at(-1, 0) - at(1, 0)) + corners[0] + corners[1]
+    right = at(0, -2) - at(0, 2) - 4 * (at(0, -1) - at(0, 1)) + corners[2] + corners[3]
+    return (at(0, 1) - at(0, -1)) * down - (at(1, 0) - at(-1, 0)) * right
+
+
 def logistic_regression():
     X, y = _device_normal((20_000, 300)), _device_normal(20_000, 1) > 0
     return lambda w: jnp.mean(jnp.logaddexp(0, X @ w) - y * (X @ w)), 0.01 * _device_normal(300, 2)
@@ -192,8 +221,8 @@ def average_pooling():
     return _pooled(jax.lax.add, 0.0)
 
 
-def fourier_transform():
-    return lambda x: jnp.sum(jnp.abs(jnp.fft.fft(jnp.sin(x))) ** 3), _device_normal(2_048)
+def fourier_transform(size=2_048):
+    return lambda x: jnp.sum(jnp.abs(jnp.fft.fft(jnp.sin(x))) ** 3), _device_normal(size)
 
 
 def triangular_solve():
@@ -202,18 +231,29 @@ def triangular_solve():
     return lambda x: jnp.sum(solve(L + jnp.diag(x**2), jnp.sin(x)) ** 2), _device_normal(200)
 
 
-def gathers():
-    places = np.random.default_rng(0).integers(0, 2_000, (2, 20_000))
-    return lambda x: jnp.sum(jnp.sin(x[places[0]] * x[places[1]])), _device_normal(2_000)
+def gathers(size=2_000):
+    places = np.random.default_rng(0).integers(0, size, (2, 10 * size))
+    return lambda x: jnp.sum(jnp.sin(x[places[0]] * x[places[1]])), _device_normal(size)
 
 
-def sorting():
-    weights = jnp.linspace(0, 1, 2_000)
-    return lambda x: jnp.sum(weights * jnp.sort(x * jnp.sin(x)) ** 2), _device_normal(2_000)
+def sorting(size=2_000):
+    weights = jnp.linspace(0, 1, size)
+    return lambda x: jnp.sum(weights * jnp.sort(x * jnp.sin(x)) ** 2), _device_normal(size)
+
+
+def large(make):
+    """A problem of vectors, of so many numbers that a product takes long beside its call."""
+    sized = functools.partial(make, size=100_000)
+    sized.__name__ = make.__name__
+    return sized
 
 
 # Functions of all kinds: what is bound by memory, by arithmetic, by transcendental functions, with loops.
-KINDS = [rosenbrock, elementwise, energy_on_a_grid, logistic_regression, convolutions, recurrent, attention]
+KINDS = [
+    rosenbrock, elementwise, energy_on_a_grid, stencil_of_13_points, advection_on_a_grid, logistic_regression,
+    convolutions, recurrent, attention, max_pooling, average_pooling, large(fourier_transform), triangular_solve,
+    large(gathers), large(sorting),
+]  # fmt: skip
 
 # Functions of which columns share more or less in a block.
 SHARING = [max_pooling, average_pooling, fourier_transform, triangular_solve, recurrent, gathers, sorting]
