@@ -46,7 +46,7 @@ def _beside_the_cover(items):
 def _operator(item):
     """What the tests of one operator of the zoo have in common; all others keep their order, before them."""
     parameters = getattr(item, "callspec", None)
-    return str(parameters.params.get("pair", "")) if parameters else ""
+    return str(parameters.params.get("name", "")) * ("laws" in item.path.parts) if parameters else ""
 
 
 @pytest.fixture

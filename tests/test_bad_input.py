@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse
-from operators import only_reverse
+from operators.derivatives import only_reverse
 
 import linops
 

@@ -21,6 +21,7 @@ import problems
 import pytest
 import scipy.sparse
 from counting import forget, text
+from operators.derivatives import only_reverse
 
 import linops
 
@@ -32,10 +33,6 @@ LINEAR = problems.normal((4, SIZE), np.float32, 9)
 
 def with_args(x, scale, power, options):
     return {"y": options["sign"] * scale * x["w"] ** power, "r": jax.random.normal(options["key"], (2,)) * x["b"]}
-
-
-def conjugated_energy(z):
-    return problems.energy(problems.conjugating(z))
 
 
 def with_global(x):
@@ -67,47 +64,8 @@ def _composite():
     return J.T @ J + 0.5 * linops.Identity(SIZE)
 
 
-KINDS = {
-    "jacobian": lambda: linops.Jacobian(problems.values, X),
-    "jacobian recomputed": lambda: linops.Jacobian(problems.values, X, linearize=False),
-    "jacobian transposed": lambda: linops.Jacobian(problems.values, X).T,
-    "jacobian of jnp.sin": lambda: linops.Jacobian(jnp.sin, X["b"]),
-    "jacobian of a jitted function": lambda: linops.Jacobian(jitted, X),
-    "jacobian with a global array": lambda: linops.Jacobian(with_global, X),
-    "jacobian of a static method": lambda: linops.Jacobian(Nested.f, X),
-    "jacobian with args": lambda: linops.Jacobian(
-        with_args, X, args=(np.float32(0.7), 2, {"sign": -1.5, "key": jax.random.key(3)})
-    ),
-    "jacobian custom_vjp": lambda: linops.Jacobian(operators.only_reverse, X["b"]),
-    "hessian": lambda: linops.Hessian(problems.scalar, X),
-    "hessian weighted": lambda: linops.Hessian(problems.square, X, weights=X),
-    "gauss_newton": lambda: linops.GaussNewton(problems.values, X),
-    "gauss_newton with loss": lambda: linops.GaussNewton(problems.values, X, problems.loss),
-    "gram": lambda: linops.JacobianGram(problems.values, X),
-    "gram two points": lambda: linops.JacobianGram(problems.values, X, problems.tree_point("dict", np.float32, 3)),
-    "holomorphic": lambda: linops.Jacobian(problems.holomorphic, Z),
-    "holomorphic adjoint": lambda: linops.Jacobian(problems.holomorphic, Z).H,
-    "realified": lambda: linops.Jacobian(problems.conjugating, Z),
-    "real to complex": lambda: linops.Jacobian(problems.phases, problems.normal(5, np.float32)),
-    "hessian realified": lambda: linops.Hessian(conjugated_energy, Z),
-    "gauss_newton realified": lambda: linops.GaussNewton(problems.holomorphic, Z, problems.energy),
-    "matrix": lambda: linops.Matrix(problems.normal((3, 4), np.float32)),
-    "diagonal": lambda: linops.Diagonal(X),
-    "identity": lambda: linops.Identity(4),
-    "composite": _composite,
-    "power": lambda: linops.Hessian(problems.scalar, X) ** 2 - linops.Diagonal(np.ones(SIZE, np.float32)),
-    "complex combination": lambda: 1j * linops.Hessian(problems.scalar, X) / 2,
-    "scipy composite": lambda: linops.Hessian(problems.scalar, X) + scipy.sparse.eye_array(SIZE, dtype=np.float32),
-}
-
-
 def ones(A):
     return np.ones(A.shape[1], A.dtype)
-
-
-@pytest.fixture(scope="module")
-def kinds():
-    return {kind: make() for kind, make in KINDS.items()}
 
 
 # Copies and pickles.
@@ -115,19 +73,26 @@ def kinds():
 WAYS = {"copy": copy.copy, "deepcopy": copy.deepcopy, "pickle": lambda A: pickle.loads(pickle.dumps(A))}
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_copies(kinds, kind, way):
-    A = kinds[kind]
-    for state in ("fresh", "used"):
-        B = way(A)
-        assert type(B) is type(A)
-        assert (B.shape, B.dtype, repr(B)) == (A.shape, A.dtype, repr(A))
-        np.testing.assert_array_equal(B @ ones(B), A @ ones(A), err_msg=state)
-        np.testing.assert_array_equal(B.T @ ones(B.T), A.T @ ones(A.T), err_msg=state)
-        if isinstance(A, linops.Operator):
-            assert (B.domain, B.codomain) == (A.domain, A.codomain)
-            assert (B.symmetric, B.hermitian) == (A.symmetric, A.hermitian)
+FOUND = {
+    "of a library": (jnp.sin, X["b"], ()),
+    "jitted": (jitted, X, ()),
+    "with a global array": (with_global, X, ()),
+    "a static method": (Nested.f, X, ()),
+    "with args": (with_args, X, (np.float32(0.7), 2, {"sign": -1.5, "key": jax.random.key(3)})),
+    "with a rule": (only_reverse, X["b"], ()),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_functions_are_found_by_name(name):
+    f, x, args = FOUND[name]
+    A = linops.Jacobian(f, x, args=args)
+    for B in (A, A + scipy.sparse.eye_array(*A.shape, dtype=np.float32)):  # the sum is SciPy's own
+        for state in ("fresh", "used"):
+            for way, move in WAYS.items():
+                C = move(B)
+                np.testing.assert_array_equal(C @ ones(C), B @ ones(B), err_msg=f"{way}, {state}")
+                np.testing.assert_array_equal(C.T @ ones(C.T), B.T @ ones(B.T), err_msg=f"{way}, {state}")
 
 
 def test_a_copy_can_do_what_its_origin_can():
@@ -284,7 +249,7 @@ def test_a_pickle_keeps_the_settings_of_its_trace():
 
 # Threads and processes.
 
-IN_THREADS = ["composite", "jacobian with args", "realified"]
+IN_THREADS = ["normal_equations", "jacobian_with_args", "jacobian_realified"]
 
 
 def in_threads(calls):
@@ -299,9 +264,9 @@ def in_threads(calls):
         return list(pool.map(run, calls))
 
 
-@pytest.mark.parametrize("kind", IN_THREADS)
-def test_threads_share_an_operator(kind):
-    A, D = KINDS[kind](), KINDS[kind]().toarray()
+@pytest.mark.parametrize("name", IN_THREADS)
+def test_threads_share_an_operator(name):
+    A, D = operators.make(name, *operators.arguments(name, np.float32)), operators.dense(name, np.float32)
     forget()
     calls = [
         lambda: A @ ones(A),
@@ -347,17 +312,14 @@ def test_threads_with_float64_and_float32():
         np.testing.assert_allclose(results[-1], D @ np.ones(SIZE), rtol=1e-4, atol=1e-4)
 
 
-PICKLED_FOR_WORKERS = {
-    "composite": lambda: KINDS["composite"](),
-    "gauss_newton realified": lambda: KINDS["gauss_newton realified"](),
-    "jacobian of jnp.sin": lambda: KINDS["jacobian of jnp.sin"](),
-}
+PICKLED_FOR_WORKERS = ["normal_equations", "gauss_newton_real_loss"]
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_processes(method):
     """A worker that starts fresh gets the operator by pickle."""
-    made = [make() for make in PICKLED_FOR_WORKERS.values()]
+    made = [operators.make(name, *operators.arguments(name, np.float32)) for name in PICKLED_FOR_WORKERS]
+    made.append(linops.Jacobian(jnp.sin, X["b"]))
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(method)) as pool:
         results = list(pool.map(operator.matmul, made, map(ones, made)))
     for A, result in zip(made, results, strict=True):
@@ -529,128 +491,7 @@ def test_copies_are_freed_at_once():
         gc.enable()
 
 
-# Transformations of functions that build operators.
-
-
-def weighed(make, x, c, size):
-    """A number that a new operator, made at x with the closed-over c, gives."""
-    A = make(x, c)
-    v = jnp.arange(1.0, A.shape[1] + 1) / A.shape[1]
-    assert A.shape[1] == size
-    w = A @ v
-    return sum(jnp.sum(jnp.abs(u) ** 2) for u in (w, A.T @ w, A @ jnp.stack([v, 2 * v], 1)))
-
-
-INSIDE = {
-    "jacobian": (lambda x, c: linops.Jacobian(lambda x: c * jnp.sin(x) * x[0], x), 3),
-    "jacobian recomputed": (lambda x, c: linops.Jacobian(lambda x: c * jnp.sin(x) * x[0], x, linearize=False), 3),
-    "jacobian args": (lambda x, c: linops.Jacobian(lambda x, c, p: c * x**p, x, args=(c, 3)), 3),
-    "hessian": (lambda x, c: linops.Hessian(lambda x: c * jnp.sum(x**4) * x[0], x), 3),
-    "hessian args": (lambda x, c: linops.Hessian(lambda x, c: c * jnp.sum(x**4) * x[0], x, args=(c,)), 3),
-    "hessian weights": (lambda x, c: linops.Hessian(lambda x: x**3, x, weights=c * jnp.ones(3)), 3),
-    "gauss_newton": (lambda x, c: linops.GaussNewton(lambda x: c * x**2, x), 3),
-    "gauss_newton loss": (lambda x, c: linops.GaussNewton(lambda x: x**2, x, lambda y: c * jnp.sum(y**3)), 3),
-    "gram": (lambda x, c: linops.JacobianGram(lambda x: c * jnp.stack([x[0] * x[1], x[2] ** 2]), x), 2),
-    "gram two points": (lambda x, c: linops.JacobianGram(lambda x: c * jnp.stack([x[0] * x[1], x[2]]), x, 2 * x), 2),
-    "realified": (lambda x, c: linops.Jacobian(lambda z: jnp.conj(z) * z[0] * c, x + 1j * x), 6),
-    "hessian realified": (lambda x, c: linops.Hessian(lambda z: c * jnp.sum(jnp.abs(z) ** 4), x + 1j * x), 6),
-    "gauss_newton realified": (
-        lambda x, c: linops.GaussNewton(lambda z: c * z**2, x + 1j * x, lambda y: jnp.sum(jnp.abs(y) ** 2)),
-        6,
-    ),
-    "holomorphic": (lambda x, c: linops.Jacobian(lambda z: c * z**3, x + 1j * x), 3),
-    "real to complex": (lambda x, c: linops.Jacobian(lambda x: jnp.exp(1j * x * c), x), 3),
-    "matrix": (lambda x, c: linops.Matrix(c * jnp.outer(x, x)), 3),
-    "diagonal": (lambda x, c: linops.Diagonal(c * x), 3),
-    "composite": (lambda x, c: _inside_composite(x, c), 3),
-}
-
-
-def _inside_composite(x, c):
-    J = linops.Jacobian(lambda x: jnp.sin(c * x), x)
-    return J.T @ J + c * linops.Identity(3) - J**2
-
-
-AS_ARGUMENTS = ["jacobian", "hessian args", "realified", "composite", "gauss_newton loss"]
-
-
-@pytest.mark.parametrize("kind", INSIDE)
-def test_operators_built_inside_transformations(kind):
-    make, size = INSIDE[kind]
-    x, c = jnp.array([0.5, -0.7, 1.1]), jnp.float32(1.3)
-
-    def number(x, c):
-        return weighed(make, x, c, size)
-
-    expected = number(x, c)
-    dense = make(x, c).toarray()
-    v = np.arange(1.0, size + 1) / size
-    w = dense @ v
-    reference = 6 * np.sum(np.abs(w) ** 2) + np.sum(np.abs(dense.T @ w) ** 2)
-    np.testing.assert_allclose(expected, reference, rtol=1e-4)
-    compiled = jax.jit(number)
-    np.testing.assert_allclose(compiled(x, c), expected, rtol=1e-4)
-    many = jax.jit(jax.vmap(number))(jnp.stack([x, 2 * x]), jnp.stack([c, c / 2]))
-    np.testing.assert_allclose(many, [expected, compiled(2 * x, c / 2)], rtol=1e-4)
-    gradient = jax.jit(jax.grad(number, argnums=(0, 1)))(x, c)
-    step, direction = 1e-2, (jnp.array([1.0, 0.5, -0.3]), jnp.float32(0.4))
-    ahead, behind = (compiled(x + s * direction[0], c + s * direction[1]) for s in (step, -step))
-    slope = gradient[0] @ direction[0] + gradient[1] * direction[1]
-    np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=2e-2, atol=1e-2)
-
-
-@pytest.mark.parametrize("kind", AS_ARGUMENTS)
-def test_operators_as_arguments_of_transformations(kind):
-    make, size = INSIDE[kind]
-    x, c = jnp.array([0.5, -0.7, 1.1]), jnp.float32(1.3)
-    A, v = make(x, c), jnp.ones(size)
-    np.testing.assert_allclose(jax.jit(lambda A, v: A @ v)(A, v), A @ v, rtol=1e-5)
-    inner = jax.jit(lambda x: make(x, c))(x)  # built inside, returned, used outside
-    np.testing.assert_allclose(inner @ v, A @ v, rtol=1e-5)
-    np.testing.assert_allclose(inner @ np.ones(size, np.float32), A @ v, rtol=1e-5)
-    many = jax.vmap(lambda x: make(x, c))(jnp.stack([x, 2 * x]))
-    products = jax.vmap(lambda A: A @ v)(many)
-    np.testing.assert_allclose(products, [A @ v, make(2 * x, c) @ v], rtol=1e-4)
-    total = jax.lax.scan(lambda t, s: (t + make(s * x, c) @ v, None), jnp.zeros(A.shape[0]), jnp.array([1.0, 2.0]))[0]
-    np.testing.assert_allclose(total, A @ v + make(2 * x, c) @ v, rtol=1e-4)
-
-
 # Settings of JAX.
-
-SETTINGS = {
-    "debug_nans": lambda: jax.debug_nans(True),
-    "strict promotion": lambda: jax.numpy_dtype_promotion("strict"),
-    "enable_checks": lambda: jax.enable_checks(True),
-    "checking_leaks": jax.checking_leaks,
-    "disable_jit": jax.disable_jit,
-    "matmul precision": lambda: jax.default_matmul_precision("float32"),
-    "rank promotion": lambda: jax.numpy_rank_promotion("raise"),
-}
-UNDER_SETTINGS = [
-    "gauss_newton with loss",
-    "holomorphic adjoint",
-    "realified",
-    "composite",
-]
-
-
-@pytest.fixture(scope="module")
-def dense(kinds):
-    return {kind: kinds[kind].toarray() for kind in UNDER_SETTINGS}
-
-
-@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
-def test_settings(setting, dense):
-    for kind in UNDER_SETTINGS:
-        D = dense[kind]
-        with setting():
-            A = KINDS[kind]()
-            v = np.linspace(1, 2, D.shape[1]).astype(D.dtype)
-            for w in (A @ v, A @ jnp.asarray(v), A @ np.stack([v, v], 1)):
-                np.testing.assert_allclose(w.T, np.broadcast_to(D @ v, w.T.shape), rtol=1e-3, atol=1e-3)
-            w = np.ones(len(D), D.dtype)
-            np.testing.assert_allclose(A.rmatvec(w), D.conj().T @ w, rtol=1e-3, atol=1e-3)
-            np.testing.assert_allclose(jax.jit(lambda A, v: A.T @ v)(A, w), D.T @ w, rtol=1e-3, atol=1e-3)
 
 
 def test_strict_promotion_to_complex_numbers():
@@ -666,20 +507,6 @@ def test_nan_under_debug_nans():
     with jax.debug_nans(True), pytest.raises(FloatingPointError, match="nan"):
         J @ np.zeros(2, np.float32)
     assert np.isnan(J @ np.zeros(2, np.float32)).all()
-
-
-def test_products_on_the_device_transfer_nothing():
-    """Once compiled: XLA's constants are transferred when a program is traced."""
-    compiled = jax.jit(lambda A, v: A @ v)
-    for kind in ("composite", "hessian", "realified", "gauss_newton with loss"):
-        for guard in ("allow", "disallow"):
-            A = KINDS[kind]()
-            v = jnp.ones(A.shape[1], A.dtype)
-            V = jnp.ones((A.shape[1], 3), A.dtype)
-            tree = A.domain.unravel(v)
-            with jax.transfer_guard(guard):
-                results = [A @ v, A @ V, A.T @ (A @ v), A.mv(tree), compiled(A, v)]
-            jax.block_until_ready(results)
 
 
 def test_precision_belongs_to_the_construction():
@@ -722,18 +549,3 @@ def test_toggling_x64_with_complex_numbers():
     assert D.dtype == np.complex128
     v = np.linspace(1, 2, 4) * (1 + 1j)
     np.testing.assert_allclose(fresh @ v, D @ v, rtol=1e-13)
-
-
-def table():
-    """What is tried, and the kinds of operators that it is tried on."""
-    yield ", ".join(WAYS), KINDS
-    yield "pickled for a new process: spawn, forkserver", PICKLED_FOR_WORKERS
-    yield "in a forked process: refused, where it might hang", ["matrix", "hessian"]
-    yield "used by eight threads at once", IN_THREADS
-    yield "built inside jit, vmap of jit and grad", INSIDE
-    yield "an argument of jit, vmap and scan, and returned from them", AS_ARGUMENTS
-    yield f"under settings of JAX: {', '.join(SETTINGS)}", UNDER_SETTINGS
-    yield "a thousand points in flat memory, measured: by `at`, by fresh lambdas, by an importable f", ["hessian"]
-    yield "SCIPY_ARRAY_API=1, with cg, gmres, eigsh, svds, lsmr", ["composite", "jacobian"]
-    yield "two devices, jax.default_device", ["jacobian"]
-    yield "float64 switched on and off between construction and product", ["hessian", "holomorphic"]

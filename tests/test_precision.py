@@ -7,6 +7,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
+import operators
 import pytest
 from scipy.optimize import least_squares, minimize
 from scipy.sparse.linalg import cg, eigs, eigsh, expm_multiply, funm_multiply_krylov, lobpcg, svds
@@ -173,29 +174,14 @@ def _zeros(value):
 # Leaves of mixed precision.
 
 
-def mixed_operators():
-    wide, narrow = np.array([1.0, 2.0]), np.array([3.0], np.float32)
-    x = {"a": wide, "b": narrow}
-    return {
-        "Diagonal": linops.Diagonal(x),
-        "Jacobian": linops.Jacobian(lambda x: {"a": x["a"] * 2.0, "b": x["b"] * 2}, x),
-        "Jacobian, mixed values": linops.Jacobian(lambda x: (x, x.astype(jnp.float32)), wide),
-        "Hessian": linops.Hessian(lambda x: jnp.sum(x["a"] ** 2) + jnp.sum(x["b"] ** 2), x),
-        "GaussNewton": linops.GaussNewton(lambda x: jnp.concatenate([x["a"], x["b"]]), x),
-        "sum": linops.Diagonal(x) + 2 * linops.Identity(3),
-        "product with a float64 matrix": linops.Matrix(np.eye(3)) @ linops.Diagonal(x),
-        "linearize=False": linops.Jacobian(lambda x: x, x, linearize=False),
-    }
-
-
-@pytest.mark.parametrize("name", ["Diagonal", "Jacobian", "Jacobian, mixed values", "Hessian", "GaussNewton", "sum",
-                                  "product with a float64 matrix", "linearize=False"])  # fmt: skip
+@pytest.mark.parametrize("name", operators.where(made_for="mixed precision"))
 def test_the_dtype_is_the_least_precise_that_is_computed_in(x64, name):
-    A = mixed_operators()[name]
+    A, D = operators.build(name, np.float32)
     assert A.dtype == A.linearize().dtype == A.T.dtype == np.float32
     v = np.ones(A.shape[1]) + 1e-12
     with pytest.warns(linops.PrecisionWarning, match="is float64 and is narrowed to float32; build the operator at a"):
         assert (A @ v).dtype == np.float32
+    np.testing.assert_allclose(A.toarray(), D, rtol=1e-6)
     assert A.toarray().dtype == (A @ v.astype(np.float32)).dtype == np.float32
     assert linops.check(A)
 
