@@ -103,7 +103,7 @@ def scipy_entries():
 
 def hostile():
     """Which shapes go which way, and what other vectors come to."""
-    module = tests("test_door.py")
+    module = tests("test_door_vectors.py")
     yield from ("| shape | taken by |", "| --- | --- |")
     yield from (f"| {name} | {', '.join(f'`{way}`' for way in ways)} |" for name, ways in module.shape_table())
     yield from ("", "| comes to | what is multiplied |", "| --- | --- |")

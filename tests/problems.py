@@ -28,6 +28,10 @@ def tree_point(kind, dtype, seed=0):
 TREES = ["vector", "dict", "tuple", "nested", "scalars", "empty", "mixed"]
 
 
+POINT = tree_point("dict", np.float32)
+SIZE = 11  # of it
+
+
 def values(x):
     """A nonlinear map from any such point to a tree of 7 values."""
     v = ravel_pytree(x)[0]

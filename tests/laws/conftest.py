@@ -13,8 +13,12 @@ import pytest
 def pytest_collection_modifyitems(items):
     """Run before those of the suite's own conftest, which makes the cover."""
     for item in items:
-        if "laws" in item.path.parts and item.originalname not in BOTH:
+        if "laws" in item.path.parts and item.originalname not in BOTH and "dtype" in _parameters(item):
             item.add_marker(pytest.mark.covering("dtype"))
+
+
+def _parameters(item):
+    return getattr(getattr(item, "callspec", None), "params", {})
 
 
 BOTH = {"test_vector", "test_dense", "test_wider_vectors_are_narrowed_with_one_warning"}  # precisions

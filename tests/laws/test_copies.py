@@ -1,13 +1,9 @@
 """Copies and pickles of an operator, fresh or used, are the same operator."""
 
-import copy
-import pickle
-
 import numpy as np
 import operators
 import pytest
-
-WAYS = {"copy": copy.copy, "deepcopy": copy.deepcopy, "pickle": lambda A: pickle.loads(pickle.dumps(A))}
+from copies import WAYS
 
 
 @pytest.mark.parametrize("name", operators.where(made_for="laws", importable=True), indirect=True)

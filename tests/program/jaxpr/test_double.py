@@ -8,6 +8,8 @@ import pytest
 from linops.program.jaxpr.double import evaluate
 
 x = np.linspace(0.1, 0.9, 4, dtype=np.float32)
+
+
 W = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
 
 
@@ -17,6 +19,7 @@ def reverse_only(x):
 
 
 reverse_only.defvjp(lambda x: (jnp.exp(x), x), lambda x, w: (w * jnp.exp(x),))
+
 
 SAME = {
     "arithmetic": lambda x: jnp.tanh(W @ x) / 3 + 0.1,
@@ -33,6 +36,8 @@ SAME = {
     "a gradient": jax.grad(lambda x: jnp.max(jax.nn.softmax(W @ x))),
     "random integers": lambda x: x[jnp.argsort(x)] * jax.random.permutation(jax.random.key(0), 4),
 }
+
+
 REFUSED = {
     "a loop that ends on a condition": lambda x: jax.lax.while_loop(lambda x: x[0] < 1, jnp.exp, x),
     "half precision": lambda x: x.astype(jnp.bfloat16) * 2,

@@ -9,12 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 import problems
 import pytest
+from problems import POINT
 
 import linops
 from linops.algebra.operator import Gram
 
-X = problems.tree_point("dict", np.float32)
-Y = jax.tree.map(np.asarray, problems.values(X))
+
+def test_symmetry_is_known_inside_jit():
+    J = linops.Jacobian(problems.values, POINT)
+    seen = []
+    jax.jit(lambda A: seen.append(A.symmetric))(J.T @ J)
+    assert seen == [True]
+
+
+Y = jax.tree.map(np.asarray, problems.values(POINT))
+
+
 Z = {"a": problems.complex_normal(3, np.float32), "b": problems.complex_normal((), np.float32, 1)}
 
 
@@ -36,14 +46,14 @@ def _factors():
     operators = {name: (linops.Diagonal if a.ndim == 1 else linops.Matrix)(a) for name, a in given.items()}
     dense = {name: np.diag(a) if a.ndim == 1 else a for name, a in given.items()}
     operators |= {
-        "J": linops.Jacobian(problems.values, X), "K": linops.Jacobian(problems.square, Y),
+        "J": linops.Jacobian(problems.values, POINT), "K": linops.Jacobian(problems.square, Y),
         "P": linops.Jacobian(problems.holomorphic, Z), "S": linops.Hessian(problems.loss, Y),
-        "R": linops.Jacobian(problems.phases, X["w"].ravel()[:5]), "I": linops.Identity(11),
+        "R": linops.Jacobian(problems.phases, POINT["w"].ravel()[:5]), "I": linops.Identity(11),
     }  # fmt: skip
     dense |= {
-        "J": problems.jacobian(problems.values, X), "K": problems.jacobian(problems.square, Y),
+        "J": problems.jacobian(problems.values, POINT), "K": problems.jacobian(problems.square, Y),
         "P": problems.jacobian(problems.holomorphic, Z), "S": problems.hessian(problems.loss, Y),
-        "R": problems.jacobian(problems.phases, X["w"].ravel()[:5]), "I": np.eye(11),
+        "R": problems.jacobian(problems.phases, POINT["w"].ravel()[:5]), "I": np.eye(11),
     }  # fmt: skip
     return SimpleNamespace(**operators), SimpleNamespace(**{name: a.view(Dense) for name, a in dense.items()})
 
@@ -103,6 +113,8 @@ EXPRESSIONS = {
     "J.T @ D @ (1j * J)": "s",
     "(J.T @ D) @ (N.H @ (N @ (D @ J)))": "hp",
 }
+
+
 # The same with a factor that is one array and one scalar in both places.
 NAMED = {
     "A.T @ A": (lambda F: F.J * 2, "shp"),
@@ -198,11 +210,11 @@ def agrees_with_its_matrix(A, expected):
 
 
 def test_residuals_are_those_of_gauss_newton():
-    G = linops.GaussNewton(problems.values, X)
-    K = linops.JacobianGram(problems.values, X)
-    J = linops.Jacobian(problems.values, X)
+    G = linops.GaussNewton(problems.values, POINT)
+    K = linops.JacobianGram(problems.values, POINT)
+    J = linops.Jacobian(problems.values, POINT)
     assert residuals(G) == residuals(K) == residuals(J) == residuals(J.T @ J) == residuals(J @ J.T)
-    loss = linops.GaussNewton(problems.values, X, problems.loss)
+    loss = linops.GaussNewton(problems.values, POINT, problems.loss)
     S = linops.Hessian(problems.loss, Y)
     assert residuals(loss) == residuals(J.T @ (S @ J)) == residuals(J) + residuals(S)
     for A in (G, K, loss):
@@ -214,13 +226,13 @@ def test_residuals_are_those_of_gauss_newton():
 
 def test_two_operators_of_one_function_at_one_point_are_one():
     """What makes operators one is that they are the same code over the same arrays."""
-    x = jax.tree.map(jnp.asarray, X)
+    x = jax.tree.map(jnp.asarray, POINT)
     first, second = linops.Jacobian(problems.values, x), linops.Jacobian(problems.values, x)
     assert claims(first.T @ second) == "shp"
     other = second.at(jax.tree.map(lambda leaf: leaf + 0, x))
     A = first.T @ other
     assert claims(A) == ""
-    close(A.toarray(), problems.jacobian(problems.values, X).T @ problems.jacobian(problems.values, X))
+    close(A.toarray(), problems.jacobian(problems.values, POINT).T @ problems.jacobian(problems.values, POINT))
     kept = linops.Jacobian(problems.values, x, linearize=False)
     assert claims(first.T @ kept) == ""  # other code
 

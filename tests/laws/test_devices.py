@@ -1,11 +1,8 @@
-"""Arrays on a mesh, of automatic and of explicit axes: where plain JAX computes a product, so does the operator."""
+"""On a mesh, of automatic and of explicit axes, and on two devices: what plain JAX computes, so does the operator."""
 
 import contextlib
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,28 +11,50 @@ import operators
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from processes import in_subprocess
 
 import linops
 
-DEVICES = 4
-KINDS = ["Auto", "Explicit"]
 
-
-def results(kind):
-    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    flags = f"--xla_force_host_platform_device_count={DEVICES}"
-    quick = str(jax.config.read("jax_disable_most_optimizations"))
-    environment = {**os.environ, "PYTHONPATH": path, "XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": quick}
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", __file__, kind], env=environment, capture_output=True, text=True, check=False
+def test_two_devices():
+    in_subprocess(
+        "-c",
+        """
+import pickle
+import jax, jax.numpy as jnp, numpy as np, problems, linops
+first, second = jax.devices()
+x = problems.tree_point("dict", np.float32)
+D, v = problems.jacobian(problems.values, x), np.ones(11, np.float32)
+def right(A, device):
+    w = A @ jnp.asarray(v)
+    np.testing.assert_allclose(w, D @ v, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(A @ v, D @ v, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(A.T @ np.ones(7, np.float32), D.T @ np.ones(7), rtol=1e-4, atol=1e-4)
+    assert w.devices() == {device}, (w.devices(), device)
+with jax.default_device(second):
+    J = linops.Jacobian(problems.values, x)
+    right(J, second)
+    right(J.at(x), second)
+    right(pickle.loads(pickle.dumps(J)), second)
+for placed in (J, linops.Jacobian(problems.values, jax.device_put(x, second))):  # committed, or made elsewhere
+    np.testing.assert_allclose(placed @ v, D @ v, rtol=1e-4, atol=1e-5)
+right(linops.Jacobian(problems.values, jax.device_put(x, second)), second)
+right(linops.Jacobian(problems.values, x), first)
+""",
+        XLA_FLAGS="--xla_force_host_platform_device_count=2",
     )
-    assert run.returncode == 0, run.stderr[-2000:]
-    return json.loads(run.stdout)
+
+
+DEVICES = 4
+
+
+KINDS = ["Auto", "Explicit"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_products_on_a_mesh(kind):
-    found = results(kind)
+    flags = f"--xla_force_host_platform_device_count={DEVICES}"
+    found = json.loads(in_subprocess("-W", "ignore", __file__, kind, XLA_FLAGS=flags))
     assert found["tried"] > 200
     assert found["wrong"] == []
 
