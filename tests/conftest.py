@@ -44,9 +44,11 @@ def _beside_the_cover(items):
 
 
 def _operator(item):
-    """What the tests of one operator of the zoo have in common; all others keep their order, before them."""
-    parameters = getattr(item, "callspec", None)
-    return str(parameters.params.get("name", "")) * ("laws" in item.path.parts) if parameters else ""
+    """What the tests of one operator have in common: of a law, or of a table in one file; others keep their order."""
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    if "laws" in item.path.parts:
+        return True, str(parameters.get("name", ""))
+    return False, str(item.path), str(parameters.get("operator", ""))
 
 
 @pytest.fixture

@@ -155,7 +155,7 @@ def test_products_have_the_structure_of_the_model():
     assert isinstance(product.layers[0], Layer)
     assert (product.name, product.layers[0].activation) == ("two layers", "tanh")
     v, unravel = ravel_pytree(model)
-    D = jax.hessian(lambda v: jnp.sum(unravel(v)(SIX) ** 2))(v)
+    D = jax.jit(jax.hessian(lambda v: jnp.sum(unravel(v)(SIX) ** 2)))(v)
     np.testing.assert_allclose(ravel_pytree(product)[0], D @ v, rtol=1e-3, atol=1e-4)
 
 

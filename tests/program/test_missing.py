@@ -37,7 +37,7 @@ def test_no_reverse_rule():
         return jax.lax.while_loop(lambda x: x[0] < 100, lambda x: x * x[0] + 1, x)
 
     J = linops.Jacobian(f, FOUR)
-    np.testing.assert_allclose(J.toarray(), jax.jacfwd(f)(FOUR), rtol=1e-5)
+    np.testing.assert_allclose(J.toarray(), jax.jit(jax.jacfwd(f))(FOUR), rtol=1e-5)
     message = (
         r"a product with a derivative needs reverse-mode .*lax.scan or fori_loop with fixed bounds rather than while"
     )
