@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import operators
 import problems
 import pytest
 from problems import POINT
@@ -43,19 +44,20 @@ def _factors():
         "D": real(7, np.float32), "E": real(7, np.float32, 1), "C": real(4, np.float32),
         "M": real((7, 7), np.float32), "N": cplx((3, 7), np.float32), "Q": cplx((4, 4), np.float32),
     }  # fmt: skip
-    operators = {name: (linops.Diagonal if a.ndim == 1 else linops.Matrix)(a) for name, a in given.items()}
-    dense = {name: np.diag(a) if a.ndim == 1 else a for name, a in given.items()}
-    operators |= {
-        "J": linops.Jacobian(problems.values, POINT), "K": linops.Jacobian(problems.square, Y),
-        "P": linops.Jacobian(problems.holomorphic, Z), "S": linops.Hessian(problems.loss, Y),
-        "R": linops.Jacobian(problems.phases, POINT["w"].ravel()[:5]), "I": linops.Identity(11),
-    }  # fmt: skip
-    dense |= {
-        "J": problems.jacobian(problems.values, POINT), "K": problems.jacobian(problems.square, Y),
-        "P": problems.jacobian(problems.holomorphic, Z), "S": problems.hessian(problems.loss, Y),
-        "R": problems.jacobian(problems.phases, POINT["w"].ravel()[:5]), "I": np.eye(11),
-    }  # fmt: skip
-    return SimpleNamespace(**operators), SimpleNamespace(**{name: a.view(Dense) for name, a in dense.items()})
+    pairs = {
+        name: (linops.Diagonal(a), np.diag(a)) if a.ndim == 1 else (linops.Matrix(a), a) for name, a in given.items()
+    }
+    zoo = {"J": "jacobian_dict", "P": "jacobian_holomorphic", "R": "jacobian_to_complex"}
+    pairs |= {name: operators.build(entry, np.float32) for name, entry in zoo.items()}
+    pairs |= {
+        "K": (linops.Jacobian(problems.square, Y), problems.jacobian(problems.square, Y)),
+        "S": (linops.Hessian(problems.loss, Y), problems.hessian(problems.loss, Y)),
+        "I": (linops.Identity(11), np.eye(11)),
+    }
+    return (
+        SimpleNamespace(**{name: A for name, (A, _) in pairs.items()}),
+        SimpleNamespace(**{name: D.view(Dense) for name, (_, D) in pairs.items()}),
+    )
 
 
 # Each expression, with what is claimed of it: s(ymmetric), h(ermitian), p(ositive semidefinite).
