@@ -17,11 +17,7 @@ import linops
 from linops import check
 
 X = problems.tree_point("dict", np.float32)
-
-
 Z = {"a": problems.complex_normal(3, np.float32), "b": problems.complex_normal((), np.float32)}
-
-
 M = problems.normal((6, 6), np.float32)
 
 
@@ -356,11 +352,7 @@ for operator, make in {
 
 
 RULE = "is not the slope of .* by central differences: look at custom derivative rules, for (entry|the value)"
-
-
 POINT = np.linspace(0.3, 1, 3, dtype=np.float32)
-
-
 TWO = {"a": POINT, "m": POINT}
 
 

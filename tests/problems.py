@@ -26,8 +26,6 @@ def tree_point(kind, dtype, seed=0):
 
 
 TREES = ["vector", "dict", "tuple", "nested", "scalars", "empty", "mixed"]
-
-
 POINT = tree_point("dict", np.float32)
 SIZE = 11  # of it
 

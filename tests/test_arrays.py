@@ -100,14 +100,8 @@ class RecordsGradients:
 
 
 PARAMS = "pass its parameters, x.params, and let f put them in their place"
-
-
 MODULE = r"pass the arrays of the model alone, .* eqx.partition\(model, eqx.is_inexact_array\)"
-
-
 KEY = "pass a random key through args= or a closure"
-
-
 SPARSE = "pass the numbers that it holds, its .data, and let f make a sparse array of them"
 
 

@@ -30,8 +30,6 @@ def test_dense_matrix_by_the_shorter_side(monkeypatch):
 
 
 X = np.array([0.1, 0.2, 0.3], np.float32)
-
-
 V = np.array([1, -2, 0.5], np.float32)
 
 

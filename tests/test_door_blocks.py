@@ -11,14 +11,8 @@ import linops
 from linops import door
 
 pytestmark = pytest.mark.usefixtures("optimized")
-
-
 N = 12
-
-
 PLACES = np.random.default_rng(0).integers(0, 4, (N, 2))
-
-
 MATRIX = normal((N, N), np.float32, 1) / 8 + 2 * np.eye(N, dtype=np.float32)
 
 

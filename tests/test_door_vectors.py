@@ -29,38 +29,16 @@ from scipy.sparse.linalg import LinearOperator
 import linops
 
 RIGHT = "right"
-
-
 SHAPE = "got an array of shape .*, expected"
-
-
 SCALAR = "a scalar cannot be an operand of @; use"
-
-
 TREE = "got a pytree of structure .*, expected one like the point's"
-
-
 OVERFLOW = "has NaN or Inf: . of . rows, .*; expected finite numbers"
-
-
 TOO_LARGE = "array that .* multiplies has entries beyond the largest .*; expected smaller numbers"
-
-
 NOT_NUMBERS = "got .*, expected (an array of )?numbers"
-
-
 LEAF = "the tree .*expected (an array or a number|float|complex)"
-
-
 MASKED = "has masked entries, expected numbers in all; fill them with .filled"
-
-
 SPARSE_VECTOR = "got a sparse array of shape .*, expected .m, n.; a vector goes as v.toarray"
-
-
 FOREIGN = "shape mismatch|dimension mismatch"  # SciPy's words, for a sparse matrix on the left
-
-
 COMPLEX = "the tree has dtype complex.*, expected float"
 
 
@@ -72,8 +50,6 @@ def normal(*shape):
 
 
 MATRIX = abs(normal(3, 4)) + 0.5
-
-
 OPERATORS = ["float32", "float64", "complex64", "complex128"]
 
 

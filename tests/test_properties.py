@@ -17,11 +17,7 @@ from problems import real_view
 import linops
 
 DTYPES = {False: ["float16", "bfloat16", "float32", "complex64"], True: ["float16", "float32", "float64", "complex128"]}
-
-
 HALVES = {"float16", "bfloat16"}  # neither holds the numbers of the other: one operator with both is refused
-
-
 SHAPES = [(), (0,), (1,), (4,), (2, 3)]
 
 
@@ -81,11 +77,7 @@ STEPS = {  # those that keep f holomorphic, then the others
 
 
 HOLOMORPHIC = list(STEPS)[:4]
-
-
 steps = st.lists(st.sampled_from(list(STEPS)), min_size=1, max_size=2)
-
-
 holomorphic_steps = st.lists(st.sampled_from(HOLOMORPHIC), min_size=1, max_size=2)
 
 
@@ -250,8 +242,6 @@ def test_products_of_jacobians(point, names, kind):
 
 
 N = 4
-
-
 BASE = ["jacobian", "tree", "holomorphic", "real matrix", "complex matrix", "diagonal", "identity"]
 
 

@@ -43,8 +43,6 @@ from operators.solvers import (
 import linops
 
 DTYPES = ("float32", "float64")
-
-
 OPERATORS = operators.where(made_for="solvers")
 
 DEFINITE = {"definite"}

@@ -24,8 +24,6 @@ def test_symmetry_is_known_inside_jit():
 
 
 Y = jax.tree.map(np.asarray, problems.values(POINT))
-
-
 Z = {"a": problems.complex_normal(3, np.float32), "b": problems.complex_normal((), np.float32, 1)}
 
 

@@ -20,8 +20,6 @@ def test_sums_of_operators():
 
 
 X = np.array([0.1, 0.2, 0.3], np.float32)
-
-
 V = np.array([1, -2, 0.5], np.float32)
 
 

@@ -160,8 +160,6 @@ def test_products_have_the_structure_of_the_model():
 
 
 X = np.array([0.1, 0.2, 0.3], np.float32)
-
-
 V = np.array([1, -2, 0.5], np.float32)
 
 

@@ -17,9 +17,11 @@ def close(pair, close):
     return check
 
 
-def test_shape(pair):
-    A, D = pair
+def test_shape(name, pair):
+    """And the traits by which tests choose are those of the dense matrix."""
+    (A, D), traits = pair, operators.ZOO[name].traits
     assert A.shape == D.shape
+    assert (D.shape[0] == D.shape[1], np.iscomplexobj(D)) == (traits.square, traits.complex)
 
 
 def test_vector(pair, vectors, close):

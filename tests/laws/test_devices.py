@@ -46,8 +46,6 @@ right(linops.Jacobian(problems.values, x), first)
 
 
 DEVICES = 4
-
-
 KINDS = ["Auto", "Explicit"]
 
 

@@ -101,8 +101,6 @@ def test_missing_rules_of_complex_functions_are_said_at_the_product():
 
 
 X = np.array([0.1, 0.2, 0.3], np.float32)
-
-
 V = np.array([1, -2, 0.5], np.float32)
 
 

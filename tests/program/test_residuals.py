@@ -36,8 +36,6 @@ def test_printing_goes_on(capfd):
 
 
 pytestmark = pytest.mark.usefixtures("optimized")
-
-
 x = np.linspace(0.5, 1.5, 1_000, dtype=np.float32)
 
 

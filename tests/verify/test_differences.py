@@ -24,8 +24,6 @@ BAD[:, 0] = BAD[:, 1] + 1e-5 * BAD[:, 2]  # ill-conditioned
 
 
 P = np.outer(np.ones(6), np.ones(6)) / 6  # a projector
-
-
 FAR = np.array([2.0, -5.0, 3.0, 1.0])
 
 

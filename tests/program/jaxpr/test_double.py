@@ -8,8 +8,6 @@ import pytest
 from linops.program.jaxpr.double import evaluate
 
 x = np.linspace(0.1, 0.9, 4, dtype=np.float32)
-
-
 W = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
 
 

@@ -9,8 +9,6 @@ from jax.interpreters import ad, mlir
 import linops
 
 X = np.array([0.1, 0.2, 0.3], np.float32)
-
-
 V = np.array([1, -2, 0.5], np.float32)
 
 

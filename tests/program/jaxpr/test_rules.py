@@ -12,11 +12,7 @@ from custom_rules import RULE_OF_FIRST, RULES
 import linops
 
 X = np.array([0.1, 0.2, 0.3], np.float32)
-
-
 V = np.array([1, -2, 0.5], np.float32)
-
-
 OPTIONS = pytest.mark.parametrize("linearize", [None, False])
 
 
