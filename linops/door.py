@@ -12,6 +12,7 @@ import os
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.linalg.blas import ddot, sdot
 
 from linops.arrays import require_threads
 from linops.precision import is_number, say_loss
@@ -55,12 +56,20 @@ def block_budget():
 
 def tree_product(A, *leaves):
     """The product with an element of the domain, given by its leaves."""
-    return A._mv(A.domain.treedef.unflatten(leaves))
+    product = A._mv(A.domain.treedef.unflatten(leaves))
+    shapes = tuple(map(jnp.shape, jax.tree.leaves(product)))
+    if jax.tree.structure(product) != A.codomain.treedef or shapes != A.codomain.shapes:
+        raise ValueError(
+            f"a product with {A!r} gave a tree of structure {jax.tree.structure(product)} and shapes {list(shapes)}, "
+            f"expected an element of its codomain, {A.codomain.treedef} and {list(A.codomain.shapes)}; what jax.vmap "
+            "returns is many operators, to be multiplied inside of jax.vmap"
+        )
+    return product
 
 
 def array_product(A, v):
     """The product with a vector; one leaf keeps its shape: a loop of XLA that ends in a reshape divides each index."""
-    product = A._mv(A.domain.unravel(v))
+    product = tree_product(A, *jax.tree.leaves(A.domain.unravel(v)))
     leaf = jax.tree.leaves(product)[0] if len(A.codomain.shapes) == 1 else A.codomain.ravel(product)
     return leaf.astype(A.dtype)
 
@@ -77,8 +86,8 @@ def block_product(A, block):
 
 def diagonal_of_block(A, block, start):
     """The entries (start + i, i) of A V: a sum and no gather, for rows may lie on several devices."""
-    rows, columns = jnp.arange(A.shape[0])[:, None], jnp.arange(block.shape[1])
-    return jnp.sum(jnp.where(rows == start + columns, block_product(A, block), 0), axis=0)
+    rows, columns = (jnp.arange(count, dtype=start.dtype) for count in (A.shape[0], block.shape[1]))
+    return jnp.sum(jnp.where(rows[:, None] == start + columns[None, :], block_product(A, block), 0), axis=0)
 
 
 def dense_matrix(A):
@@ -105,14 +114,13 @@ class Door:
 
     @functools.cached_property
     def _multiply(self):
-        """The compiled product with a vector, bound to the operator's arrays: a vector, or one leaf in its shape."""
+        """The compiled product with a vector, bound to the operator's arrays: [a vector, or one leaf in its shape]."""
         held = *self.staged.consts, *self._flat.leaves
         ((passed, i),) = self.staged.sources
         if passed:  # as by a derivative rule that returns an array of its own
             constant = jnp.ravel(held[i])
-            return lambda v: constant
-        compute = functools.partial(self.staged.run, *held)
-        return lambda v: compute(v)[0]
+            return lambda v: [constant]
+        return functools.partial(self.staged.run, *held)
 
     @functools.cached_property
     def staged(self):
@@ -138,10 +146,10 @@ class Door:
 
     def _host_product(self, v, copy):
         try:
-            product = copy(self._multiply(v))
+            product = copy(self._multiply(v)[0])
         except jax.errors.TracerArrayConversionError:  # within a jit that has nothing to do with this product
             with jax.ensure_compile_time_eval():
-                product = copy(self._multiply(v))
+                product = copy(self._multiply(v)[0])
         return product if product.ndim == 1 else product.reshape(-1)
 
     def _large_product(self, v):
@@ -205,7 +213,7 @@ class Door:
         with self._flat.scope.entered():
             v = self.coerce(v)
             if v.ndim == 1:
-                product = self._multiply(v)
+                (product,) = self._multiply(v)
                 return product if product.ndim == 1 else _raveled(product)
             if self.block_width == 1 and v.shape[1] > 0:
                 return jnp.stack([self.device_product(column) for column in v.T], axis=1)
@@ -301,9 +309,18 @@ def to_host(array):
 
 
 def all_finite(array):
-    """Whether all entries are finite: a finite sum says so, and is faster."""
+    """Whether all entries are finite: a finite sum says so, of squares the fastest, and is faster."""
+    squares = _SQUARES.get(array.dtype.char)
+    if squares and 0 < array.size <= OF_ONE_THREAD:
+        entries = array.ravel("K")
+        if math.isfinite(squares(entries, entries)):
+            return True
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(np.add.reduce(array, axis=None)) or np.isfinite(array).all())
+
+
+_SQUARES = {"f": sdot, "d": ddot}
+OF_ONE_THREAD = 10_000  # entries up to which OpenBLAS takes one: others spin on, and take cores from XLA
 
 
 def _round_up(count):

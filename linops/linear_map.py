@@ -163,6 +163,8 @@ class LinearMap(Node, LinearOperator):
 
     def matvec(self, v):
         """A v: (n,) to (m,), (n, 1) to (m, 1), and each row of a batch (..., n) to (..., m)."""
+        if self._takes(v):
+            return self._door.matvec(v)
         v = as_array(v)
         columns = self.shape[1]
         if v.ndim == 1 or v.shape == (columns, 1):
@@ -182,13 +184,17 @@ class LinearMap(Node, LinearOperator):
 
     def rmatvec(self, w):
         """Aᴴ w, with the shapes of `matvec`."""
-        if type(w) is np.ndarray and w.ndim == 1 and not self._traced and w.dtype == self.dtype:
+        if self._takes(w):
             return self._adjoint_door.matvec(w)
         return self.H.matvec(w)
 
     def rmatmat(self, block):
         """Aᴴ W: (m, k) to (n, k)."""
         return self.H.matmat(block)
+
+    def _takes(self, v):
+        """Whether v is what a solver hands over, most often and many times: a vector of the host, as it should be."""
+        return type(v) is np.ndarray and v.ndim == 1 and not self._traced and v.dtype == self._dtype
 
     def _product(self, v):
         """A v or A V, for an array of one or two dimensions."""

@@ -35,6 +35,9 @@ class Space:
     dtypes: tuple[np.dtype, ...]
     paired: "Space | None" = None  # the complex Space whose elements are here as pairs (Re, Im)
 
+    def __reduce__(self):
+        return _unpickle, (skeleton(self.treedef), self.shapes, self.dtypes, self.paired)
+
     @classmethod
     def of(cls, tree):
         """The space in which `tree`, of real or complex floating-point arrays, lives."""
@@ -222,6 +225,15 @@ class Space:
     @functools.cached_property
     def _ends(self):
         return np.cumsum([math.prod(shape) for shape in self.shapes])
+
+
+def skeleton(treedef):
+    """A tree of zeros, to be pickled in place of its structure: of equinox's modules that does not come back whole."""
+    return treedef.unflatten([0] * treedef.num_leaves)
+
+
+def _unpickle(tree, *fields):
+    return Space(jax.tree.structure(tree), *fields)
 
 
 def space_of(tree, what):

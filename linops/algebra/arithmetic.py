@@ -18,7 +18,7 @@ class Arithmetic(LinearMap):
     # Products with operators and scalars; those with arrays are inherited.
 
     def __matmul__(self, other):
-        if type(other) is np.ndarray and other.ndim == 1 and not self._traced and other.dtype == self.dtype:
+        if self._takes(other):
             return self._door.matvec(other)
         if is_scalar(other):
             raise ValueError(f"{self!r} @ {other!r}: a scalar cannot be an operand of @; use * instead")

@@ -5,7 +5,7 @@ import functools
 from linops.algebra.operator import Conjugate, Gram, Product
 from linops.derivatives.hessian import Hessian, require_scalar
 from linops.derivatives.jacobian import Jacobian
-from linops.derivatives.map import Derived, Map
+from linops.derivatives.map import Derived, Map, apart
 from linops.precision import is_complex
 from linops.program.function import Function
 from linops.realify import OnPairs, any_complex
@@ -124,7 +124,7 @@ class JacobianGram(Expanded):
 
     def __init__(self, f, x1, x2=None, *, args=(), linearize=None, check_finite=True):
         traced = Map.trace(f, x1, args)
-        vars(self).update(map=traced, x2=None if x2 is None else traced.points.point(x2))
+        vars(self).update(map=traced, x2=None if x2 is None else apart(traced.points.point(x2), traced))
         vars(self).update(keep=linearize, check_finite=check_finite)
 
     _second = property(lambda self: self.map._replace(x=self.x2))
@@ -139,7 +139,8 @@ class JacobianGram(Expanded):
 
         Without x2 it is J(x1) J(x1)ᵀ, also where the operator was made at two points. `args` are as for `Jacobian.at`.
         """
-        return self._replace(map=self.map.at(x1, args), x2=None if x2 is None else self.map.point(x2))
+        at = self.map.at(x1, args)
+        return self._replace(map=at, x2=None if x2 is None else apart(at.point(x2), at))
 
     def adjoint(self):
         """Aᴴ, the operator with its points exchanged."""

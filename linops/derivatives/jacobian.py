@@ -25,7 +25,7 @@ class Jacobian(Derived):
         Further arguments of f. Arrays and floats in it are traced, never compiled in.
     linearize : bool, optional
         True keeps the residuals of one linearization for all products, False recomputes them in each; by default they
-        are kept while they take at most a quarter of the device's memory.
+        are kept while they take at most a quarter of the device's memory, and f uses no mutable references.
     check_finite : bool
         Whether a NumPy product of finite numbers that has NaN or Inf raises `FloatingPointError`.
 

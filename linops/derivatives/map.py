@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from linops.algebra.operator import Operator
 from linops.arrays import place_like, refuse_point, to_device
 from linops.derivatives.linearized import pullback, pushforward
-from linops.door import RESIDUAL_SHARE, concrete, memory_budget
+from linops.door import RESIDUAL_SHARE, concrete, is_traced, memory_budget
 from linops.node import Node, static
 from linops.program.function import Function
 from linops.program.holomorphy import trace_linear
@@ -38,7 +38,7 @@ class Map(Node):
         paths, treedef = jax.tree_util.tree_flatten_with_path(x)
         x = treedef.unflatten([to_device(leaf, f"x{jax.tree_util.keystr(path)}") for path, leaf in paths])
         function, x, realified = trace_linear(f, x, space_of(x, "x"), args, realify=realify)
-        return cls._make(function=function, x=x, realified=realified)
+        return cls._make(function=function, x=apart(x, function), realified=realified)
 
     origin = property(lambda self: self.function.origin)
     values = property(lambda self: self.function.codomain)
@@ -56,14 +56,22 @@ class Map(Node):
     def at(self, x, args=None):
         """The same function at another point that a user gives, placed like the one before if it is of the host."""
         function = self.function if args is None else self.function.with_args(args)
-        return self._replace(x=self.point(x), function=function)
+        at = self._replace(x=apart(self.point(x), function), function=function)
+        vars(at).update(points=self.points)
+        return at
 
     def point(self, x):
         """A point that a user gives, as an element of the Space of points."""
+        leaves, treedef = jax.tree.flatten(x)
+        before, structure = jax.tree.flatten(self.x)
+        if treedef == structure and all(map(_is_like, leaves, before)):
+            return x
         return place_like(self.points.point(x), self.x, x)
 
     def push(self, v, f=None):
         """The slope along v of the function, or of another one that is computed with it."""
+        leaves, treedef = jax.tree.flatten(v)
+        v = treedef.unflatten(place(leaves, map(jax.typeof, jax.tree.leaves(self.x))))
         with differentiating("forward", self.origin):
             return jax.jvp(f or self.function, (self.x,), (v,))[1]
 
@@ -84,6 +92,18 @@ class Map(Node):
         if self.function.forward:
             return pushforward(f, self.x, domain, codomain, self.origin)
         return pullback(f, self.x, domain, codomain, self.origin, like)
+
+
+def _is_like(leaf, other):
+    """Whether a leaf is a device array, and of the type of another one."""
+    is_array = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+    return is_array and jax.typeof(leaf) == jax.typeof(other)
+
+
+def apart(x, other):
+    """A point in arrays that are not those of another tree: where they coincide here, they do not at another point."""
+    held = {id(leaf) for leaf in jax.tree.leaves(other)}
+    return jax.tree.map(lambda leaf: jnp.copy(leaf) if id(leaf) in held and not is_traced(leaf) else leaf, x)
 
 
 class Derived(Operator):
@@ -114,7 +134,7 @@ class Derived(Operator):
         return Scope.around([super()._scope, self.map.origin.scope])
 
     def _residual_form(self):
-        if self.keep is False:
+        if self.keep is False or (self.keep is None and self.function.program.mutates):
             return self
         if self._traced:
             return self._linear()

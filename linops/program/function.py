@@ -5,19 +5,17 @@ import dataclasses
 import functools
 import operator
 import sys
-import weakref
 from collections.abc import Callable
 from importlib import import_module
 
 import jax
-import numpy as np
 
-from linops.arrays import as_data, to_device
+from linops.arrays import to_device
 from linops.program import settings as jax_settings
+from linops.program.arguments import Arguments, merge
 from linops.program.jaxpr.evaluate import is_inexact, struct
 from linops.program.jaxpr.primitives import is_reference
 from linops.program.jaxpr.private import is_called_by_cloudpickle
-from linops.program.jaxpr.structure import Same
 from linops.program.missing import MissingRule
 from linops.program.program import Program, program_of
 from linops.space import Space, space_of
@@ -32,7 +30,7 @@ class Source:
     domain: Space
     what: str
     args_treedef: jax.tree_util.PyTreeDef
-    code: tuple  # the leaves of args, with _DATA where there is data
+    code: tuple  # the leaves of args, with DATA where there is data
     settings: tuple  # of JAX, when f was traced
 
     @property
@@ -47,63 +45,14 @@ class Source:
     def __reduce__(self):
         # By name, which pickle itself refuses for functions that jax.jit has wrapped.
         f = (self.f.__module__, self.f.__qualname__) if self.is_static else self.f
-        return _unpickle_source, (f, *(getattr(self, field.name) for field in dataclasses.fields(self)[1:]))
+        args = self.args_treedef.unflatten(self.code)  # as a tree: see `skeleton`
+        return _unpickle_source, (f, self.through, self.domain, self.what, args, self.settings)
 
     def trace(self, data):
         """The Function, for these data in the args of f."""
         args = merge(self.args_treedef, self.code, data)
         with jax_settings.entered(self.settings):
             return Function.trace(self.f, self.domain, args, self.what, through=self.through)
-
-
-_DATA = jax.ShapeDtypeStruct  # any one object that pickles by reference and is no leaf of args
-
-
-@dataclasses.dataclass(frozen=True)
-class Arguments:
-    """How the args of a function are made of data and code. Code is compared by value where it is plain."""
-
-    treedef: jax.tree_util.PyTreeDef
-    code: tuple  # the leaves, with _DATA where there is data
-
-    @classmethod
-    def split(cls, args):
-        """The Arguments, the leaves that are code, and the data on the device."""
-        args = args if isinstance(args, tuple) else (args,)  # one argument, as in SciPy
-        leaves, treedef = jax.tree_util.tree_flatten_with_path(args)
-        data, code = [], []
-        for path, leaf in leaves:
-            is_data = isinstance(leaf, jax.Array | np.ndarray | np.generic | float | complex)
-            code.append(_DATA if is_data else leaf)
-            if is_data:
-                data.append(as_data(leaf, f"args{jax.tree_util.keystr(path)}"))
-        return cls(treedef, tuple(map(_comparable, code))), code, data
-
-
-def merge(treedef, code, data):
-    """The args of which `Arguments.split` made code and data."""
-    data = iter(data)
-    return treedef.unflatten([next(data) if leaf is _DATA else leaf for leaf in code])
-
-
-def _comparable(leaf):
-    """Code by its value where that is plain; any other object is itself, and is not kept alive by being compared."""
-    if leaf is _DATA or isinstance(leaf, int | str | bytes | None):
-        return leaf
-    try:
-        return _Object(weakref.ref(leaf))
-    except TypeError:
-        return Same(leaf)
-
-
-class _Object(Same):
-    """An object of a user, held weakly."""
-
-    def __hash__(self):
-        return hash(type(self))
-
-    def __eq__(self, other):
-        return isinstance(other, _Object) and self.value() is not None and self.value() is other.value()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,14 +101,13 @@ class Function:
     def with_args(self, args):
         """The same function with other args, of the same shapes and dtypes; nothing is traced."""
         with jax_settings.entered(self.origin.settings):
-            arguments, _, data = Arguments.split(args)
-        if arguments != self.arguments or list(map(_type, data)) != list(map(_type, self.args)):
-            given, expected = ([f"{a.dtype}{list(a.shape)}" for a in arrays] for arrays in (data, self.args))
+            data, changed = self.arguments.data_like(args, self.args)
+        if changed:
             raise ValueError(
-                f"at got args whose arrays are {given}, expected args like those that {self.origin.what} was traced "
-                f"with: arrays {expected}, in the same structure, and all else the same; build the operator anew"
+                f"at got {changed}, expected args like those that {self.origin.what} was traced with: arrays of the "
+                "same shapes and dtypes, in the same structure, and all else the same; build the operator anew"
             )
-        return self.replaced(args=tuple(data))
+        return self.replaced(args=data)
 
     def replaced(self, **fields):
         """The same function with other fields."""
@@ -217,11 +165,6 @@ class Function:
         return made
 
 
-def _type(array):
-    aval = jax.typeof(array)
-    return aval.shape, aval.dtype, aval.weak_type
-
-
 def _require_value(const, what):
     if is_reference(jax.typeof(const)):
         raise TypeError(
@@ -238,9 +181,10 @@ def _is_importable(f):
         return False
 
 
-def _unpickle_source(name, *rest):
+def _unpickle_source(name, through, domain, what, args, settings):
     f = name if callable(name) else operator.attrgetter(name[1])(import_module(name[0]))
-    return Source(f, *rest)
+    code, treedef = jax.tree.flatten(args)
+    return Source(f, through, domain, what, treedef, tuple(code), settings)
 
 
 def _unpickle_function(source, consts, args, codomain, fingerprint):
@@ -267,7 +211,8 @@ def _make_jaxpr(f, what):
             raise TypeError(
                 f"{what} could not be traced: it turned a traced array into a NumPy array or a Python value; expected "
                 "a function of jax.numpy operations: use jax.numpy for numpy, and jax.lax.cond, jnp.where or "
-                f"jax.lax.while_loop for branches on values. JAX said: {str(error).splitlines()[0]}"
+                "jax.lax.while_loop for branches on values; a number that tells f what to do is not for args= but for "
+                f"functools.partial. JAX said: {str(error).splitlines()[0]}"
             ) from error
 
     return make

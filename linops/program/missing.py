@@ -3,6 +3,7 @@
 import contextlib
 
 from linops.program import settings
+from linops.program.program import ManyOperatorsError
 
 
 class MissingRule(TypeError):  # noqa: N818 - users see a TypeError
@@ -19,7 +20,7 @@ def differentiating(mode, origin):
     try:
         with settings.entered(origin.settings):
             yield
-    except MissingRule:
+    except (MissingRule, ManyOperatorsError):
         raise
     except (TypeError, ValueError, NotImplementedError, AssertionError, AttributeError) as error:
         if "Sharding" in type(error).__name__ or "Tracer" in type(error).__name__:

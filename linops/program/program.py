@@ -14,12 +14,18 @@ import threading
 import weakref
 
 import jax
+import jax.numpy as jnp
 
 from linops.program.jaxpr import rules
 from linops.program.jaxpr.evaluate import evaluate, free_variables
 from linops.program.jaxpr.linearity import reached
+from linops.program.jaxpr.primitives import is_reference
 from linops.program.jaxpr.settle import settled
 from linops.program.jaxpr.structure import Structure
+
+
+class ManyOperatorsError(ValueError):
+    """The arrays of an operator have axes that they had not when its function was traced."""
 
 
 class Program:
@@ -34,12 +40,24 @@ class Program:
 
     def __call__(self, consts, *arguments):
         held = dict(zip(self.constants, consts, strict=True))
+        traced = [var.aval.shape for var in (*held, *self.graph.inputs)]
+        given = [jnp.shape(value) for value in (*consts, *arguments)]
+        if given != traced:
+            raise ManyOperatorsError(
+                f"got an operator of arrays of shapes {given}, whose function was traced for {traced}; expected these: "
+                "what jax.vmap returns is many operators, to be multiplied inside of jax.vmap"
+            )
         return evaluate(self.graph, held, arguments)
 
     @property
     def reverse_only(self):
         """Whether it calls a function with `jax.custom_vjp`, which has no forward rule."""
         return any(e.rule is not None and e.rule.backward is not None for e in self.graph.walk())
+
+    @property
+    def mutates(self):
+        """Whether it writes to references: what is linear in it cannot be transposed by itself."""
+        return any(is_reference(var.aval) for equation in self.graph.walk() for var in equation.outputs)
 
     def failing_rule(self, count):
         """What a rule says that could not be traced, of a call that depends on the first arguments, or None."""

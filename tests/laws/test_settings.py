@@ -35,3 +35,5 @@ def test_settings(name, dtype):
             w = np.ones(len(D), A.dtype)
             np.testing.assert_allclose(A.rmatvec(w), D.conj().T @ w, rtol=1e-3, atol=1e-3)
             np.testing.assert_allclose(jax.jit(lambda A, v: A.T @ v)(A, w), D.T @ w, rtol=1e-3, atol=1e-3)
+            np.testing.assert_allclose(A.toarray(), D, rtol=1e-3, atol=1e-3)
+            np.testing.assert_allclose(A.diagonal(), np.diag(D), rtol=1e-3, atol=1e-3)

@@ -72,6 +72,8 @@ def apply_equation(equation, env, inputs):
         return _call_with_rule(equation.rule, env, inputs)
     if primitives.is_inexact_tanh(equation):
         return [_tanh(*inputs)]
+    if primitives.is_unrolled(equation):
+        return _unrolled(equation, env, inputs)
     if equation.changed:
         return _ANEW[equation.name](equation, env, inputs)
     return bind(equation, inputs)
@@ -121,6 +123,18 @@ def _scan(equation, env, inputs):
     options = {name: params[name] for name in ("length", "reverse", "unroll")}
     state, ys = jax.lax.scan(step, list(inputs[consts : consts + carry]), list(inputs[consts + carry :]), **options)
     return [*state, *ys]
+
+
+def _unrolled(equation, env, inputs):
+    """A scan of which XLA sees each step, as of `jnp.polyval`, step by step: what to keep is chosen among them all."""
+    consts, carry = primitives.scan_counts(equation.params)
+    body, count = _branch(equation.graphs["jaxpr"][0], env), equation.params["length"]
+    held, state, xs = inputs[:consts], inputs[consts : consts + carry], inputs[consts + carry :]
+    rows = [None] * count
+    for i in reversed(range(count)) if equation.params["reverse"] else range(count):
+        outputs = body(*held, *state, *(jax.lax.index_in_dim(x, i, keepdims=False) for x in xs))
+        state, rows[i] = outputs[:carry], outputs[carry:]
+    return [*state, *(jnp.stack(column) for column in zip(*rows, strict=True))]
 
 
 def _while(equation, env, inputs):

@@ -153,6 +153,8 @@ def inlined(eqn, rules):
         return eqn.params["jaxpr"]
     if eqn.primitive.name in ("closed_call", "core_call"):
         return eqn.params["call_jaxpr"]
+    if eqn.primitive.name == "remat_opt":  # the forward pass of a custom_vjp, of which JAX drops what is not needed
+        return eqn.params["fwd_jaxpr"]
     return eqn.params["call_jaxpr"] if has_rule(eqn) and not rules else None
 
 
@@ -187,6 +189,16 @@ def jaxprs_in(values):
         for item in value if isinstance(value, tuple | list) else (value,):
             if is_jaxpr(item):
                 yield item
+
+
+def is_unrolled(equation):
+    """Whether an equation is a scan that its author wants to be written out whole, of not too many steps."""
+    if equation.name != "scan" or equation.effects or not equation.graphs:
+        return False
+    return 0 < equation.params["length"] <= min(UNROLLED, equation.params["unroll"])
+
+
+UNROLLED = 16  # `jnp.polyval`, which most special functions call, unrolls as many
 
 
 def scan_counts(params):

@@ -107,13 +107,15 @@ class Structure:
 
     def value(self, value):
         """The key of a parameter."""
-        if value is None or isinstance(value, bool | int | str | bytes | np.dtype | enum.Enum):
+        if value is None or isinstance(value, bool | int | str | bytes | range | np.dtype | enum.Enum):
             return type(value), value
         if isinstance(value, float | complex | np.number | np.ndarray):
             array = np.asarray(value)
             if array.dtype.kind == "O":
                 return self._same(value)
             return type(value), array.dtype, array.shape, array.tobytes()
+        if isinstance(value, slice):
+            return slice, self.value((value.start, value.stop, value.step))
         if is_jaxpr(value):
             return self._jaxpr(value)
         if isinstance(value, tuple | list | frozenset | set):
