@@ -1,7 +1,8 @@
 """Sphinx configuration. A line `<!-- generated: name -->` in a page is replaced by what `GENERATED[name]()` returns."""
 
 import ast
-import importlib
+import functools
+import importlib.util
 import inspect
 import re
 import sys
@@ -26,6 +27,15 @@ autodoc_typehints = "none"
 autodoc_inherit_docstrings = False
 napoleon_google_docstring = False
 napoleon_use_param = False
+
+
+@functools.cache
+def tests(path):
+    """A module of the tests."""
+    spec = importlib.util.spec_from_file_location(path.replace("/", "_").removesuffix(".py"), ROOT / "tests" / path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def examples():
@@ -62,7 +72,7 @@ def api():
 def layers():
     """The modules by layer, with the first line of each docstring."""
     yield from ("| layer | module | |", "| --- | --- | --- |")
-    for number, layer in enumerate(importlib.import_module("test_architecture").LAYERS):
+    for number, layer in enumerate(tests("test_architecture.py").LAYERS):
         for module in layer:
             text = ast.get_docstring(ast.parse((ROOT / "linops" / f"{module.replace('.', '/')}.py").read_text()))
             yield f"| {number} | `{module}` | {text.splitlines()[0]} |"
@@ -71,7 +81,7 @@ def layers():
 def scipy_operators():
     """What the SciPy contract is tested with, by kind."""
     kinds = {}
-    for name, (kind, *_) in importlib.import_module("test_scipy_contract").KINDS.items():
+    for name, kind in tests("test_scipy_contract.py").KINDS.items():
         kinds.setdefault(kind, []).append(f"`{name}`")
     yield from ("| kind | operators |", "| --- | --- |")
     yield from (f"| {kind} | {', '.join(names)} |" for kind, names in kinds.items())
@@ -80,7 +90,7 @@ def scipy_operators():
 def scipy_entries():
     """The entry points of the SciPy contract, variants of one function on one line."""
     rows = {}
-    for name, entry in importlib.import_module("test_scipy_contract").ENTRIES.items():
+    for name, entry in tests("test_scipy_contract.py").ENTRIES.items():
         function, _, variant = name.partition(", ")
         forms, kinds, dtypes = rows.setdefault(function, ([], set(), set()))
         forms += [f"`{variant}`"] if variant else []
@@ -93,7 +103,7 @@ def scipy_entries():
 
 def hostile():
     """Which shapes go which way, and what other vectors come to."""
-    module = importlib.import_module("test_hostile")
+    module = tests("test_door_vectors.py")
     yield from ("| shape | taken by |", "| --- | --- |")
     yield from (f"| {name} | {', '.join(f'`{way}`' for way in ways)} |" for name, ways in module.shape_table())
     yield from ("", "| comes to | what is multiplied |", "| --- | --- |")
@@ -102,19 +112,31 @@ def hostile():
 
 def faults():
     """The faults that are planted, and what `check` says of them."""
-    return importlib.import_module("test_check").table()
+    return tests("verify/test_report.py").table()
 
 
 def wild():
     """The functions from the wild."""
-    module = importlib.import_module("test_wild")
+    module = tests("program/test_function.py")
     yield ", ".join(f"{name}" for name in module.FUNCTIONS)
 
 
 def life():
-    """What operators go through, and which."""
+    """What operators of the zoo go through, and which."""
+    zoo = importlib.import_module("operators")
+    settings, transformations = tests("laws/test_settings.py"), tests("laws/test_transformations.py")
+    copied = tests("laws/test_copies.py").WAYS
+    tried = {
+        ", ".join(copied): zoo.where(made_for="laws", importable=True),
+        "at another point": tests("laws/test_points.py").MOVED,
+        "built inside `jit`, `vmap` of `jit` and `grad`": transformations.NAMES,
+        "an argument of `jit`, `vmap` and `scan`, and returned from them": transformations.AS_ARGUMENTS,
+        f"under settings of JAX: {', '.join(settings.SETTINGS)}": settings.NAMES,
+        "on a mesh of four devices": zoo.where(made_for="devices"),
+        "used by eight threads at once, pickled for a new process": tests("test_door.py").IN_THREADS,
+    }
     yield from ("| | operators |", "| --- | --- |")
-    yield from (f"| {what} | {', '.join(kinds)} |" for what, kinds in importlib.import_module("test_life").table())
+    yield from (f"| {what} | {', '.join(f'`{name}`' for name in names)} |" for what, names in tried.items())
 
 
 GENERATED = {

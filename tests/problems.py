@@ -1,5 +1,7 @@
 """Functions and points that the tests share, and their dense derivatives, made by JAX without linops."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +26,8 @@ def tree_point(kind, dtype, seed=0):
 
 
 TREES = ["vector", "dict", "tuple", "nested", "scalars", "empty", "mixed"]
+POINT = tree_point("dict", np.float32)
+SIZE = 11  # of it
 
 
 def values(x):
@@ -48,18 +52,49 @@ def loss(z):
     return jax.nn.logsumexp(v) + 0.5 * jnp.sum(v**2)
 
 
+def jac(f, x):
+    """The dense Jacobian of f on vectors, where JAX traces it."""
+    v, unravel = ravel_pytree(x)
+    return jax.jacfwd(lambda v: ravel_pytree(f(unravel(v)))[0], holomorphic=jnp.iscomplexobj(v))(v)
+
+
+def hess(f, x):
+    """The dense Hessian of a scalar f on vectors, where JAX traces it; a complex one of a holomorphic f."""
+    v, unravel = ravel_pytree(x)
+    return jax.hessian(lambda v: f(unravel(v)), holomorphic=jnp.iscomplexobj(v))(v)
+
+
+def jac_of_pairs(f, x):
+    """The dense Jacobian of f as a function of real and imaginary parts."""
+    return jac(*real_view(f, x))
+
+
+def hess_of_pairs(f, x):
+    view, v = real_view(f, x)
+    return hess(lambda v: view(v)[0], v)
+
+
 def jacobian(f, x):
     """The dense Jacobian of f on vectors, in float64."""
-    v, unravel = ravel_pytree(x)
-    holomorphic = jnp.iscomplexobj(v)
-    dense = jax.jit(jax.jacfwd(lambda v: ravel_pytree(f(unravel(v)))[0], holomorphic=holomorphic))(v)
+    dense = _compiled(jac, f)(x)
     return np.asarray(dense, np.complex128 if np.iscomplexobj(dense) else np.float64)
 
 
 def hessian(f, x):
     """The dense Hessian of a scalar f on vectors, in float64."""
-    v, unravel = ravel_pytree(x)
-    return np.asarray(jax.jit(jax.hessian(lambda v: f(unravel(v))))(v), np.float64)
+    return np.asarray(_compiled(hess, f)(x), np.float64)
+
+
+def _compiled(derivative, f):
+    """Once for all tests, where f is one of the functions that they share."""
+    if getattr(f, "__module__", None) == __name__ and f.__closure__ is None:
+        return _shared(derivative, f)
+    return jax.jit(functools.partial(derivative, f))
+
+
+@functools.cache
+def _shared(derivative, f):
+    return jax.jit(functools.partial(derivative, f))
 
 
 def complex_normal(shape, dtype, seed=0):

@@ -1,8 +1,8 @@
 """The SciPy contract: every entry point of SciPy that takes a LinearOperator, by every operator that suits it.
 
-`ENTRIES` are the entry points, `OPERATORS` and `PROBLEMS` what they are given. A kind says what suits what. Every cell
-of the table compares with the dense matrix, which `jax.jacobian` or `jax.hessian` makes in float64, and with what
-`numpy.linalg` and `scipy.linalg` make of it. To see the table:
+`ENTRIES` are the entry points; what they are given are the operators of the zoo that are made for solvers, and
+`PROBLEMS`. A kind says what suits what. Every cell of the table compares with the dense matrix, which JAX makes in
+float64, and with what `numpy.linalg` and `scipy.linalg` make of it. To see the table:
 
     python tests/test_scipy_contract.py
 """
@@ -14,252 +14,36 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import operators
 import pytest
 import scipy.linalg
 import scipy.linalg.interpolative as interpolative
 import scipy.optimize
-import scipy.sparse
 import scipy.sparse.linalg as sla
+from operators.solvers import (
+    H_,
+    J_,
+    SOLUTION,
+    TARGET,
+    TREE,
+    WEIGHTS,
+    N,
+    as_,
+    convex,
+    half_square,
+    jacobian,
+    loss_of_tree,
+    of_tree,
+    shifted_gram,
+    soft,
+    tall,
+    tree,
+)
 
 import linops
 
 DTYPES = ("float32", "float64")
-
-
-# Functions, of a vector v of n numbers. Their constants have float32 values, so that both dtypes have one reference.
-
-N, M_TALL, M_WIDE, RANK = 20, 28, 16, 5
-RNG = np.random.default_rng(20)
-
-
-def rounded(array):
-    return array.astype(np.float32).astype(np.float64)
-
-
-def orthonormal(m, n):
-    return np.linalg.qr(RNG.normal(size=(m, n)))[0]
-
-
-def with_spectrum(values, m=None, n=None):
-    """A matrix with these singular values; with these eigenvalues where m and n are left out."""
-    left = orthonormal(m or N, len(values))
-    return rounded(left * values @ (left if n is None else orthonormal(n, len(values))).T)
-
-
-POINT, SOLUTION = rounded(RNG.uniform(-0.5, 0.5, size=(2, N)))
-SPD = with_spectrum(np.geomspace(9, 1, N))
-INDEFINITE = with_spectrum(np.geomspace(9, 1, N) * (-1.0) ** np.arange(N))
-SKEW = rounded(np.triu(RNG.normal(size=(N, N)) / 4, 1))
-SQUARE = with_spectrum(np.geomspace(4, 1, N)) + SKEW - SKEW.T
-TALL = with_spectrum(np.geomspace(3, 1, N), M_TALL, N)
-WIDE = with_spectrum(np.geomspace(3, 1, M_WIDE), M_WIDE, N)
-# Its exact rank is 5: rounding comes before the product.
-LOW = rounded(orthonormal(M_TALL, RANK) * np.geomspace(3, 1, RANK)) @ rounded(orthonormal(N, RANK)).T
-TARGET, WEIGHTS = rounded(RNG.uniform(0.5, 1.5, size=(2, M_TALL)))
-
-
-def as_(constant, v):
-    return jnp.asarray(constant, v.dtype)
-
-
-def bend(matrix, v):
-    """A nonlinear map whose Jacobian is close to `matrix`."""
-    return as_(matrix, v) @ (v + jnp.sin(v) / 10)
-
-
-def curve(matrix, v):
-    """A scalar whose Hessian is close to `matrix`."""
-    return v @ as_(matrix, v) @ v / 2 + jnp.sum(jnp.cos(v)) / 10 - jnp.sum(v)
-
-
-square, tall, wide, low = (functools.partial(bend, matrix) for matrix in (SQUARE, TALL, WIDE, LOW))
-convex, saddle = (functools.partial(curve, matrix) for matrix in (SPD, INDEFINITE))
-
-
-def squares(v):
-    return tall(v) ** 2 / 2
-
-
-def residual(v):
-    """Zero at SOLUTION."""
-    return tall(v) - tall(as_(SOLUTION, v))
-
-
-def half_square(y):
-    return y @ y / 2
-
-
-def soft(y):
-    """A convex loss, zero at zero: the sum of sqrt(1 + y^2) - 1, without cancellation."""
-    return jnp.sum(y**2 / (1 + jnp.sqrt(1 + y**2)))
-
-
-def sphere(v):
-    """Two values, both curved."""
-    return jnp.stack([jnp.sum(v**2), jnp.sum(jnp.sin(v[:5])) + v[6] ** 2])
-
-
-# The same functions of trees, for the operators.
-
-
-def tree(v):
-    return {"a": v[: N - 8].reshape(4, 3), "b": (v[N - 8 :],)}
-
-
-def flat(x):
-    return jnp.concatenate([x["a"].ravel(), x["b"][0]])
-
-
-def of_tree(f, *, tree_out=False):
-    """The function f of trees, with values in trees where asked for."""
-    return lambda x: (lambda y: {"u": y[:4].reshape(2, 2), "w": y[4:]} if tree_out else y)(f(flat(x)))
-
-
-def loss_of_tree(loss):
-    return lambda y: loss(jnp.concatenate([y["u"].ravel(), y["w"]]))
-
-
-def jacobian(f, x, *, transposed=False):
-    J = linops.Jacobian(of_tree(f, tree_out=True), tree(x))
-    return J.T if transposed else J
-
-
-def shifted_gram(f, x, shift):
-    J = linops.Jacobian(of_tree(f, tree_out=True), tree(x))
-    return J.T @ J + shift * linops.Identity(N)
-
-
-# Operators: name -> (kind, the operator at x, its dense matrix at x).
-
-D, J_, H_ = jnp.diag, jax.jacobian, jax.hessian
-TREE = {"tree_out": True}
-OPERATORS = {
-    "Hessian": (
-        "definite",
-        lambda x: linops.Hessian(of_tree(convex), tree(x)),
-        lambda x: H_(convex)(x),
-    ),
-    "Hessian(weights)": (
-        "definite",
-        lambda x: linops.Hessian(squares, x, weights=as_(WEIGHTS, x)),
-        lambda x: H_(lambda v: as_(WEIGHTS, x) @ squares(v))(x),
-    ),
-    "GaussNewton": (
-        "definite",
-        lambda x: linops.GaussNewton(of_tree(tall, **TREE), tree(x)),
-        lambda x: J_(tall)(x).T @ J_(tall)(x),
-    ),
-    "GaussNewton(loss)": (
-        "definite",
-        lambda x: linops.GaussNewton(of_tree(tall, **TREE), tree(x), loss_of_tree(soft)),
-        lambda x: J_(tall)(x).T @ H_(soft)(tall(x)) @ J_(tall)(x),
-    ),
-    "JacobianGram": (
-        "definite",
-        lambda x: linops.JacobianGram(of_tree(wide, **TREE), tree(x)),
-        lambda x: J_(wide)(x) @ J_(wide)(x).T,
-    ),
-    "J.T @ J + lam * I": (
-        "definite",
-        lambda x: shifted_gram(tall, x, 0.5),
-        lambda x: J_(tall)(x).T @ J_(tall)(x) + 0.5 * jnp.eye(N),
-    ),
-    "H + scipy.sparse": (
-        "definite",
-        lambda x: linops.Hessian(of_tree(convex), tree(x)) + scipy.sparse.diags_array(np.ones(N, x.dtype)),
-        lambda x: H_(convex)(x) + jnp.eye(N),
-    ),
-    "Diagonal": (
-        "definite",
-        lambda x: linops.Diagonal(tree(1 + 2 * jnp.arange(N) / N + x**2)),
-        lambda x: D(1 + 2 * jnp.arange(N) / N + x**2),
-    ),
-    "Hessian, indefinite": (
-        "indefinite",
-        lambda x: linops.Hessian(of_tree(saddle), tree(x)),
-        lambda x: H_(saddle)(x),
-    ),
-    "-H / 2": (
-        "indefinite",
-        lambda x: -linops.Hessian(of_tree(saddle), tree(x)) / 2,
-        lambda x: -H_(saddle)(x) / 2,
-    ),
-    "Jacobian, square": (
-        "square",
-        lambda x: jacobian(square, x),
-        lambda x: J_(square)(x),
-    ),
-    "Jacobian.T, square": (
-        "square",
-        lambda x: jacobian(square, x, transposed=True),
-        lambda x: J_(square)(x).T,
-    ),
-    "JacobianGram(x1, x2)": (
-        "square",
-        lambda x: linops.JacobianGram(lambda v: wide(v**2 / 4 + v), x, x / 2),
-        lambda x: J_(lambda v: wide(v**2 / 4 + v))(x) @ J_(lambda v: wide(v**2 / 4 + v))(x / 2).T,
-    ),
-    "A ** 2 / 8 + A": (
-        "square",
-        lambda x: (lambda A: A**2 / 8 + A)(linops.Jacobian(square, x)),
-        lambda x: J_(square)(x) @ J_(square)(x) / 8 + J_(square)(x),
-    ),
-    "Matrix": (
-        "square",
-        lambda x: linops.Matrix(as_(SQUARE, x)),
-        lambda x: as_(SQUARE, x),
-    ),
-    "Jacobian, tall": (
-        "rectangular",
-        lambda x: jacobian(tall, x),
-        lambda x: J_(tall)(x),
-    ),
-    "Jacobian.T, wide": (
-        "rectangular",
-        lambda x: jacobian(tall, x, transposed=True),
-        lambda x: J_(tall)(x).T,
-    ),
-    "Diagonal @ Jacobian": (
-        "rectangular",
-        lambda x: linops.Diagonal(as_(WEIGHTS, x)) @ linops.Jacobian(tall, x),
-        lambda x: D(as_(WEIGHTS, x)) @ J_(tall)(x),
-    ),
-    "Matrix, wide": (
-        "rectangular",
-        lambda x: linops.Matrix(as_(WIDE, x)),
-        lambda x: as_(WIDE, x),
-    ),
-    "Jacobian, rank 5": (
-        "low rank",
-        lambda x: jacobian(low, x),
-        lambda x: J_(low)(x),
-    ),
-    "Jacobian.T, rank 5": (
-        "low rank",
-        lambda x: jacobian(low, x, transposed=True),
-        lambda x: J_(low)(x).T,
-    ),
-    "Matrix, rank 5": (
-        "low rank",
-        lambda x: linops.Matrix(as_(LOW, x)),
-        lambda x: as_(LOW, x),
-    ),
-    "GaussNewton, rank 5": (
-        "low rank, square",
-        lambda x: linops.GaussNewton(of_tree(low, **TREE), tree(x)),
-        lambda x: J_(low)(x).T @ J_(low)(x),
-    ),
-    "JacobianGram, rank 5": (
-        "low rank, square",
-        lambda x: linops.JacobianGram(of_tree(low, **TREE), tree(x)),
-        lambda x: J_(low)(x) @ J_(low)(x).T,
-    ),
-    "Hessian, rank 5": (
-        "low rank, square",
-        lambda x: linops.Hessian(of_tree(lambda v: half_square(as_(LOW, v) @ v)), tree(x)),
-        lambda x: H_(lambda v: half_square(as_(LOW, v) @ v))(x),
-    ),
-}
+OPERATORS = operators.where(made_for="solvers")
 
 DEFINITE = {"definite"}
 SYMMETRIC = {"definite", "indefinite"}
@@ -308,6 +92,16 @@ class Constraint:
     @property
     def dense(self):
         return lambda x, w: H_(lambda v: w @ self.c(v))(x)
+
+
+def residual(v):
+    """Zero at SOLUTION."""
+    return tall(v) - tall(as_(SOLUTION, v))
+
+
+def sphere(v):
+    """Two values, both curved."""
+    return jnp.stack([jnp.sum(v**2), jnp.sum(jnp.sin(v[:5])) + v[6] ** 2])
 
 
 def off_target(v):
@@ -371,11 +165,6 @@ def exact(f):
     return evaluate
 
 
-@functools.cache
-def dense(name):
-    return exact(OPERATORS[name][2])(POINT)
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Case:
     """An operator, and the dense float64 matrix that it has to act as."""
@@ -388,7 +177,7 @@ class Case:
     @classmethod
     @functools.cache
     def of(cls, name, dtype):
-        return cls(name, np.dtype(dtype), OPERATORS[name][1](jnp.asarray(POINT, dtype)), dense(name))
+        return cls(name, np.dtype(dtype), *operators.build(name, np.dtype(dtype).type))
 
     @property
     def rtol(self):
@@ -902,14 +691,15 @@ constraining("inequality")
 
 def cells():
     for name, an_entry in ENTRIES.items():
-        for operator, (kind, *_) in KINDS.items():
+        for operator, kind in KINDS.items():
             for dtype in DTYPES:
                 if kind in an_entry.kinds:
                     marks = an_entry.marks if dtype == "float32" else ()
                     yield pytest.param(name, operator, dtype, marks=marks, id=f"{name}-{operator}-{dtype}")
 
 
-KINDS = OPERATORS | {name: (problem.kind,) for name, problem in PROBLEMS.items()}
+KINDS = {name: operators.ZOO[name].traits.solver for name in OPERATORS}
+KINDS |= {name: problem.kind for name, problem in PROBLEMS.items()}
 PASSED = {}
 
 

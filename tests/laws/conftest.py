@@ -1,4 +1,4 @@
-"""Every law runs over every operator of the zoo, in float32 or in float64 in turn.
+"""Every law runs over every operator of the zoo, or over those with a trait, in float32 or in float64 in turn.
 
 A law that asks for nothing else of the precision is the same code for both, so that each operator goes with one of
 them; products with vectors and dense matrices are tried in both.
@@ -13,8 +13,12 @@ import pytest
 def pytest_collection_modifyitems(items):
     """Run before those of the suite's own conftest, which makes the cover."""
     for item in items:
-        if "laws" in item.path.parts and item.originalname not in BOTH:
+        if "laws" in item.path.parts and item.originalname not in BOTH and "dtype" in _parameters(item):
             item.add_marker(pytest.mark.covering("dtype"))
+
+
+def _parameters(item):
+    return getattr(getattr(item, "callspec", None), "params", {})
 
 
 BOTH = {"test_vector", "test_dense", "test_wider_vectors_are_narrowed_with_one_warning"}  # precisions
@@ -26,10 +30,16 @@ def dtype(request):
         yield request.param
 
 
-@pytest.fixture(params=list(operators.ZOO))
-def pair(request, dtype):
+@pytest.fixture(params=operators.where(made_for="laws"))
+def name(request):
+    """Of an operator."""
+    return request.param
+
+
+@pytest.fixture
+def pair(name, dtype):
     """An operator and its dense matrix."""
-    return operators.build(request.param, dtype)
+    return operators.build(name, dtype)
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """Sums, scalings, products and powers are those of the dense matrices, stay linops operators and keep the dtype."""
 
 import numpy as np
+import operators
+import pytest
 
 import linops
 
@@ -18,8 +20,8 @@ def test_combinations(pair, vectors, close):
         close((B @ u) / max(1, abs(D).max()), (E @ u) / max(1, abs(D).max()))
 
 
+@pytest.mark.parametrize("name", operators.where(made_for="laws", square=True), indirect=True)
 def test_power(pair, vectors, close):
     (A, D), (v, _, _) = pair, vectors
-    if D.shape[0] == D.shape[1]:
-        scale = max(1, abs(D).max())
-        close(((A**2 + A**0) @ v) / scale, (D @ (D @ v) + v) / scale)
+    scale = max(1, abs(D).max())
+    close(((A**2 + A**0) @ v) / scale, (D @ (D @ v) + v) / scale)

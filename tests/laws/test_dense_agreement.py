@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import operators
 import pytest
 
 
@@ -16,9 +17,11 @@ def close(pair, close):
     return check
 
 
-def test_shape(pair):
-    A, D = pair
+def test_shape(name, pair):
+    """And the traits by which tests choose are those of the dense matrix."""
+    (A, D), traits = pair, operators.ZOO[name].traits
     assert A.shape == D.shape
+    assert (D.shape[0] == D.shape[1], np.iscomplexobj(D)) == (traits.square, traits.complex)
 
 
 def test_vector(pair, vectors, close):
@@ -32,8 +35,10 @@ def test_vector(pair, vectors, close):
     close(w @ A, w @ D)
 
 
-def test_claims(pair, close):
-    A, D = pair
+def test_claims(name, pair, close):
+    """What is claimed is what follows from how the operator is written, and it is so."""
+    (A, D), claims = pair, ("symmetric", "hermitian", "positive_semidefinite")
+    assert "".join(claim[0] for claim in claims if getattr(A, claim)) == operators.ZOO[name].traits.claims
     if A.symmetric:
         assert A.T is A
         close(D.T.astype(A.dtype), D)

@@ -18,6 +18,7 @@ def reverse_only(x):
 
 reverse_only.defvjp(lambda x: (jnp.exp(x), x), lambda x, w: (w * jnp.exp(x),))
 
+
 SAME = {
     "arithmetic": lambda x: jnp.tanh(W @ x) / 3 + 0.1,
     "complex": lambda x: jnp.fft.fft(x) * 1j,
@@ -33,6 +34,8 @@ SAME = {
     "a gradient": jax.grad(lambda x: jnp.max(jax.nn.softmax(W @ x))),
     "random integers": lambda x: x[jnp.argsort(x)] * jax.random.permutation(jax.random.key(0), 4),
 }
+
+
 REFUSED = {
     "a loop that ends on a condition": lambda x: jax.lax.while_loop(lambda x: x[0] < 1, jnp.exp, x),
     "half precision": lambda x: x.astype(jnp.bfloat16) * 2,
@@ -51,9 +54,9 @@ def doubled(f):
 def test_in_double_precision(name):
     """As traced in float64, up to numbers in f that stay rounded to float32; random numbers are others there."""
     random = "random" in name
-    expected = jax.tree.leaves(SAME[name](x))
+    with jax.enable_x64(not random):
+        expected = jax.tree.leaves(jax.jit(SAME[name])(x if random else x.astype(float)))
     with jax.enable_x64(True):
-        expected = expected if random else jax.tree.leaves(SAME[name](x.astype(float)))
         for value, reference in zip(doubled(SAME[name]), expected, strict=True):
             assert value.dtype == (np.complex128 if jnp.iscomplexobj(value) else np.float64)
             np.testing.assert_allclose(value, reference, rtol=1e-6 if random else 3e-8)

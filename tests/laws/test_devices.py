@@ -1,71 +1,73 @@
-"""Arrays on a mesh, of automatic and of explicit axes: where plain JAX computes a product, so does the operator."""
+"""On a mesh, of automatic and of explicit axes, and on two devices: what plain JAX computes, so does the operator."""
 
+import contextlib
 import json
-import os
-import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import operators
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from processes import in_subprocess
+
+import linops
+
+
+def test_two_devices():
+    in_subprocess(
+        "-c",
+        """
+import pickle
+import jax, jax.numpy as jnp, numpy as np, problems, linops
+first, second = jax.devices()
+x = problems.tree_point("dict", np.float32)
+D, v = problems.jacobian(problems.values, x), np.ones(11, np.float32)
+def right(A, device):
+    w = A @ jnp.asarray(v)
+    np.testing.assert_allclose(w, D @ v, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(A @ v, D @ v, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(A.T @ np.ones(7, np.float32), D.T @ np.ones(7), rtol=1e-4, atol=1e-4)
+    assert w.devices() == {device}, (w.devices(), device)
+with jax.default_device(second):
+    J = linops.Jacobian(problems.values, x)
+    right(J, second)
+    right(J.at(x), second)
+    right(pickle.loads(pickle.dumps(J)), second)
+for placed in (J, linops.Jacobian(problems.values, jax.device_put(x, second))):  # committed, or made elsewhere
+    np.testing.assert_allclose(placed @ v, D @ v, rtol=1e-4, atol=1e-5)
+right(linops.Jacobian(problems.values, jax.device_put(x, second)), second)
+right(linops.Jacobian(problems.values, x), first)
+""",
+        XLA_FLAGS="--xla_force_host_platform_device_count=2",
+    )
+
 
 DEVICES = 4
 KINDS = ["Auto", "Explicit"]
 
 
-def results(kind):
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}"}
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", __file__, kind], env=environment, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    return json.loads(run.stdout)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_products_on_a_mesh(kind):
-    found = results(kind)
+    flags = f"--xla_force_host_platform_device_count={DEVICES}"
+    found = json.loads(in_subprocess("-W", "ignore", __file__, kind, XLA_FLAGS=flags))
     assert found["tried"] > 200
     assert found["wrong"] == []
 
 
 def main(kind):
     """Try each product of each operator inside and outside of the mesh's context; print what is wrong."""
-    import contextlib
-
-    import jax
-    import jax.numpy as jnp
-    from jax.sharding import AxisType, NamedSharding
-    from jax.sharding import PartitionSpec as P
-
-    import linops
-
     mesh = jax.make_mesh((DEVICES,), ("d",), axis_types=(AxisType[kind],))
 
     def put(a, *spec):
         return jax.device_put(a, NamedSharding(mesh, P(*spec)))
 
-    def model(x, data):
-        return jnp.tanh(data @ x)
-
-    def loss(x, data):
-        return jnp.sum(model(x, data) ** 2)
-
-    rng = np.random.default_rng(0)
-    D, x, v = (rng.normal(size=shape).astype(np.float32) for shape in ((8, 12), 12, 12))
+    names = operators.where(made_for="devices")
+    x, data = operators.arguments(names[0], np.float32)
+    v = np.random.default_rng(2).normal(size=12).astype(np.float32)
     V = np.stack([v, -2 * v, v**2], axis=1)
-    J, H = np.asarray(jax.jacobian(model)(x, D)), np.asarray(jax.hessian(loss)(x, D))
-    dense = {"Hessian": H, "GaussNewton": J.T @ J, "Jacobian": J, "shifted": H + 2 * np.eye(12), "J.T @ J": J.T @ J}
-    dense["sum"] = 5 * H
-    made = {
-        "Hessian": lambda x, data, **k: linops.Hessian(loss, x, args=(data,), **k),
-        "GaussNewton": lambda x, data, **k: linops.GaussNewton(model, x, args=(data,), **k),
-        "Jacobian": lambda x, data, **k: linops.Jacobian(lambda x: model(x, data), x, **k),
-        "shifted": lambda x, data, **k: linops.Hessian(loss, x, args=(data,), **k) + 2 * linops.Identity(12),
-        "J.T @ J": lambda x, data, **k: (lambda J: J.T @ J)(linops.Jacobian(model, x, args=(data,), **k)),
-        "sum": lambda x, data, **k: sum(linops.Hessian(loss, x, args=(data,), **k) for _ in range(5)),
-        "at": lambda x, data, **k: linops.Hessian(loss, x, args=(data,), **k).at(np.asarray(x)),
-    }
-    dense["at"] = H
     products = {
         "numpy": lambda A, D: (A @ v, D @ v),
         "device": lambda A, D: (A @ put(v), D @ v),
@@ -91,15 +93,16 @@ def main(kind):
     def within(inside):
         return jax.set_mesh(mesh) if inside else contextlib.nullcontext()
 
-    for name, make in made.items():
+    for name in names:
+        D = operators.dense(name, np.float32)
         for inside in (False, True):
             for linearize in (None, False):
                 with within(inside):
-                    A = make(put(x), put(D, "d", None), linearize=linearize)
+                    A = operators.make(name, put(x), put(data, "d", None), linearize=linearize)
                     for way, product in products.items():
                         label = f"{name}, {way}, mesh set {inside}, linearize={linearize}"
-                        attempt(label, lambda A=A, product=product, name=name: product(A, dense[name]))
-                attempt(f"{name} of mesh set {inside}, outside", lambda A=A, name=name: (A @ v, dense[name] @ v))
+                        attempt(label, lambda A=A, D=D, product=product: product(A, D))
+                attempt(f"{name} of mesh set {inside}, outside", lambda A=A, D=D: (A @ v, D @ v))
     for inside in (False, True):
         with within(inside):
             J = linops.Jacobian(lambda x: jnp.sin(x) * x, put(x, "d"))

@@ -11,7 +11,6 @@ import linops
 from linops import door
 
 pytestmark = pytest.mark.usefixtures("optimized")
-
 N = 12
 PLACES = np.random.default_rng(0).integers(0, 4, (N, 2))
 MATRIX = normal((N, N), np.float32, 1) / 8 + 2 * np.eye(N, dtype=np.float32)
@@ -72,6 +71,8 @@ FUNCTIONS = {
     "linear": lambda x: MATRIX[:5] @ x,
     "constant": lambda x: jnp.ones(3),
 }
+
+
 OPERATORS = {
     "Jacobian, recomputed": lambda f, x: linops.Jacobian(f, x, linearize=False),
     "its transpose": lambda f, x: linops.Jacobian(f, x).T,

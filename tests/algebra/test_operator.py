@@ -7,14 +7,23 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import operators
 import problems
 import pytest
+from problems import POINT
 
 import linops
 from linops.algebra.operator import Gram
 
-X = problems.tree_point("dict", np.float32)
-Y = jax.tree.map(np.asarray, problems.values(X))
+
+def test_symmetry_is_known_inside_jit():
+    J = linops.Jacobian(problems.values, POINT)
+    seen = []
+    jax.jit(lambda A: seen.append(A.symmetric))(J.T @ J)
+    assert seen == [True]
+
+
+Y = jax.tree.map(np.asarray, problems.values(POINT))
 Z = {"a": problems.complex_normal(3, np.float32), "b": problems.complex_normal((), np.float32, 1)}
 
 
@@ -33,19 +42,20 @@ def _factors():
         "D": real(7, np.float32), "E": real(7, np.float32, 1), "C": real(4, np.float32),
         "M": real((7, 7), np.float32), "N": cplx((3, 7), np.float32), "Q": cplx((4, 4), np.float32),
     }  # fmt: skip
-    operators = {name: (linops.Diagonal if a.ndim == 1 else linops.Matrix)(a) for name, a in given.items()}
-    dense = {name: np.diag(a) if a.ndim == 1 else a for name, a in given.items()}
-    operators |= {
-        "J": linops.Jacobian(problems.values, X), "K": linops.Jacobian(problems.square, Y),
-        "P": linops.Jacobian(problems.holomorphic, Z), "S": linops.Hessian(problems.loss, Y),
-        "R": linops.Jacobian(problems.phases, X["w"].ravel()[:5]), "I": linops.Identity(11),
-    }  # fmt: skip
-    dense |= {
-        "J": problems.jacobian(problems.values, X), "K": problems.jacobian(problems.square, Y),
-        "P": problems.jacobian(problems.holomorphic, Z), "S": problems.hessian(problems.loss, Y),
-        "R": problems.jacobian(problems.phases, X["w"].ravel()[:5]), "I": np.eye(11),
-    }  # fmt: skip
-    return SimpleNamespace(**operators), SimpleNamespace(**{name: a.view(Dense) for name, a in dense.items()})
+    pairs = {
+        name: (linops.Diagonal(a), np.diag(a)) if a.ndim == 1 else (linops.Matrix(a), a) for name, a in given.items()
+    }
+    zoo = {"J": "jacobian_dict", "P": "jacobian_holomorphic", "R": "jacobian_to_complex"}
+    pairs |= {name: operators.build(entry, np.float32) for name, entry in zoo.items()}
+    pairs |= {
+        "K": (linops.Jacobian(problems.square, Y), problems.jacobian(problems.square, Y)),
+        "S": (linops.Hessian(problems.loss, Y), problems.hessian(problems.loss, Y)),
+        "I": (linops.Identity(11), np.eye(11)),
+    }
+    return (
+        SimpleNamespace(**{name: A for name, (A, _) in pairs.items()}),
+        SimpleNamespace(**{name: D.view(Dense) for name, (_, D) in pairs.items()}),
+    )
 
 
 # Each expression, with what is claimed of it: s(ymmetric), h(ermitian), p(ositive semidefinite).
@@ -103,6 +113,8 @@ EXPRESSIONS = {
     "J.T @ D @ (1j * J)": "s",
     "(J.T @ D) @ (N.H @ (N @ (D @ J)))": "hp",
 }
+
+
 # The same with a factor that is one array and one scalar in both places.
 NAMED = {
     "A.T @ A": (lambda F: F.J * 2, "shp"),
@@ -143,11 +155,16 @@ def inside(A):
 
 ROUND_TRIPS = {
     "tree.map": lambda A: jax.tree.map(lambda leaf: leaf + 0, A),
-    "jit": lambda A: jax.jit(lambda A: A)(A),
     "device_put": jax.device_put,
-    "scan": lambda A: jax.lax.scan(lambda A, _: (A, A @ jnp.ones(A.shape[1], A.dtype)), A, length=2)[0],
     "pickle": lambda A: pickle.loads(pickle.dumps(A)),
 }
+
+
+@jax.jit
+def through(A, w):
+    """A as it comes out of jit and of scan, and what it multiplies there."""
+    scanned = jax.lax.scan(lambda A, _: (A, A @ jnp.ones(A.shape[1], A.dtype)), A, length=2)[0]
+    return {"jit": A, "scan": scanned}, (A.T @ w, A.H @ w)
 
 
 def close(got, expected):
@@ -164,8 +181,8 @@ def test_what_reads_as_a_gram_matrix(name):
     close(A.toarray(), D)
     size = residuals(A)
     assert inside(A) == (size, expected)
-    for trip, move in ROUND_TRIPS.items():
-        B = move(A)
+    moved = {trip: move(A) for trip, move in ROUND_TRIPS.items()} | through(A, _vector_of(A))[0]
+    for trip, B in moved.items():
         assert (residuals(B), claims(B)) == (size, expected), trip
     changed = _changed(A)
     agrees_with_its_matrix(changed, expected)
@@ -182,14 +199,18 @@ def _changed(A):
     )
 
 
+def _vector_of(A):
+    w = problems.complex_normal(A.shape[0], np.float32)
+    return w if np.issubdtype(A.dtype, np.complexfloating) else w.real
+
+
 def agrees_with_its_matrix(A, expected):
     assert claims(A) == expected
     D = A.toarray()
-    w = problems.complex_normal(len(D), np.float32)
-    w = w if np.iscomplexobj(D) else w.real
+    w = _vector_of(A)
     close(A.rmatvec(w), D.conj().T @ w)
-    for got, expected in zip(jax.jit(lambda A, w: (A.T @ w, A.H @ w))(A, w), (D.T @ w, D.conj().T @ w), strict=True):
-        close(got, expected)
+    for got, product in zip(through(A, w)[1], (D.T @ w, D.conj().T @ w), strict=True):
+        close(got, product)
     for letter, transpose in (("s", D.T), ("h", D.conj().T)):
         if letter in expected:
             close(D, transpose)
@@ -198,11 +219,11 @@ def agrees_with_its_matrix(A, expected):
 
 
 def test_residuals_are_those_of_gauss_newton():
-    G = linops.GaussNewton(problems.values, X)
-    K = linops.JacobianGram(problems.values, X)
-    J = linops.Jacobian(problems.values, X)
+    G = linops.GaussNewton(problems.values, POINT)
+    K = linops.JacobianGram(problems.values, POINT)
+    J = linops.Jacobian(problems.values, POINT)
     assert residuals(G) == residuals(K) == residuals(J) == residuals(J.T @ J) == residuals(J @ J.T)
-    loss = linops.GaussNewton(problems.values, X, problems.loss)
+    loss = linops.GaussNewton(problems.values, POINT, problems.loss)
     S = linops.Hessian(problems.loss, Y)
     assert residuals(loss) == residuals(J.T @ (S @ J)) == residuals(J) + residuals(S)
     for A in (G, K, loss):
@@ -214,13 +235,13 @@ def test_residuals_are_those_of_gauss_newton():
 
 def test_two_operators_of_one_function_at_one_point_are_one():
     """What makes operators one is that they are the same code over the same arrays."""
-    x = jax.tree.map(jnp.asarray, X)
+    x = jax.tree.map(jnp.asarray, POINT)
     first, second = linops.Jacobian(problems.values, x), linops.Jacobian(problems.values, x)
     assert claims(first.T @ second) == "shp"
     other = second.at(jax.tree.map(lambda leaf: leaf + 0, x))
     A = first.T @ other
     assert claims(A) == ""
-    close(A.toarray(), problems.jacobian(problems.values, X).T @ problems.jacobian(problems.values, X))
+    close(A.toarray(), problems.jacobian(problems.values, POINT).T @ problems.jacobian(problems.values, POINT))
     kept = linops.Jacobian(problems.values, x, linearize=False)
     assert claims(first.T @ kept) == ""  # other code
 

@@ -1,0 +1,10 @@
+"""The zoo: every operator with its dense reference and its traits.
+
+A new operator is one entry, and all laws run over it. Every other table of operators in the tests is a selection from
+the zoo by traits, as in `where(importable=True)`.
+"""
+
+from operators import algebra, derivatives, devices, precisions, solvers, transformations  # noqa: F401
+from operators.entries import ZOO, arguments, build, dense, make, where
+
+__all__ = ["ZOO", "arguments", "build", "dense", "make", "where"]
