@@ -246,3 +246,35 @@ def test_nan_under_debug_nans():
     with jax.debug_nans(True), pytest.raises(FloatingPointError, match="nan"):
         J @ np.zeros(2, np.float32)
     assert np.isnan(J @ np.zeros(2, np.float32)).all()
+
+
+MANY = {
+    "matrix": lambda s: linops.Matrix(s * jnp.eye(5)),
+    "Jacobian": lambda s: linops.Jacobian(jnp.sin, jnp.full(5, s)),
+    "Hessian": lambda s: linops.Hessian(lambda x: jnp.sum(x) ** 3, jnp.full(5, s)),
+    "GaussNewton": lambda s: linops.GaussNewton(jnp.sin, jnp.full(5, s)),
+    "sum": lambda s: s * linops.Identity(5) + linops.Diagonal(jnp.ones(5)),
+}
+
+
+@pytest.mark.parametrize("make", MANY.values(), ids=MANY)
+def test_what_vmap_returns_is_multiplied_inside_of_vmap(make):
+    many = jax.vmap(make)(jnp.arange(5.0))
+    with pytest.raises(ValueError, match="is many operators, to be multiplied inside of"):
+        many @ np.ones(many.shape[1], np.float32)
+    products = jax.vmap(lambda A: A @ jnp.ones(5))(many)
+    np.testing.assert_allclose(products[3], make(3.0) @ np.ones(5, np.float32), rtol=1e-5)
+
+
+class Untrue(linops.Operator):
+    """Its products are not where it says."""
+
+    domain = codomain = linops.Space.flat(3, np.float32)
+
+    def _mv(self, v):
+        return v[:2]
+
+
+def test_a_product_is_of_the_codomain():
+    with pytest.raises(ValueError, match="expected an element of its codomain"):
+        Untrue() @ np.ones(3, np.float32)

@@ -80,3 +80,14 @@ def test_a_hessian_is_the_slope_of_the_gradient_also_where_that_is_none():
     f.defvjp(lambda x: (f(x), x), lambda x, g: (g * jnp.stack([x[1], 0 * x[0]]),))
     H = linops.Hessian(f, np.array([2.0, 3.0], np.float32))
     np.testing.assert_allclose(H @ np.array([1.0, 10.0], np.float32), [10, 0])
+
+
+def test_a_hessian_of_a_rule_with_optimized_rematerialization():
+    @jax.custom_vjp
+    def sine(x):
+        return jnp.sin(x)
+
+    sine.defvjp(lambda x: (jnp.sin(x), jnp.cos(x)), lambda c, w: (w * c,), optimize_remat=True)
+    x = np.linspace(0, 1, 3, dtype=np.float32)
+    H = linops.Hessian(lambda x: jnp.sum(sine(x) ** 2), x)
+    np.testing.assert_allclose(H.toarray(), np.diag(2 * np.cos(2 * x)), rtol=1e-5, atol=1e-6)

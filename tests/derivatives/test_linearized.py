@@ -1,4 +1,4 @@
-"""What cannot be linearized."""
+"""What cannot be linearized, or not be transposed then."""
 
 import jax
 import jax.numpy as jnp
@@ -27,3 +27,17 @@ def test_custom_vmap_is_not_linearized():
     np.testing.assert_allclose(J.toarray(), np.diag(np.cos(FOUR)), rtol=1e-5)
     assert "pass linearize=False" in str(linops.check(linops.Jacobian(f, FOUR)))
     assert linops.check(J)
+
+
+def test_a_reference_inside_of_f_that_starts_from_constants():
+    def f(x):
+        r = jax.new_ref(jnp.zeros_like(x))
+        r[...] = jnp.sin(x)
+        r[1] = x[0] * x[2]
+        return r[...]
+
+    x = np.array([1, 2, 3], np.float32)
+    J = linops.Jacobian(f, x)
+    expected = np.array([[np.cos(1), 0, 0], [3, 0, 1], [0, 0, np.cos(3)]])
+    np.testing.assert_allclose(J.toarray(), expected, rtol=1e-5)
+    np.testing.assert_allclose(J.T @ np.ones(3, np.float32), expected.sum(0), rtol=1e-5)

@@ -173,3 +173,40 @@ def test_args_of_a_new_point():
     for args in ((np.float32(3), "off"), (np.ones(3, np.float32), "on"), ()):
         with pytest.raises(ValueError, match=r"at got args.* expected args like those that f was traced with"):
             J.at(X, args=args)
+
+
+def _near(x, other):
+    return jnp.sum(jnp.cos(x)) + jnp.sum((x - other) ** 4)
+
+
+COINCIDING = {
+    "closed over": lambda x: linops.Hessian(lambda y: _near(y, x), x),
+    "args": lambda x: linops.Hessian(_near, x, args=(x,)),
+    "two points": lambda x: linops.JacobianGram(lambda y: jnp.sin(y) * y, x, x),
+    "operator": lambda x: _multiplied(linops.Jacobian(jnp.sin, x), x),
+}
+
+
+def _multiplied(J, x):
+    return linops.Jacobian(lambda y: J.mv(y) * y, x)
+
+
+@pytest.mark.parametrize("make", COINCIDING.values(), ids=COINCIDING)
+def test_another_point_compiles_nothing_where_the_first_is_data_too(make):
+    x, v = jnp.linspace(0.5, 1, 5), np.ones(5, np.float32)
+    A = make(x)
+    points = (2 * x, 3 * x) if isinstance(A, linops.JacobianGram) else (2 * x,)
+    A @ v
+    with compilations() as count:
+        A.at(*points) @ v
+    assert count() == 0
+
+
+def test_a_numpy_point_goes_where_the_committed_one_lay():
+    device = jax.devices()[0]
+    x, v = np.ones(3, np.float32), np.ones(3, np.float32)
+    J = linops.Jacobian(jnp.sin, jax.device_put(x, device))
+    J @ v
+    with compilations() as count:
+        np.testing.assert_allclose(J.at(2 * x) @ v, np.cos(2 * x), rtol=1e-6)
+    assert count() == 0

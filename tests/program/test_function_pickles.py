@@ -207,3 +207,38 @@ def test_a_pickle_knows_the_rules_of_its_function(kind, tmp_path):
     assert run(1.0, DUMP).returncode == 0
     assert float(run(1.0, LOAD).stdout) == pytest.approx(np.cos(1), rel=1e-6)
     assert "is not the function that it was when its operator was pickled" in run(3.0, LOAD).stderr
+
+
+_MISSING = object()
+
+
+@jax.tree_util.register_pytree_node_class
+class Module:
+    """Like those of equinox: attributes that are not there are known by an object that does not survive a pickle."""
+
+    names = "w", "b", "absent"
+
+    def tree_flatten(self):
+        there = [name for name in self.names if hasattr(self, name)]
+        leaves = [getattr(self, name) for name in there]
+        return leaves, tuple(name if name in there else _MISSING for name in self.names)
+
+    @classmethod
+    def tree_unflatten(cls, names, leaves):
+        self, leaves = cls(), iter(leaves)
+        for name in names:
+            if name is not _MISSING:
+                setattr(self, name, next(leaves))
+        return self
+
+
+def affine(module, other):
+    return other.w @ jnp.tanh(module.w) + module.b
+
+
+def test_pickles_of_modules_whose_structure_does_not_pickle():
+    module, other = Module(), Module()
+    module.w, module.b = jnp.linspace(0, 1, 3), jnp.ones(2)
+    other.w = jnp.ones((2, 3))
+    J = linops.Jacobian(affine, module, args=(other,))
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(J)).toarray(), J.toarray())
