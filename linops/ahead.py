@@ -11,7 +11,7 @@ import threading
 import jax
 
 from linops.arrays import require_threads
-from linops.door import array_product
+from linops.products import array_product
 from linops.program.jaxpr.evaluate import struct
 from linops.program.staged import Flat, was_known
 

@@ -5,7 +5,10 @@ import math
 import jax
 import numpy as np
 
-from linops.door import all_finite, block_budget, concrete, dense_matrix, to_host
+from linops.budget import block_budget
+from linops.compiled import to_host
+from linops.door import all_finite
+from linops.products import concrete, dense_matrix
 from linops.program.jaxpr.graph import nbytes
 from linops.program.missing import MissingRule
 from linops.program.staged import Flat

@@ -11,9 +11,10 @@ from scipy.sparse.linalg import LinearOperator
 from linops import dense
 from linops.ahead import linearized
 from linops.arrays import as_array
-from linops.door import Door, block_product, is_traced, vector_product
+from linops.compiled import Compiled
 from linops.node import Node
 from linops.precision import is_complex, lowest, say_loss
+from linops.products import block_product, is_traced, vector_product
 from linops.program.jaxpr.private import ARRAY_NAMESPACE, is_called_by_lapack
 from linops.program.settings import Scope
 
@@ -126,7 +127,7 @@ class LinearMap(Node, LinearOperator):
 
     @functools.cached_property
     def _door(self):
-        return Door(linearized(self), repr(self), self._checks_finite)
+        return Compiled(linearized(self), repr(self), self._checks_finite)
 
     @functools.cached_property
     def _transposed_door(self):
@@ -134,7 +135,7 @@ class LinearMap(Node, LinearOperator):
         return (
             self._door
             if self._equals_transpose
-            else Door(self._linearized_as(self.T), f"the transpose of {self!r}", self._checks_finite)
+            else Compiled(self._linearized_as(self.T), f"the transpose of {self!r}", self._checks_finite)
         )
 
     @functools.cached_property
@@ -143,7 +144,7 @@ class LinearMap(Node, LinearOperator):
             return self._transposed_door
         if self._equals_adjoint:
             return self._door
-        return Door(self._linearized_as(self.H), f"the adjoint of {self!r}", self._checks_finite)
+        return Compiled(self._linearized_as(self.H), f"the adjoint of {self!r}", self._checks_finite)
 
     def _linearized_as(self, other):
         """A transpose, linearized; where this operator is already, there is nothing to be done meanwhile."""
@@ -151,7 +152,7 @@ class LinearMap(Node, LinearOperator):
 
     @functools.cached_property
     def _complex_door(self):
-        return Door(self._complexified().linearize(), repr(self), self._checks_finite)
+        return Compiled(self._complexified().linearize(), repr(self), self._checks_finite)
 
     def mv(self, v):
         """The product with a pytree of `domain`, a pytree of `codomain` on the device."""

@@ -12,7 +12,7 @@ from counting import compilations, forget
 from models import network
 
 import linops
-from linops.door import array_product
+from linops.products import array_product
 
 
 def test_constants_are_not_compiled_one_by_one():

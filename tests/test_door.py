@@ -16,7 +16,8 @@ from problems import POINT, SIZE
 from scipy.optimize import minimize
 
 import linops
-from linops import door
+from linops import budget as budgets
+from linops import compiled, door
 
 FOUR = np.arange(1, 5, dtype=np.float32)
 
@@ -104,7 +105,7 @@ def test_vectors_that_overflow_are_to_blame():
 
 @pytest.mark.parametrize("budget", [1, 200, 2**20])
 def test_blocks_within_a_budget(monkeypatch, budget):
-    monkeypatch.setattr(door, "CACHE_BYTES", budget)
+    monkeypatch.setattr(budgets, "CACHE_BYTES", budget)
     J, D = linops.Jacobian(problems.values, POINT), problems.jacobian(problems.values, POINT)
     assert J._door.block_width == (1 if budget < 2**20 else J._door.block_width)
     V = problems.normal((SIZE, 7), np.float32)
@@ -153,7 +154,7 @@ def test_new_transposes_share_their_door():
 
 
 def test_large_vectors_are_aligned_and_not_kept(monkeypatch):
-    monkeypatch.setattr(door, "BORDER_BYTES", 0)
+    monkeypatch.setattr(compiled, "BORDER_BYTES", 0)
     J = linops.Jacobian(problems.values, POINT)
     D, v = J.toarray(), np.ones(SIZE, np.float32)
     strided = np.ones(2 * SIZE, np.float32)[::2]

@@ -8,7 +8,7 @@ from jax.experimental import sparse
 from problems import normal
 
 import linops
-from linops import door
+from linops import budget as budgets
 
 pytestmark = pytest.mark.usefixtures("optimized")
 N = 12
@@ -83,11 +83,11 @@ OPERATORS = {
 
 @pytest.mark.covering("kind")
 @pytest.mark.parametrize("kind", OPERATORS)
-@pytest.mark.parametrize("budget", [1, door.CACHE_BYTES])
+@pytest.mark.parametrize("budget", [1, budgets.CACHE_BYTES])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_block_is_as_good_as_its_columns(name, budget, kind, monkeypatch):
     """Of each function the Jacobian, and one of the other operators in turn."""
-    monkeypatch.setattr(door, "CACHE_BYTES", budget)
+    monkeypatch.setattr(budgets, "CACHE_BYTES", budget)
     x = normal(N, np.float32)
     makers = {"Jacobian": linops.Jacobian} | ({kind: OPERATORS[kind]} if budget > 1 else {})
     for made, make in makers.items():

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from linops.algebra.arithmetic import Arithmetic
 from linops.algebra.factors import outermost
 from linops.arrays import as_conjugate, as_factor, as_number
-from linops.door import vector_product
 from linops.node import static
 from linops.precision import complex_dtype, is_complex, say_nested
+from linops.products import vector_product
 from linops.realify import complex_space, extended
 from linops.space import Space, common
 

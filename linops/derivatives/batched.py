@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from linops.arrays import to_device
-from linops.door import block_budget, is_traced
+from linops.budget import block_budget
 from linops.precision import is_complex
+from linops.products import is_traced
 from linops.program.function import Function
 from linops.program.staged import Flat
 from linops.space import Space, space_of

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 
 from linops.algebra.operator import Operator
 from linops.arrays import place_like, refuse_point, to_device
+from linops.budget import RESIDUAL_SHARE, memory_budget
 from linops.derivatives.linearized import pullback, pushforward
-from linops.door import RESIDUAL_SHARE, concrete, is_traced, memory_budget
 from linops.node import Node, static
+from linops.products import concrete, is_traced
 from linops.program.function import Function
 from linops.program.holomorphy import trace_linear
 from linops.program.jaxpr.evaluate import place

@@ -7,7 +7,7 @@ import problems
 import pytest
 
 import linops
-from linops import door
+from linops import budget as budgets
 
 
 def test_complex_examples_in_batches():
@@ -40,7 +40,7 @@ def test_batches(kind, monkeypatch):
     for f, size in ((wide, 6), (narrow, 1)):
         first, second = (jax.jit(jax.vmap(d(flat(f))))(rows) for d in (jax.jacobian, jax.hessian))
         for budget in (2**20, 300):
-            monkeypatch.setattr(door, "CACHE_BYTES", budget)
+            monkeypatch.setattr(budgets, "CACHE_BYTES", budget)
             blocks = linops.batch_jacobian(f, X, args=(2.0,))
             assert blocks.shape == (7, size, 4)
             assert isinstance(blocks, np.ndarray if kind == "numpy" else jax.Array)

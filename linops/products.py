@@ -1,0 +1,65 @@
+"""Products in traceable JAX: the functions of an operator and arrays that are compiled, or run where it is traced."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+def concrete(compute):
+    """The arrays of a computation that no jit, vmap or grad in progress has to do with.
+
+    The context that sees to it is entered only where it is needed: what is traced in it runs constants one by one, and
+    compiles each.
+    """
+    result = compute()
+    if not is_traced(result):
+        return result
+    with jax.ensure_compile_time_eval():
+        return compute()
+
+
+def is_traced(tree):
+    """Whether `tree` belongs to a jit, vmap or grad in progress."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def tree_product(A, *leaves):
+    """The product with an element of the domain, given by its leaves."""
+    product = A._mv(A.domain.treedef.unflatten(leaves))
+    shapes = tuple(map(jnp.shape, jax.tree.leaves(product)))
+    if jax.tree.structure(product) != A.codomain.treedef or shapes != A.codomain.shapes:
+        raise ValueError(
+            f"a product with {A!r} gave a tree of structure {jax.tree.structure(product)} and shapes {list(shapes)}, "
+            f"expected an element of its codomain, {A.codomain.treedef} and {list(A.codomain.shapes)}; what jax.vmap "
+            "returns is many operators, to be multiplied inside of jax.vmap"
+        )
+    return product
+
+
+def array_product(A, v):
+    """The product with a vector; one leaf keeps its shape: a loop of XLA that ends in a reshape divides each index."""
+    product = tree_product(A, *jax.tree.leaves(A.domain.unravel(v)))
+    leaf = jax.tree.leaves(product)[0] if len(A.codomain.shapes) == 1 else A.codomain.ravel(product)
+    return leaf.astype(A.dtype)
+
+
+def vector_product(A, v):
+    """The product with a vector, a vector."""
+    return jnp.ravel(array_product(A, v))
+
+
+def block_product(A, block):
+    """A V, of columns that lead inside: a vmap over another axis fails for some operations, sparse ones say."""
+    return jax.vmap(functools.partial(vector_product, A))(block.T).T
+
+
+def diagonal_of_block(A, block, start):
+    """The entries (start + i, i) of A V: a sum and no gather, for rows may lie on several devices."""
+    rows, columns = (jnp.arange(count, dtype=start.dtype) for count in (A.shape[0], block.shape[1]))
+    return jnp.sum(jnp.where(rows[:, None] == start + columns[None, :], block_product(A, block), 0), axis=0)
+
+
+def dense_matrix(A):
+    """The matrix, linearization and products in one."""
+    return block_product(A.linearize(), jnp.eye(A.shape[1], dtype=A.dtype))
