@@ -16,7 +16,7 @@ from linops.program.jaxpr.evaluate import struct
 from linops.program.staged import Flat, was_known
 
 
-def linearized(operator):
+def prepared(operator):
     """`operator.linearize()`, for a product with a vector."""
     if "_linearized" in vars(operator) or operator._traced or was_known(operator) or not _is_simple(operator):
         return operator.linearize()

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
 from linops import dense
-from linops.ahead import linearized
+from linops.ahead import prepared
 from linops.arrays import as_array
 from linops.compiled import Compiled
 from linops.node import Node
@@ -127,7 +127,7 @@ class LinearMap(Node, LinearOperator):
 
     @functools.cached_property
     def _door(self):
-        return Compiled(linearized(self), repr(self), self._checks_finite)
+        return Compiled(prepared(self), repr(self), self._checks_finite)
 
     @functools.cached_property
     def _transposed_door(self):
@@ -135,7 +135,7 @@ class LinearMap(Node, LinearOperator):
         return (
             self._door
             if self._equals_transpose
-            else Compiled(self._linearized_as(self.T), f"the transpose of {self!r}", self._checks_finite)
+            else Compiled(self._prepared_as(self.T), f"the transpose of {self!r}", self._checks_finite)
         )
 
     @functools.cached_property
@@ -144,11 +144,11 @@ class LinearMap(Node, LinearOperator):
             return self._transposed_door
         if self._equals_adjoint:
             return self._door
-        return Compiled(self._linearized_as(self.H), f"the adjoint of {self!r}", self._checks_finite)
+        return Compiled(self._prepared_as(self.H), f"the adjoint of {self!r}", self._checks_finite)
 
-    def _linearized_as(self, other):
+    def _prepared_as(self, other):
         """A transpose, linearized; where this operator is already, there is nothing to be done meanwhile."""
-        return other.linearize() if "_linearized" in vars(self) else linearized(other)
+        return other.linearize() if "_linearized" in vars(self) else prepared(other)
 
     @functools.cached_property
     def _complex_door(self):

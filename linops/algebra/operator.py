@@ -37,7 +37,7 @@ class Operator(Arithmetic):
     def _power(self, power):
         return Power(self if self.domain == self.codomain else self._on(self.domain, self.domain), power)
 
-    # What a product is made of, for `Gram.read`.
+    # What a product is made of, for `Gram.found`.
 
     def _chain(self, last):
         """The factors of a product, of which the last, or the first, takes the scalars."""
@@ -250,12 +250,12 @@ class Product(Operator):
         if left.shape[1] != right.shape[0]:
             raise ValueError(f"{left!r} @ {right!r}: expected as many rows on the right as columns on the left")
         left, right = over_one_field(left, right)
-        product = Gram.read(left._chain(last=False), right._chain(last=True))
+        product = Gram.found(left._chain(last=False), right._chain(last=True))
         return cls._joined(left, right) if product is None else product._on(right.domain, left.codomain)
 
     @classmethod
     def _of_chains(cls, lefts, rights):
-        product = Gram.read(lefts, rights)
+        product = Gram.found(lefts, rights)
         return functools.reduce(cls._joined, [*lefts, *rights]) if product is None else product
 
     @classmethod
@@ -299,7 +299,7 @@ class Gram(Operator):
         return cls(operator, weight, conjugate and not operator._real)
 
     @classmethod
-    def read(cls, lefts, rights):
+    def found(cls, lefts, rights):
         """The product of the factors of two products where it reads as B Aᵀ W A C, else None; W is read in turn."""
         if (found := outermost(lefts, rights)) is None:
             return None

@@ -44,7 +44,7 @@ def _jacobian_block(function, domain, v):
     def flat(v):
         return function.codomain.ravel(function(domain.unravel(v)))
 
-    forward = function.forward and domain.size <= function.codomain.size
+    forward = function.has_forward_rules and domain.size <= function.codomain.size
     return (jax.jacfwd if forward else jax.jacrev)(flat)(v)
 
 
@@ -53,7 +53,7 @@ def _hessian_block(function, domain, v):
         value = function.codomain.ravel(function(domain.unravel(v)))
         return value[0] if function.codomain.shapes == ((),) else value
 
-    return (jax.jacfwd if function.forward else jax.jacrev)(jax.jacrev(flat))(v)
+    return (jax.jacfwd if function.has_forward_rules else jax.jacrev)(jax.jacrev(flat))(v)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("function",), meta_fields=("block", "domain"))

@@ -21,7 +21,7 @@ class Expanded(Derived):
     def _mv(self, v):
         return self._expand()._mv(v)
 
-    def _linear(self):
+    def _linearization(self):
         return self._expand().linearize()
 
     def _jacobian(self, at):

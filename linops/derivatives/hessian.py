@@ -79,9 +79,9 @@ class Hessian(Derived):
         return self.map.gradient(x, self.weights)
 
     def _mv(self, v):
-        return self.map.push(v, self._gradient) if self.function.forward else self._linear()._mv(v)
+        return self.map.push(v, self._gradient) if self.function.has_forward_rules else self._linearization()._mv(v)
 
-    def _linear(self):
+    def _linearization(self):
         return self.map.linearize(self._gradient, self.domain, self.domain, tangents(self.x))
 
 

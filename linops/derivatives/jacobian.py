@@ -65,12 +65,12 @@ class Jacobian(Derived):
     def _mv(self, v):
         if self.extended:
             return Complexified(self._unextended())._mv(v)
-        return self.map.push(v) if self.function.forward else self._linear()._mv(v)
+        return self.map.push(v) if self.function.has_forward_rules else self._linearization()._mv(v)
 
     def _mv_transposed(self, w):
         return Complexified(self._unextended())._mv_transposed(w) if self.extended else self.map.pull(w)
 
-    def _linear(self):
+    def _linearization(self):
         if self.extended:
-            return Complexified(self._unextended()._linear())
+            return Complexified(self._unextended()._linearization())
         return self.map.linearize(self.function, self.domain, self.codomain, self.function.values)

@@ -90,7 +90,7 @@ class Map(Node):
 
     def linearize(self, f, domain, codomain, like):
         """The derivative at x of a function that is computed with it, with values of the types `like`, linearized."""
-        if self.function.forward:
+        if self.function.has_forward_rules:
             return pushforward(f, self.x, domain, codomain, self.origin)
         return pullback(f, self.x, domain, codomain, self.origin, like)
 
@@ -110,8 +110,8 @@ def apart(x, other):
 class Derived(Operator):
     """An operator made of derivatives of a function at a point.
 
-    A subclass adds `_linear`, itself linearized, in traceable JAX. `keep` says what becomes of the residuals: True
-    keeps them, False computes them anew in each product, None keeps them while they fit the memory budget.
+    A subclass adds `_linearization`, the operator with its residuals, in traceable JAX. `keep` says what becomes of
+    these: True keeps them, False computes them anew in each product, None keeps them while they fit the memory budget.
     """
 
     map: Map
@@ -138,15 +138,15 @@ class Derived(Operator):
         if self.keep is False or (self.keep is None and self.function.program.mutates):
             return self
         if self._traced:
-            return self._linear()
+            return self._linearization()
         flat = Flat(self, self._scope)
-        staged = flat.stage(linear)
+        staged = flat.stage(linearization)
         if self.keep is None and staged.bytes_out > memory_budget(RESIDUAL_SHARE):
             return self
         return concrete(lambda: flat.finish(staged))  # an operator made outside of a jit keeps arrays also inside
 
 
 @run_once
-def linear(A):
+def linearization(A):
     """An operator, linearized."""
-    return A._linear()
+    return A._linearization()

@@ -88,7 +88,7 @@ class Function:
 
     held_source = None  # of an instance: no field, and not in what is made of its fields
 
-    forward = property(lambda self: not self.program.reverse_only)  # whether forward mode has rules for all its calls
+    has_forward_rules = property(lambda self: not self.program.reverse_only)
 
     def __call__(self, x):
         return self.codomain.treedef.unflatten(self.program(self.consts, *jax.tree.leaves(x), *self.args))

@@ -51,8 +51,8 @@ def has_complex_derivative(f, domain, codomain, function):
     if not all(map(is_complex, (*domain.dtypes, *codomain.dtypes))):
         return False
     try:
-        with domain.scope(), differentiating("forward" if function.forward else "reverse", function.origin):
-            if function.forward:
+        with domain.scope(), differentiating("forward" if function.has_forward_rules else "reverse", function.origin):
+            if function.has_forward_rules:
                 closed = jax.make_jaxpr(lambda x, v: jax.jvp(f, (x,), (v,))[1])(domain.struct, domain.struct)
             else:
                 closed = jax.make_jaxpr(lambda x, w: jax.vjp(f, x)[1](w))(domain.struct, codomain.struct)

@@ -57,7 +57,10 @@ class Program:
     @property
     def mutates(self):
         """Whether it writes to references: what is linear in it cannot be transposed by itself."""
-        return any(is_reference(var.aval) for equation in self.graph.walk() for var in equation.outputs)
+        if "mutates" not in self.cache:  # asked for at each point
+            outputs = (var for equation in self.graph.walk() for var in equation.outputs)
+            self.cache["mutates"] = any(is_reference(var.aval) for var in outputs)
+        return self.cache["mutates"]
 
     def failing_rule(self, count):
         """What a rule says that could not be traced, of a call that depends on the first arguments, or None."""

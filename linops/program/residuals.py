@@ -46,7 +46,7 @@ def thrifty(linearize, x, vector, *, keep_rules):
     def product(values, v):
         env = dict(zip(kept, values, strict=True))
         evaluate.run(again, env)
-        return jax.tree.leaves(treedef.unflatten(evaluate.read(atom, env) for atom in graph.outputs)(v))
+        return jax.tree.leaves(treedef.unflatten(evaluate.value(atom, env) for atom in graph.outputs)(v))
 
     env = {**dict(constants), **dict(zip(graph.inputs, jax.tree.leaves(x), strict=True))}
     evaluate.run(graph.equations, env)

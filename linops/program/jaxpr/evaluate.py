@@ -50,18 +50,18 @@ def evaluate(graph, held, arguments, apply=None):
     """The outputs of a graph, for its arguments and the constants `held` by their variables."""
     env = {**held, **dict(zip(graph.inputs, arguments, strict=True))}
     run(graph.equations, env, apply or apply_equation)
-    return [read(atom, env) for atom in graph.outputs]
+    return [value(atom, env) for atom in graph.outputs]
 
 
 def run(equations, env, apply=None):
     """Evaluate equations, with the values of variables in `env`, which takes in the results."""
     apply = apply or apply_equation
     for equation in equations:
-        results = apply(equation, env, [read(atom, env) for atom in equation.inputs])
+        results = apply(equation, env, [value(atom, env) for atom in equation.inputs])
         env.update(zip(equation.outputs, results, strict=True))
 
 
-def read(atom, env):
+def value(atom, env):
     """The value of a variable or a literal."""
     return atom.value if isinstance(atom, Literal) else env[atom]
 

@@ -54,15 +54,15 @@ class Structure:
 
     def of_rule(self, rule, arrays):
         """The key of one rule; constants, given by their variables, are the same if they are one array."""
-        return self._rule(rule, _same(rule.graphs, arrays))
+        return self._rule(rule, _around(rule.graphs, arrays))
 
     def of_call(self, call, arrays):
         """The key of what a call computes."""
-        return self._graph(call, _same([call], arrays))
+        return self._graph(call, _around([call], arrays))
 
     def of_equation(self, equation):
         """The key of what an equation does with its inputs."""
-        return self._params(equation), self._inside(equation, _same(equation.inner(), {}))
+        return self._params(equation), self._inside(equation, _around(equation.inner(), {}))
 
     def _rule(self, rule, numbers):
         graphs = (rule.call, rule.forward, rule.backward)
@@ -112,7 +112,7 @@ class Structure:
         if isinstance(value, float | complex | np.number | np.ndarray):
             array = np.asarray(value)
             if array.dtype.kind == "O":
-                return self._same(value)
+                return self._itself(value)
             return type(value), array.dtype, array.shape, array.tobytes()
         if isinstance(value, slice):
             return slice, self.value((value.start, value.stop, value.step))
@@ -136,9 +136,9 @@ class Structure:
                 return type(value), value
             except TypeError:
                 pass
-        return self._same(value)
+        return self._itself(value)
 
-    def _same(self, value):
+    def _itself(self, value):
         self.opaque = True
         return Same(unwrapped(value))
 
@@ -153,7 +153,7 @@ class Structure:
             value = jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars])
         reader = Reader(rules=True)
         graph = reader.read(value)
-        return self._same(value) if reader.constants or graph.changed else (missing, self._graph(graph, {}))
+        return self._itself(value) if reader.constants or graph.changed else (missing, self._graph(graph, {}))
 
     def _treedef(self, treedef):
         data = treedef.node_data()
@@ -161,7 +161,7 @@ class Structure:
         return treedef.num_leaves, data and (data[0], self.value(data[1])), children
 
 
-def _same(graphs, arrays):
+def _around(graphs, arrays):
     """The keys of what graphs see around them: by content where that is small."""
     return {var: content(arrays.get(var)) or Same(var) for var in free_variables(*graphs)}
 
