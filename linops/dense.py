@@ -1,7 +1,5 @@
 """Dense forms of an operator: its matrix and its diagonal."""
 
-import math
-
 import jax
 import numpy as np
 
@@ -56,8 +54,8 @@ def _at_once(operator):
     """The same in one call, with the identity made in it; None where it is too large, or not finite."""
     # One program that linearizes and multiplies is compiled in half the time of two, but in it XLA computes again for
     # each column what two would keep.
-    small = sum(nbytes(jax.typeof(leaf)) for leaf in jax.tree.leaves(operator)) + math.prod(operator.shape) <= SMALL
-    A = operator if small else operator.linearize()
+    held = sum(nbytes(jax.typeof(leaf)) for leaf in jax.tree.leaves(operator))
+    A = operator if held * operator.shape[1] <= SMALL else operator.linearize()
     flat = Flat(A, A._scope)
     staged = flat.stage(dense_matrix)
     if staged.bytes_live + staged.bytes_out > block_budget():
@@ -66,7 +64,7 @@ def _at_once(operator):
     return result if not operator._checks_finite or all_finite(result) else None
 
 
-SMALL = 2**16  # bytes, up to which a product takes as long as its call
+SMALL = 2**20  # bytes that are computed again, up to which that takes no longer than a call
 
 
 def _diagonal(operator):

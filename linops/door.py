@@ -32,6 +32,7 @@ class Door:
         self.codomain: Space = operator.codomain
         self.scope = operator._scope
         self._runs_anywhere = self.scope == Scope(False)
+        self._shape_of_vectors = (self.columns,)
         self._warned = False
 
     def matvec(self, v):
@@ -40,13 +41,14 @@ class Door:
         given = v
         if v.dtype != self.dtype:
             v = self.coerce(v)
-        if v.shape != (self.columns,):
+        if v.shape != self._shape_of_vectors:
             raise ValueError(self._shape_message(v))
         if not (self._runs_anywhere or self.scope.is_entered):
             with self.scope.entered():
                 return self.matvec(given)
         result = self._of_vector(v)
-        self._require_finite(result, given)
+        if self.check_finite and not all_finite(result):
+            self._refuse(result, given)
         return result
 
     def matmat(self, block):
@@ -60,7 +62,8 @@ class Door:
         for start in range(0, block.shape[1], self.block_width):
             piece = block[:, start : start + self.block_width]
             result[:, start : start + piece.shape[1]] = self._of_block(piece)
-        self._require_finite(result, given)
+        if self.check_finite and not all_finite(result):
+            self._refuse(result, given)
         return result
 
     def diagonal_of(self, block, start):
@@ -93,10 +96,8 @@ class Door:
             f"({self.columns}, k) for k columns; a pytree goes to .mv"
         )
 
-    def _require_finite(self, result, v):
+    def _refuse(self, result, v):
         """Refuse NaN and Inf that a product of finite numbers has. NaN in is NaN out: solvers make such vectors."""
-        if not self.check_finite or all_finite(result):
-            return
         result, v = result.reshape(self.rows, -1), np.asarray(v).reshape(self.columns, -1)
         made = np.isfinite(v).all(axis=0) & ~np.isfinite(result).all(axis=0)
         if made.any():
@@ -121,7 +122,7 @@ def all_finite(array):
     """Whether all entries are finite: a finite sum says so, of squares the fastest, and is faster."""
     squares = _SQUARES.get(array.dtype.char)
     if squares and 0 < array.size <= OF_ONE_THREAD:
-        entries = array.ravel("K")
+        entries = array if array.ndim == 1 else array.ravel("K")
         if math.isfinite(squares(entries, entries)):
             return True
     with np.errstate(over="ignore", invalid="ignore"):
