@@ -13,6 +13,7 @@ from linops.program import program as programs
 from linops.program import settings as jax_settings
 from linops.program.jaxpr.evaluate import struct
 from linops.program.jaxpr.graph import Graph, live_bytes, nbytes
+from linops.program.jaxpr.private import is_outermost
 from linops.program.pieces import in_pieces
 from linops.program.program import Program, only_run, program_of
 
@@ -165,7 +166,7 @@ def _stage(function, treedef, index, leaf_avals, argument_avals, settings):
     with jax.ensure_compile_time_eval():  # what is staged is kept: arrays, not tracers of a jit in progress
         consts = tuple(jnp.asarray(const) for const in consts)
     sources, wanted = _sources(program, len(consts) + len(leaf_avals))
-    run = in_pieces(program, wanted, _compiled) if function in _run_once else _compiled(program, wanted)
+    run = in_pieces(program, wanted, _compiled_once) if function in _run_once else _compiled(program, wanted)
     return Staged(run, consts, sources, out_tree, program.graph, wanted)
 
 
@@ -194,3 +195,20 @@ def _compiled(program, wanted):
 
         program.cache[wanted] = jax.jit(run)
     return program.cache[wanted]
+
+
+def _compiled_once(program, wanted):
+    """The same for what is run once: LLVM optimizes it less, in up to a fourth of the time, and it runs as fast.
+
+    A part of another program cannot be compiled by options of its own.
+    """
+    within = _compiled(program, wanted)
+    alone = program.cache.setdefault(("once", wanted), jax.jit(within.__wrapped__, compiler_options=_LESS))
+
+    def run(*values):
+        return (alone if is_outermost() else within)(*values)
+
+    return run
+
+
+_LESS = {"xla_backend_optimization_level": 1}

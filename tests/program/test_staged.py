@@ -5,6 +5,7 @@ import gc
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from counting import forget
 
 import linops
@@ -53,3 +54,16 @@ def test_caches_hold_no_data():
     for seed in range(10):
         construct(seed)
     assert not [array for array in jax.live_arrays() if array.shape == (123, 77)]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_linearization_is_compiled_alone_and_within(known, monkeypatch):
+    """By options of its own where no jit is in progress, as far as JAX tells; a part of a program cannot have them."""
+    if not known:
+        monkeypatch.delattr(jax._src.core, "trace_state_clean")
+    x = np.linspace(0.5, 1, 7, dtype=np.float32)
+    outside, inside = (linops.Jacobian(lambda x: jnp.sin(x) * jnp.exp(x), x) for _ in range(2))
+    expected = np.exp(x) * (np.sin(x) + np.cos(x)) * x
+    np.testing.assert_allclose(outside @ x, expected, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(lambda v: inside @ v)(x), expected, rtol=1e-5)
+    np.testing.assert_allclose(jax.vmap(lambda v: inside @ v)(x[None])[0], expected, rtol=1e-5)

@@ -19,6 +19,11 @@ def backends_are_initialized():
     return getattr(jax._src.xla_bridge, "backends_are_initialized", lambda: True)()
 
 
+def is_outermost():
+    """Whether no jit, vmap or grad is in progress. Where JAX does not tell, it is taken not to be: that costs speed."""
+    return getattr(jax._src.core, "trace_state_clean", lambda: False)()
+
+
 def is_called_by_lapack():
     """Whether the caller's caller is a module of SciPy that takes the dtypes of LAPACK only."""
     return sys._getframe(2).f_globals.get("__name__") in _OF_LAPACK
