@@ -1,4 +1,4 @@
-"""Sphinx configuration. A line `<!-- generated: name -->` in a page is replaced by what `GENERATED[name]()` returns."""
+"""Sphinx configuration. In a page, "The list `name` stands here ..." is replaced by what `GENERATED[name]` returns."""
 
 import ast
 import functools
@@ -147,7 +147,7 @@ GENERATED = {
 
 def generate(app, docname, source):
     """Fill in what a page asks for."""
-    source[0] = re.sub(r"<!-- generated: (\w+) -->", lambda m: "\n".join(GENERATED[m[1]]()), source[0])
+    source[0] = re.sub(r"\*\(The list `(\w+)` stands here .*\)\*", lambda m: "\n".join(GENERATED[m[1]]()), source[0])
 
 
 def setup(app):

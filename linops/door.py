@@ -113,7 +113,8 @@ class Door:
         where = self.codomain.locate(int(rows[0])) or "the value"
         return (
             f"a product with {self.name} has NaN or Inf: {len(rows)} of {self.rows} rows, the first at {where}; "
-            "expected finite numbers: look at the function near its point (jax.config.jax_debug_nans shows where), or "
+            "expected finite numbers: look whether the point and args are finite, and at the function near its point "
+            "(jax.config.jax_debug_nans shows where), or "
             "pass check_finite=False"
         )
 

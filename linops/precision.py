@@ -1,5 +1,6 @@
 """Dtypes, and the digits and range that numbers lose in them, which is said by a warning or an error."""
 
+import contextvars
 import numbers
 import os
 import sys
@@ -163,7 +164,26 @@ def say_rounded(given, held, what):
 _SCALE = "expected a number that it holds: scale what it multiplies instead, or compute in float64"
 
 
+class SaidTogether:
+    """A context in which what is lost of many leaves is one warning, of the first of them."""
+
+    def __enter__(self):
+        self.said = []
+        self.token = _together.set(self.said)
+
+    def __exit__(self, *_):
+        _together.reset(self.token)
+        if self.said:
+            _warn(self.said[0] + (f" (so also for {len(self.said) - 1} leaves more)" if len(self.said) > 1 else ""))
+
+
+_together = contextvars.ContextVar("together", default=None)
+
+
 def _warn(message):
+    if (said := _together.get()) is not None:
+        said.append(message)
+        return
     depth, frame = 1, sys._getframe()
     while frame.f_back and os.path.dirname(frame.f_code.co_filename).startswith(_PACKAGE):
         depth, frame = depth + 1, frame.f_back

@@ -5,6 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from linops.precision import is_complex
+
 
 def concrete(compute):
     """The arrays of a computation that no jit, vmap or grad in progress has to do with.
@@ -27,14 +29,22 @@ def is_traced(tree):
 def tree_product(A, *leaves):
     """The product with an element of the domain, given by its leaves."""
     product = A._mv(A.domain.treedef.unflatten(leaves))
-    shapes = tuple(map(jnp.shape, jax.tree.leaves(product)))
-    if jax.tree.structure(product) != A.codomain.treedef or shapes != A.codomain.shapes:
+    given, treedef = jax.tree.flatten(jax.tree.map(jax.typeof, product))
+    expected = jax.tree.leaves(A.codomain.struct)
+    if treedef != A.codomain.treedef or not all(map(_is_like, given, expected)):
+        given, expected = ([f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves] for leaves in (given, expected))
         raise ValueError(
-            f"a product with {A!r} gave a tree of structure {jax.tree.structure(product)} and shapes {list(shapes)}, "
-            f"expected an element of its codomain, {A.codomain.treedef} and {list(A.codomain.shapes)}; what jax.vmap "
-            "returns is many operators, to be multiplied inside of jax.vmap"
+            f"the product that _mv of {A!r} gave, or of its transpose _mv_transposed, is a tree of structure {treedef} "
+            f"and arrays {given}, expected an element of its codomain, {A.codomain.treedef} and {expected}; if it "
+            "comes from jax.vmap it is many operators, to be multiplied inside of jax.vmap"
         )
     return product
+
+
+def _is_like(given, expected):
+    """Whether an array has the shape of a leaf, is of floating point, and not complex where that is real."""
+    is_inexact = jnp.issubdtype(given.dtype, jnp.inexact)
+    return given.shape == expected.shape and is_inexact and (is_complex(expected.dtype) or not is_complex(given.dtype))
 
 
 def array_product(A, v):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from linops.arrays import as_host, as_leaf, float64_if, require_castable
-from linops.precision import is_complex, loses_precision, lowest, real_dtype, say_digits
+from linops.precision import SaidTogether, is_complex, loses_precision, lowest, real_dtype, say_digits
 
 MOST_PATHS = 20  # that an error lists
 
@@ -124,7 +124,7 @@ class Space:
 
     def _leaves(self, tree, dtypes, what):
         paths, _ = jax.tree_util.tree_flatten_with_path(tree)
-        with self.scope():
+        with self.scope(), SaidTogether():
             return [
                 as_leaf(leaf, dtype, what + jax.tree_util.keystr(path))
                 for (path, leaf), dtype in zip(paths, dtypes, strict=True)

@@ -3,6 +3,9 @@
 import ast
 from pathlib import Path
 
+import numpy as np
+import operators
+
 import linops
 
 ROOT = Path(linops.__file__).parent
@@ -39,7 +42,14 @@ def imports(path):
 
 
 def test_every_module_has_a_place():
-    assert set(MODULES) == set(RANK)
+    assert set(MODULES) == set(RANK), "LAYERS has to name each module, and no other"
+
+
+def test_every_public_operator_is_in_the_zoo():
+    public = {t for t in vars(linops).values() if isinstance(t, type) and issubclass(t, linops.Operator)}
+    entries = operators.where(made_for="laws")
+    made = {type(operators.make(name, *operators.arguments(name, np.float32))) for name in entries}
+    assert public - {linops.Operator} <= made
 
 
 def test_arrows_point_down():

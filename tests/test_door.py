@@ -270,12 +270,24 @@ def test_what_vmap_returns_is_multiplied_inside_of_vmap(make):
 class Untrue(linops.Operator):
     """Its products are not where it says."""
 
+    product: str = linops.static()
+
     domain = codomain = linops.Space.flat(3, np.float32)
 
     def _mv(self, v):
-        return v[:2]
+        return {"short": v[:2], "complex": 1j * v, "integer": v.astype(jnp.int32), "tree": [v]}[self.product]
 
 
-def test_a_product_is_of_the_codomain():
-    with pytest.raises(ValueError, match="expected an element of its codomain"):
-        Untrue() @ np.ones(3, np.float32)
+@pytest.mark.parametrize("product", ["short", "complex", "integer", "tree"])
+def test_a_product_is_of_the_codomain(product):
+    for multiply in (Untrue(product).matvec, Untrue(product).mv, lambda v: Untrue(product) @ np.stack([v, v], 1)):
+        with pytest.raises(ValueError, match=r"that _mv of .* gave, .* expected an element of its codomain"):
+            multiply(np.ones(3, np.float32))
+
+
+def test_what_many_leaves_lose_is_said_once():
+    x = {f"w{i}": np.ones(2) for i in range(20)}
+    with pytest.warns(linops.PrecisionWarning, match=r"x\['w0'\] is float64 .*\(so also for 19 leaves more\)") as said:
+        H = linops.Hessian(lambda x: sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(x)), x)
+        H.at(x)
+    assert [w.filename for w in said] == [__file__] * 2

@@ -10,6 +10,7 @@ from linops.arrays import place_like, refuse_point, to_device
 from linops.budget import RESIDUAL_SHARE, memory_budget
 from linops.derivatives.linearized import pullback, pushforward
 from linops.node import Node, static
+from linops.precision import SaidTogether
 from linops.products import concrete, is_traced
 from linops.program.function import Function
 from linops.program.holomorphy import trace_linear
@@ -37,7 +38,8 @@ class Map(Node):
         """Trace f at a point that a user gives; `realify` asks for pairs wherever there are complex numbers."""
         refuse_point(x)
         paths, treedef = jax.tree_util.tree_flatten_with_path(x)
-        x = treedef.unflatten([to_device(leaf, f"x{jax.tree_util.keystr(path)}") for path, leaf in paths])
+        with SaidTogether():
+            x = treedef.unflatten([to_device(leaf, f"x{jax.tree_util.keystr(path)}") for path, leaf in paths])
         function, x, realified = trace_linear(f, x, space_of(x, "x"), args, realify=realify)
         return cls._make(function=function, x=apart(x, function), realified=realified)
 

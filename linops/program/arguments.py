@@ -34,7 +34,7 @@ class Arguments:
         """The data of other args, of the types of the data before; and what else is not as before, or None."""
         leaves, treedef = _with_names(args)
         if treedef != self.treedef:
-            return None, f"args of structure {treedef}"
+            return None, f"args of structure {treedef} in place of {self.treedef}"
         found, before = [], iter(data)
         for (name, leaf), code in zip(leaves, self.code, strict=True):
             if code is DATA and (_is_data(leaf) or type(leaf) is int):  # a number for a number, 1 for 0.1
