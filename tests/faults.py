@@ -133,7 +133,7 @@ def _hessian():
     class Wrong(linops.Hessian):
         __init__ = linops.Hessian.__init__
 
-        def _linear(self):
+        def _linearization(self):
             return Skewed(self.domain)
 
     return Wrong(lambda x: sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(x)) / 2, X)
