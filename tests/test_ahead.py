@@ -85,3 +85,22 @@ def test_an_operator_that_is_in_another_twice_is_compiled_once():
     with compilations() as count:
         (J @ J) @ v
         assert count() == 2
+
+
+def test_code_of_a_user_is_asked_for_numbers_only():
+    """Where ours would be asked for the types of what a linearization gives, while that is computed."""
+
+    class Inverse(linops.Operator):
+        array: jax.Array
+        domain = codomain = property(lambda self: linops.Space.flat(3, np.float32))
+
+        def _mv(self, v):
+            return jnp.linalg.solve(self.array, v)
+
+        def _residual_form(self):
+            return linops.Matrix(np.linalg.inv(self.array))
+
+    v, D = np.ones(3, np.float32), np.float32([[1, 1, 0], [0, 2, 1], [1, 0, 4]])
+    A, M = Inverse(D), np.linalg.inv(D)
+    for B, expected in ((A, M), (A.T, M.T), (2 * A, 2 * M), (A.T @ A + linops.Identity(3), M.T @ M + np.eye(3))):
+        np.testing.assert_allclose(B @ v, expected @ v, rtol=1e-4)

@@ -41,6 +41,14 @@ def test_identity_takes_the_space_of_its_partner():
         assert linops.Identity(3).dtype == np.float64
 
 
+def test_an_identity_is_hermitian_over_any_field():
+    J = linops.Jacobian(lambda z: z**2, np.complex64([1 + 1j, 2]))
+    for identity in (linops.Identity(2), linops.Identity(J.domain)):
+        assert identity.H is identity
+        assert (J.H @ J + 0.1 * identity).hermitian
+        assert (J.H @ identity @ J).hermitian
+
+
 def test_diagonal_of_real_and_complex_leaves():
     A = linops.Diagonal({"a": np.complex64(1j), "b": np.float32(2)})
     np.testing.assert_array_equal(A @ np.complex64([1 + 1j, 1 + 1j]), [-1 + 1j, 2 + 2j])

@@ -109,6 +109,12 @@ def newton_root(A, b, x):
     return jax.lax.fori_loop(0, 8, lambda _, y: b * x - 0.1 * jnp.tanh(A @ y), x)
 
 
+def backward(A, b, x):
+    """A loop that starts at the last number; what it calls is jitted, so that JAX leaves the array in the loop."""
+    step = jax.jit(lambda y, b: jnp.tanh(A @ y + b))
+    return jax.lax.scan(lambda y, b: (step(y, b), y[0]), x, b, reverse=True)
+
+
 def rotated(A, x):
     """A symmetric matrix that depends on x, with separate eigenvalues."""
     return jnp.diag(jnp.arange(1.0, N + 1)) + 0.1 * jnp.outer(x, x) + 0.1 * (A + A.T)
@@ -150,6 +156,7 @@ FUNCTIONS = {
     "custom_jvp of its own": (lambda d: lambda x: local_custom_jvp(2.0)(d.A @ x), vector),
     "custom_vjp": (lambda d: lambda x: scaled_sin(d.A @ x, d.b[0]) * x, vector),
     "scan": (lambda d: lambda x: jax.lax.scan(lambda c, b: (jnp.tanh(d.A @ c + b), c[0]), x, d.b), vector),
+    "jit in a reversed scan": (lambda d: lambda x: backward(d.A, d.b, x), vector),
     "associative_scan": (lambda d: lambda x: jax.lax.associative_scan(jnp.multiply, d.b * x), vector),
     "map": (lambda d: lambda x: jax.lax.map(lambda row: jnp.sin(row @ x), d.A), vector),
     "fori_loop": (lambda d: lambda x: newton_root(d.A, d.b, x), vector),

@@ -9,6 +9,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 import linops
+from linops.program.jaxpr.linearity import is_complex_linear
+from linops.program.jaxpr.rules import read
 
 # Complex functions of which the derivative is only real-linear, each in a disguise.
 
@@ -111,3 +113,27 @@ def test_what_is_not_known_is_the_careful_case():
         return jnp.sum(x**2 * (a - b))
 
     assert (linops.Hessian(draws, np.ones(3, np.float32)) @ np.ones(3, np.float32)).any()
+
+
+def test_real_values_beside_complex_ones_of_a_real_point():
+    J = linops.Jacobian(lambda x: {"a": x**2, "b": 1j * jnp.sin(x)}, Z.real)
+    D = np.concatenate([np.diag(2 * Z.real), 1j * np.diag(np.cos(Z.real))])
+    assert J.dtype == J.codomain.dtypes[0] == J.codomain.dtypes[1] == np.complex64
+    v, w = problems.complex_normal(3, np.float32, 7), problems.complex_normal(6, np.float32, 8)
+    np.testing.assert_allclose(J @ v, D @ v, rtol=1e-5)
+    np.testing.assert_allclose(J.H @ w, D.conj().T @ w, rtol=1e-5)
+
+
+SOLVES = {  # of what divides, and what is divided
+    "a quotient": lambda a, b: b / a,
+    "a triangular system": lambda a, b: jax.lax.linalg.triangular_solve(jnp.diag(a), b[:, None], left_side=True),
+    "a linear system": lambda a, b: _solve(lambda y: a * y, lambda b: b / a)(b),
+}
+
+
+@pytest.mark.parametrize("name", SOLVES)
+def test_what_is_divided_is_linear_and_what_divides_is_not(name):
+    solve = SOLVES[name]
+    for product, expected in ((lambda z, v: solve(z, v), True), (lambda z, v: solve(v, z), False)):
+        graph, _ = read(jax.make_jaxpr(product)(Z, Z), rules=False)
+        assert is_complex_linear(graph, 1) == expected

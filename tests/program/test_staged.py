@@ -1,6 +1,9 @@
 """What is staged: caches are bounded and hold no data, and large arrays have no second copy."""
 
+import functools
 import gc
+import itertools
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -67,3 +70,75 @@ def test_a_linearization_is_compiled_alone_and_within(known, monkeypatch):
     np.testing.assert_allclose(outside @ x, expected, rtol=1e-5)
     np.testing.assert_allclose(jax.jit(lambda v: inside @ v)(x), expected, rtol=1e-5)
     np.testing.assert_allclose(jax.vmap(lambda v: inside @ v)(x[None])[0], expected, rtol=1e-5)
+
+
+class Table:
+    """An object of a user that holds data, and looks them up on the host."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __call__(self, i):
+        return self.rows[np.asarray(i)]
+
+
+def _looked_up(rows, call=lambda table: table):
+    table = Table(np.asarray(rows))
+    host, struct = call(table), jax.ShapeDtypeStruct(rows.shape, rows.dtype)
+    return table, lambda x: x * jax.pure_callback(host, struct, jnp.arange(rows.size)), ()
+
+
+def _with_rule(rows):
+    f = jax.custom_jvp(lambda x: rows * x)
+    f.defjvp(lambda p, t: (f(*p), rows * t[0]))
+    return f
+
+
+def _looped(f):
+    return lambda x: jax.lax.scan(lambda y, _: (f(y), None), x, None, length=2)[0]
+
+
+def _in_args(held):
+    return held, lambda x, held: getattr(held, "rows", held) * x, (held,)
+
+
+HOLDERS = {  # what is held, and a function with args that holds it
+    "closure": lambda rows: (rows, lambda x: jnp.tanh(rows * x), ()),
+    "args": _in_args,
+    "jit": lambda rows: (rows, jax.jit(lambda x: rows * x), ()),
+    "scan": lambda rows: (rows, _looped(lambda x: rows * x), ()),
+    "jit in a scan": lambda rows: (rows, _looped(jax.jit(lambda x: rows * x)), ()),
+    "branch": lambda rows: (rows, lambda x: jax.lax.cond(x[0] > 0, lambda x: x * rows, jnp.sin, x), ()),
+    "checkpoint": lambda rows: (rows, jax.checkpoint(lambda x: jnp.sin(rows * x)), ()),
+    "rule": lambda rows: (rows, _with_rule(rows), ()),
+    "rule in a scan": lambda rows: (rows, _looped(_with_rule(rows)), ()),
+    "callback": _looked_up,
+    "partial callback": lambda rows: _looked_up(rows, functools.partial),
+    "object in args": lambda rows: _in_args(Table(rows)),
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_data_die_with_their_operators(holder):
+    v = np.ones(7, np.float32)
+
+    def construct(seed):
+        held, f, args = HOLDERS[holder](jnp.full(7, 1.0 + seed))
+        J = linops.Jacobian(f, v, args=args)
+        for A in (J, J.at(2 * v), linops.Hessian(lambda x: jnp.sum(f(x, *args) ** 2), v)):
+            A @ v, A.rmatvec(v), A.toarray()
+        return weakref.ref(held)
+
+    dead = [construct(seed) for seed in range(4)]
+    gc.collect()
+    assert [ref() for ref in dead] == [None] * 4
+
+
+def test_which_arrays_are_one_is_part_of_the_key():
+    """Operators of three terms over two arrays, each array in the one or in the other places."""
+    a, b = (linops.Matrix(np.full((2, 2), k, np.float32)) for k in (1, 10))
+    v = np.ones(2, np.float32)
+    for terms in itertools.product((a, b), repeat=3):
+        expected = 2 * sum(int(A.array[0, 0]) * k for A, k in zip(terms, (1, 2, 4), strict=True))
+        A, B, C = terms
+        np.testing.assert_array_equal((A + 2 * B + 4 * C) @ v, [expected, expected])

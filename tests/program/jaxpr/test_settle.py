@@ -55,3 +55,23 @@ def test_what_does_not_repeat_itself_is_compiled_with_the_rest():
         with compilations() as count:
             linops.Jacobian(f, x)
             assert count() == 0
+
+
+def test_what_is_not_pure_is_computed_in_each_product():
+    """A host function without arguments that counts how often it was called."""
+    calls = []
+    struct = jax.ShapeDtypeStruct((), np.float32)
+
+    def count():
+        calls.append(1)
+        return np.float32(len(calls))
+
+    def f(x):
+        return x * sum(jax.experimental.io_callback(count, struct) for _ in range(20))
+
+    J = linops.Jacobian(f, jnp.ones(2), linearize=False)
+    assert not calls
+    first, second = (J @ np.ones(2, np.float32) for _ in range(2))
+    assert len(calls) == 40
+    assert first[0] == sum(range(1, 21))
+    assert second[0] == sum(range(21, 41))
