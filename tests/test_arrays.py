@@ -57,6 +57,13 @@ def test_float64_input_without_x64():
     assert J.dtype == np.float32
     with pytest.warns(linops.PrecisionWarning, match=r"args\[0\] is float64 and is narrowed"):
         linops.Jacobian(lambda x, a: x * a, FOUR, args=(v,))
+    for number in (np.float64(0.1), np.complex128(0.1j), np.array(0.1)):  # Python's own ask for no precision
+        J = linops.Jacobian(
+            lambda x: {"a": 2 * x["a"]}, {"a": number.astype(np.dtype(number.dtype.kind + f"{number.itemsize // 2}"))}
+        )
+        for use in (lambda number=number: linops.Jacobian(jnp.sin, number), lambda J=J, n=number: J.mv({"a": n})):
+            with pytest.warns(linops.PrecisionWarning, match=r"is (float64|complex128) and is narrowed to"):
+                use()
 
 
 def test_masked_points():

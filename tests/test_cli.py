@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.sparse.linalg import ArpackNoConvergence
 
+from linops import cli
 from linops.cli import digits_problem, main
 
 pytestmark = pytest.mark.usefixtures("optimized")
@@ -57,6 +59,16 @@ def test_function_of_few_numbers(module, capsys):
         48,
         12,
     ]
+
+
+def test_eigenvalues_that_do_not_converge(module, capsys, monkeypatch):
+    def eigsh(A, k, **_):
+        A @ np.ones(30, np.float32)
+        raise ArpackNoConvergence("No convergence", np.ones(1), np.ones((30, 1), np.float32))
+
+    monkeypatch.setattr(cli, "eigsh", eigsh)
+    assert main(["spectrum", "mine:f", "--at", "mine:POINT"]) == 1
+    assert "ARPACK did not converge on all eigenvalues asked for" in capsys.readouterr().out
 
 
 def test_embedded_problem(capsys):

@@ -93,6 +93,10 @@ def test_spaces_of_mixed_precision(x64):
     np.testing.assert_array_equal(vector, [1 / 3, 2, 3.5])
     np.testing.assert_array_equal(space.unravel(vector)["a"], x["a"])
     D = linops.Jacobian(lambda x: x, x)
+    with jax.enable_x64(False):
+        np.testing.assert_array_equal(space.ravel(x), vector)
+        np.testing.assert_array_equal(space.unravel(vector)["a"], x["a"])
+        assert space.zeros()["a"].dtype == space.inner(x, x).dtype == np.float64
     for use in (space.unravel, D.at):
         use(vector)
         for lossy in (vector + 1e-12, jnp.asarray(vector) + 1e-12):

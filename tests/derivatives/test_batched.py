@@ -45,6 +45,7 @@ def test_batches(kind, monkeypatch):
             assert blocks.shape == (7, size, 4)
             assert isinstance(blocks, np.ndarray if kind == "numpy" else jax.Array)
             np.testing.assert_allclose(blocks, first, rtol=1e-5, atol=1e-6)
+            assert kind == "jax" or blocks.flags.writeable
             blocks = linops.batch_hessian(f, X, args=(2.0,))
             assert blocks.shape == ((7, 6, 4, 4) if f is wide else (7, 4, 4))
             np.testing.assert_allclose(blocks, second if f is wide else second[:, 0], rtol=1e-5, atol=1e-5)

@@ -41,3 +41,22 @@ def test_a_reference_inside_of_f_that_starts_from_constants():
     expected = np.array([[np.cos(1), 0, 0], [3, 0, 1], [0, 0, np.cos(3)]])
     np.testing.assert_allclose(J.toarray(), expected, rtol=1e-5)
     np.testing.assert_allclose(J.T @ np.ones(3, np.float32), expected.sum(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("linearize", [True, False])
+def test_what_is_computed_inside_in_double_precision_is_so_for_good(linearize):
+    """A function between float32 arrays that takes its differences in float64."""
+
+    def f(x):
+        x = x.astype(np.float64)
+        return ((x + 1e-9 * x) ** 2 - x**2).astype(np.float32)
+
+    x = np.float32([1, 2, 3])
+    expected = 4e-9 * x**2
+    with jax.enable_x64(True):
+        J = linops.Jacobian(f, x, linearize=linearize)
+        J @ x
+    fresh = J.at(x)
+    for A in (J, fresh, J.linearize(), fresh.linearize(), 1 * fresh):
+        for w in (A @ x, A @ jnp.asarray(x), A.T @ x, A.mv(x), (A @ np.stack([x, x], axis=1))[:, 1], A.toarray() @ x):
+            np.testing.assert_allclose(w, expected, rtol=1e-5)

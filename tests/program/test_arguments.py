@@ -52,6 +52,7 @@ def test_equal_code_in_args(make):
     ("given", "words"),
     [
         ((np.ones(3, np.float32),), r"at got args\[0\] of type float32\[3\] for float32\[\]"),
+        ((np.float16(1),), r"at got args\[0\] of type float16\[\] for float32\[\]"),
         ((1.0, 2), "at got args of structure"),
         (("q",), r"at got args\[0\] = 'q', expected"),
     ],

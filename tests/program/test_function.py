@@ -109,10 +109,10 @@ def newton_root(A, b, x):
     return jax.lax.fori_loop(0, 8, lambda _, y: b * x - 0.1 * jnp.tanh(A @ y), x)
 
 
-def backward(A, b, x):
+def backward(A, b, x, unroll=1):
     """A loop that starts at the last number; what it calls is jitted, so that JAX leaves the array in the loop."""
     step = jax.jit(lambda y, b: jnp.tanh(A @ y + b))
-    return jax.lax.scan(lambda y, b: (step(y, b), y[0]), x, b, reverse=True)
+    return jax.lax.scan(lambda y, b: (step(y, b), y[0]), x, b, reverse=True, unroll=unroll)
 
 
 def rotated(A, x):
@@ -157,6 +157,7 @@ FUNCTIONS = {
     "custom_vjp": (lambda d: lambda x: scaled_sin(d.A @ x, d.b[0]) * x, vector),
     "scan": (lambda d: lambda x: jax.lax.scan(lambda c, b: (jnp.tanh(d.A @ c + b), c[0]), x, d.b), vector),
     "jit in a reversed scan": (lambda d: lambda x: backward(d.A, d.b, x), vector),
+    "a reversed scan written out": (lambda d: lambda x: backward(d.A, d.b, x, unroll=True), vector),
     "associative_scan": (lambda d: lambda x: jax.lax.associative_scan(jnp.multiply, d.b * x), vector),
     "map": (lambda d: lambda x: jax.lax.map(lambda row: jnp.sin(row @ x), d.A), vector),
     "fori_loop": (lambda d: lambda x: newton_root(d.A, d.b, x), vector),

@@ -14,7 +14,6 @@ import problems
 import pytest
 import scipy.sparse
 from copies import WAYS, ones
-from counting import text
 from operators.derivatives import only_reverse
 from problems import POINT, SIZE
 
@@ -29,6 +28,10 @@ def with_args(x, scale, power, options):
 
 def with_global(x):
     return jnp.tanh(LINEAR @ jnp.concatenate([x["b"], x["w"].ravel()]))
+
+
+def with_global_sum(x):
+    return jnp.sum(LINEAR) * x["b"]
 
 
 SCALE = 2.0
@@ -166,12 +169,49 @@ def test_functions_that_have_changed(monkeypatch):
         pickle.dumps(H)
 
 
-def test_a_pickle_keeps_the_settings_of_its_trace():
-    with jax.default_matmul_precision("highest"):
-        J = linops.Jacobian(with_global, POINT)
-    B = pickle.loads(pickle.dumps(J))
-    assert "HIGHEST" in text(J)
-    assert B.function.program is J.function.program
+def test_pickles_of_another_version(monkeypatch):
+    """Of which another program may come, of the same shapes and dtypes."""
+    with monkeypatch.context() as then:
+        then.setattr(jax, "__version__", "0.1")
+        pickled = pickle.dumps(linops.Jacobian(with_global_sum, POINT))
+    J = pickle.loads(pickled)
+    np.testing.assert_array_equal(J @ ones(J), linops.Jacobian(with_global_sum, POINT) @ ones(J))
+    for other in (LINEAR[:2], LINEAR.astype(np.float16)):
+        monkeypatch.setitem(globals(), "LINEAR", other)
+        with pytest.raises(ValueError, match=r"an array that it uses, has another shape or dtype"):
+            pickle.loads(pickled)
+
+
+def with_settings(x):
+    """What depends on the settings of JAX, or is refused under some."""
+    noise = jax.random.normal(jax.random.key(0), (2, 7)) + jax.random.uniform(jax.random.PRNGKey(1), (7,))
+    return LINEAR[:, :7].T @ x["b"][:4] * noise * jnp.arange(7)
+
+
+SETTINGS = {
+    "matmul precision": lambda: jax.default_matmul_precision("bfloat16"),
+    "x64": lambda: jax.enable_x64(True),
+    "keys": lambda: jax.default_prng_impl("rbg"),
+    "partitionable": lambda: jax.threefry_partitionable(not jax.config.jax_threefry_partitionable),
+    "promotion": lambda: jax.numpy_dtype_promotion("strict"),
+    "ranks": lambda: jax.numpy_rank_promotion("raise"),
+    "old keys": lambda: jax.legacy_prng_key("error"),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_pickle_keeps_the_settings_of_its_trace(name):
+    """Made under a setting and loaded without, and the other way around."""
+    x, setting = {"b": np.ones(4, np.float32)}, SETTINGS[name]
+    plain = linops.Jacobian(with_settings, x)
+    with setting():
+        assert pickle.loads(pickle.dumps(plain)).function.program is plain.function.program
+        try:
+            J = linops.Jacobian(with_settings, x)
+        except (TypeError, ValueError):  # as the setting asks for
+            return
+    assert J.function.program is not plain.function.program
+    assert pickle.loads(pickle.dumps(J)).function.program is J.function.program
 
 
 MODULE = """

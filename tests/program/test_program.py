@@ -130,3 +130,14 @@ def test_nan_in_the_code_is_the_same_program():
         with compilations() as count:
             linops.Jacobian(lambda x: jnp.where(x > 0, 3 * x, jnp.nan), x) @ x
             assert count() == 0 or i == 0
+
+
+def test_views_of_one_array_are_other_constants():
+    """Arrays of NumPy that start at one place in memory and are of one shape and dtype."""
+    data = problems.normal((6, 6), np.float32)
+    M = data[:3, :3]
+    others = [M.T, data[:3, ::2], data[::2, :3], data.ravel()[:9].reshape(3, 3), data.view(np.int32)[:3, :3]]
+    x, v = problems.normal(3, np.float32, 1), problems.normal(3, np.float32, 2)
+    for other in others:
+        J = linops.Jacobian(lambda x, other=other: jnp.dot(M, x) + jnp.dot(other, x**2), x)
+        np.testing.assert_allclose(J @ v, M @ v + other @ (2 * x * v), rtol=1e-5)

@@ -33,7 +33,10 @@ def test_matmul_precision_is_part_of_the_key():
     found = []
     for precision in ("highest", "default"):
         with jax.default_matmul_precision(precision):
-            found.append(text(linops.Matrix(M)))
-    linops.Matrix(M) @ x
+            A = linops.Matrix(M)
+            A @ x, A @ jnp.asarray(x), A @ np.eye(3, dtype=np.float32)
+            found.append(text(A))
+            (dot,) = (equation for equation in A._door.staged.graph.walk() if equation.name == "dot_general")
+            assert str(dot.params["precision"][0]) == precision.upper()
     assert "HIGHEST" in found[0]
     assert "HIGHEST" not in found[1]

@@ -27,6 +27,7 @@ SAME = {
     "jit, checkpoint": jax.checkpoint(jax.jit(lambda x: jnp.sin(W @ x))),
     "custom rules": lambda x: reverse_only(jax.nn.relu(x)),
     "scan": lambda x: jax.lax.scan(lambda c, w: (jnp.tanh(w * c), jnp.sum(c)), x, W),
+    "a reversed scan": lambda x: jax.lax.scan(lambda c, w: (jnp.tanh(w * c), jnp.sum(c)), x, W, reverse=True),
     "cond": lambda x: jax.lax.cond(x[0] > 0, jnp.sin, jnp.cos, x),
     "a solve": lambda x: jnp.linalg.solve(W + jnp.diag(x), x),
     "a scatter": lambda x: jnp.ones(6, x.dtype).at[jnp.array([1, 1, 3, 4])].multiply(x),
