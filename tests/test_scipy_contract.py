@@ -471,7 +471,8 @@ def _(case):
 @entry(SYMMETRIC, "lobpcg, smallest", NARROWS)
 def _(case):
     want = np.linalg.eigvalsh(case.dense)[:3]
-    found = sla.lobpcg(case.A, case.start(3), tol=case.rtol * case.norm, maxiter=200, largest=False)
+    # Half of what is asserted: SciPy warns where what it computes anew at the end is a little beyond.
+    found = sla.lobpcg(case.A, case.start(3), tol=case.rtol * case.norm / 2, maxiter=200, largest=False)
     case.eigenpairs(*found, want)
 
 
