@@ -63,7 +63,8 @@ def _typed(array, like):
     """An array of the shape and dtype of another one, weak in promotions as that one where it can be made so."""
     if array.weak_type and not like.weak_type:
         return array.astype(array.dtype)
-    return as_data(array.item(), "args") if like.weak_type and not array.weak_type and array.ndim == 0 else array
+    is_number = array.ndim == 0 and not isinstance(array, jax.core.Tracer)
+    return as_data(array.item(), "args") if like.weak_type and not array.weak_type and is_number else array
 
 
 def merge(treedef, code, data):

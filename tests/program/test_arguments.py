@@ -1,5 +1,6 @@
 """Arguments of functions: what is data, what is code, and what may be others at a new point."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -61,3 +62,12 @@ def test_what_differs_in_args_is_named(given, words):
     J = linops.Jacobian(_scaled, np.ones(3, np.float32), args=(1.0,))
     with pytest.raises(ValueError, match=words):
         J.at(np.ones(3, np.float32), args=given)
+
+
+@pytest.mark.parametrize("first", [0.1, np.float32(0.1)])
+def test_a_number_of_a_jit_in_args(first):
+    x = np.ones(3, np.float32)
+    J = linops.Jacobian(_scaled, x, args=(first,))
+    product = jax.jit(lambda a: J.at(x, args=(a,)) @ jnp.ones(3))
+    np.testing.assert_allclose(product(jnp.float32(3)), 6 * x, rtol=1e-6)
+    np.testing.assert_allclose(product(3.0), 6 * x, rtol=1e-6)
