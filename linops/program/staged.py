@@ -166,7 +166,10 @@ def _stage(function, treedef, index, leaf_avals, argument_avals, settings):
     with jax.ensure_compile_time_eval():  # what is staged is kept: arrays, not tracers of a jit in progress
         consts = tuple(jnp.asarray(const) for const in consts)
     sources, wanted = _sources(program, len(consts) + len(leaf_avals))
-    run = in_pieces(program, wanted, _compiled_once) if function in _run_once else _compiled(program, wanted)
+    if function in _run_once:
+        run = in_pieces(program, wanted, _compiled_once)
+    else:
+        run = _compiled(program, wanted, getattr(function, "donated", 0))
     return Staged(run, consts, sources, out_tree, program.graph, wanted)
 
 
@@ -184,17 +187,21 @@ def _sources(program, held):
     return tuple(sources), tuple(i for _, i in computed.values())
 
 
-def _compiled(program, wanted):
-    """The jitted function of a program, from consts and arguments to the wanted results."""
-    if wanted not in program.cache:
+def _compiled(program, wanted, donated=0):
+    """The jitted function of a program, from consts and arguments to the wanted results.
+
+    The memory of the last `donated` arguments is that of results: a loop that goes on holds its state once.
+    """
+    if (wanted, donated) not in program.cache:
         consts = len(program.constants)
+        last = consts + len(program.graph.inputs)
 
         def run(*values):
             results = program(values[:consts], *values[consts:])
             return [results[i] for i in wanted]
 
-        program.cache[wanted] = jax.jit(run)
-    return program.cache[wanted]
+        program.cache[wanted, donated] = jax.jit(run, donate_argnums=range(last - donated, last))
+    return program.cache[wanted, donated]
 
 
 def _compiled_once(program, wanted):

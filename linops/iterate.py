@@ -1,0 +1,122 @@
+"""The one driver of all algorithms: on the device in one piece, or in chunks of steps with a look from outside.
+
+An algorithm is a frozen dataclass, hashable, since it is code, with three methods in traceable JAX:
+
+- `begin(A, *operands)`: the first state, a pytree of arrays.
+- `step(A, state)`: the next state.
+- `done(A, state)`: whether to stop.
+
+A is an operator, or a tuple of operators. What an algorithm says in the end, it computes anew, of the last state.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from linops.linear_map import LinearMap
+from linops.products import concrete, is_traced
+from linops.program.settings import Scope
+from linops.program.staged import Flat
+
+CHUNK_SECONDS = 0.1  # between two looks from outside, about
+MOST_STEPS = 2**31 - 1
+
+
+def compute(function, A, *operands, donated=0):
+    """`function(A, *operands)` of an operator, or a tuple of them, and trees of arrays.
+
+    It is compiled once for each structure, or is a part of the program in which it is traced; a function is code, a
+    hashable one. The memory of the last `donated` operands is that of results: they are gone then.
+    """
+    leaves, treedef = jax.tree.flatten(operands)
+    scope = scope_of(A)
+    if is_traced((A, leaves)):
+        with scope.entered():
+            return function(A, *operands)
+    flat = Flat(A, scope)
+    given = len(jax.tree.leaves(operands[len(operands) - donated :])) if donated else 0
+    call = _OfLeaves(function, treedef, given)
+    with scope.entered():
+        leaves = [jnp.asarray(leaf) for leaf in leaves]
+    return concrete(lambda: flat.call(call, *leaves))
+
+
+@dataclasses.dataclass(frozen=True)
+class _OfLeaves:
+    """A function of trees as one of their leaves, of which the last ones are `donated`."""
+
+    function: Callable
+    treedef: jax.tree_util.PyTreeDef
+    donated: int
+
+    def __call__(self, A, *leaves):
+        return self.function(A, *self.treedef.unflatten(leaves))
+
+
+def scope_of(A):
+    """What is computed in, of an operator or a tuple of them."""
+    return Scope.around([operator._scope for operator in operators_of(A)])
+
+
+def operators_of(A):
+    """The operators in a tree of them."""
+    return [leaf for leaf in jax.tree.leaves(A, is_leaf=lambda a: isinstance(a, LinearMap)) if isinstance(leaf, LinearMap)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Method:
+    """A method of an algorithm, as a function that is code."""
+
+    algorithm: Any
+    name: Callable
+
+    def __call__(self, A, *operands):
+        return self.name(self.algorithm, A, *operands)
+
+
+def _begin(algorithm, A, *operands):
+    return jnp.zeros((), jnp.int32), algorithm.begin(A, *operands)
+
+
+def _advance(algorithm, A, until, state):
+    """Steps until the algorithm is done, or so many were made in all."""
+
+    def goes_on(state):
+        steps, inner = state
+        return (steps < until) & ~algorithm.done(A, inner)
+
+    def step(state):
+        steps, inner = state
+        return steps + 1, algorithm.step(A, inner)
+
+    return jax.lax.while_loop(goes_on, step, state)
+
+
+def _is_done(algorithm, A, state):
+    return algorithm.done(A, state[1])
+
+
+def iterate(algorithm, A, *operands, max_steps=MOST_STEPS, watch=None, state=None):
+    """The last state of an algorithm: done, after `max_steps`, or stopped by the one who looks.
+
+    `watch(state)` sees the state between chunks of steps, says True to stop, and changes no number: the same program
+    runs with it and without. A `state` from before goes on where it was.
+    """
+    begin, advance, is_done = (_Method(algorithm, f) for f in (_begin, _advance, _is_done))
+    state = compute(begin, A, *operands) if state is None else (jnp.int32(0), state)
+    if watch is None or is_traced(state):
+        return compute(advance, A, jnp.int32(max_steps), state, donated=1)[1]
+    steps, size = 0, 1
+    while steps < max_steps and not compute(is_done, A, state):
+        start = time.perf_counter()
+        steps = min(steps + size, max_steps)
+        state = jax.block_until_ready(compute(advance, A, jnp.int32(steps), state, donated=1))
+        if watch(state[1]):
+            break
+        seconds = time.perf_counter() - start
+        size = 2 * size if seconds < CHUNK_SECONDS / 2 else max(1, size // 2) if seconds > 2 * CHUNK_SECONDS else size
+    return state[1]
