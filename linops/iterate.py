@@ -64,7 +64,9 @@ def scope_of(A):
 
 def operators_of(A):
     """The operators in a tree of them."""
-    return [leaf for leaf in jax.tree.leaves(A, is_leaf=lambda a: isinstance(a, LinearMap)) if isinstance(leaf, LinearMap)]
+    return [
+        leaf for leaf in jax.tree.leaves(A, is_leaf=lambda a: isinstance(a, LinearMap)) if isinstance(leaf, LinearMap)
+    ]
 
 
 @dataclasses.dataclass(frozen=True)

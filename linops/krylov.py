@@ -1,0 +1,265 @@
+"""Krylov spaces as factorizations: Arnoldi and Lanczos by one struct, Golub-Kahan by another; begin, expand, shrink.
+
+Vectors are trees of a Space. A basis is a tree of which each leaf has one more leading axis, its rows; rows that are not
+in use are zero, so that they take no part in an inner product. Nothing is concatenated: a leaf that lies on a mesh
+stays there.
+
+Each new vector is orthogonalized twice against all the others: once is not enough in float32, where residual bounds
+came out ten times too small (Giraud, Langou, Rozloznik, van den Eshof, 2005: twice is).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from linops.precision import real_dtype
+
+BREAKDOWN = 10  # times eps of the vector before: less is left of it by rounding alone
+CHUNK = 2**18  # numbers of a basis that are rotated at once, in place
+
+
+# Bases: trees of rows.
+
+
+def empty(space, rows):
+    """A basis of rows of zeros."""
+    return jax.tree.map(lambda leaf: jnp.zeros((rows, *leaf.shape), leaf.dtype), space.struct)
+
+
+def row(basis, i):
+    """One vector of it."""
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), basis)
+
+
+def with_row(basis, i, v):
+    """The basis with another vector at row i."""
+    return jax.tree.map(lambda leaf, new: jax.lax.dynamic_update_index_in_dim(leaf, new, i, 0), basis, v)
+
+
+def inner_products(space, basis, v):
+    """The inner products of all rows with v, as an array of shape (rows,): Vᴴ v."""
+
+    def of_leaf(leaf, part):
+        return jnp.tensordot(leaf.conj(), part, axes=part.ndim, precision="highest", preferred_element_type=space.dtype)
+
+    products = map(of_leaf, jax.tree.leaves(basis), jax.tree.leaves(v))
+    return sum(products, start=jnp.zeros((), space.dtype))
+
+
+def combination(basis, coefficients):
+    """The sum of the rows, each times its coefficient."""
+    return jax.tree.map(
+        lambda leaf: jnp.tensordot(coefficients.astype(leaf.dtype), leaf, axes=1, precision="highest"), basis
+    )
+
+
+def rotated(basis, R, in_place=True):
+    """Row i of the result is the sum of R[i, j] times row j of the basis.
+
+    In place, a piece of the leaves at a time: the memory is that of one basis. A leaf on several devices is rotated
+    whole, for its pieces would be gathered.
+    """
+
+    def of_leaf(leaf):
+        rows, matrix = leaf.shape[0], R.astype(leaf.dtype)
+        flat = leaf.reshape(rows, -1)
+        width = max(1, CHUNK // rows)
+        if not in_place or flat.shape[1] <= 2 * width:
+            return jnp.tensordot(matrix, leaf, axes=1, precision="highest")
+
+        def piece(i, flat):
+            start = jnp.minimum(i * width, flat.shape[1] - width)
+            fresh = i * width - start  # columns that the last piece, which ends at the end, has in common with another
+            old = jax.lax.dynamic_slice_in_dim(flat, start, width, axis=1)
+            new = jnp.where(jnp.arange(width) < fresh, old, jnp.matmul(matrix, old, precision="highest"))
+            return jax.lax.dynamic_update_slice_in_dim(flat, new, start, axis=1)
+
+        return jax.lax.fori_loop(0, -(-flat.shape[1] // width), piece, flat).reshape(leaf.shape)
+
+    return jax.tree.map(of_leaf, basis)
+
+
+def orthogonalized(space, basis, v):
+    """v without its part in the span of the rows, and that part's coefficients: two passes of Gram-Schmidt."""
+    coefficients = jnp.zeros((), space.dtype)
+    for _ in range(2):
+        step = inner_products(space, basis, v)
+        v = jax.tree.map(jnp.subtract, v, combination(basis, step))
+        coefficients = coefficients + step
+    return v, coefficients
+
+
+def next_vector(space, basis, v, key):
+    """What v adds to a basis: a unit vector orthogonal to the rows, with v's coefficients on them and on it.
+
+    Where rounding alone is left of v, judged against v, the space is invariant: a random vector goes on, and the
+    coefficient on it is zero.
+    """
+    before = space.norm(v)
+    v, coefficients = orthogonalized(space, basis, v)
+    norm = space.norm(v)
+    broken = ~(norm > BREAKDOWN * jnp.finfo(norm.dtype).eps * before)
+    drawn = jax.lax.cond(broken, lambda: random_vector(space, basis, key), lambda: v)
+    size = space.norm(drawn)
+    unit = space.scale(1 / jnp.where(size > 0, size, 1), drawn)
+    return unit, coefficients, jnp.where(broken, 0, norm)
+
+
+def random_vector(space, basis, key):
+    """A random vector orthogonal to the rows; zero, or all rounding, where they span the space."""
+    v = space.draw(key)
+    for _ in range(2):
+        v, _ = orthogonalized(space, basis, space.scale(1 / space.norm(v), v))
+    return v
+
+
+# Arnoldi and Lanczos.
+
+
+class Krylov(NamedTuple):
+    """A V[:j] = V[:j+b] H[:j+b, :j], with orthonormal rows V, of size j, and blocks of b vectors.
+
+    H, of shape (rows, columns) for a capacity of as many, has all inner products Vᴴ A V that were made. For a
+    Hermitian A it is, but for rounding, banded and Hermitian (Lanczos); else it is the one of Arnoldi.
+    """
+
+    basis: Any
+    matrix: jax.Array
+    size: jax.Array
+    key: jax.Array
+
+    @property
+    def capacity(self):
+        """The size that there is memory for."""
+        return self.matrix.shape[1]
+
+    @property
+    def width(self):
+        """How many vectors a block has."""
+        return self.matrix.shape[0] - self.matrix.shape[1]
+
+
+def begin(space, capacity, block, key):
+    """The space of a block of vectors, a tree with one more leading axis: orthonormal, and not yet multiplied."""
+    width = jax.tree.leaves(block)[0].shape[0]
+    basis = empty(space, capacity + width)
+
+    def add(i, basis):
+        unit, _, _ = next_vector(space, basis, row(block, i), jax.random.fold_in(key, i))
+        return with_row(basis, i, unit)
+
+    basis = jax.lax.fori_loop(0, width, add, basis)
+    matrix = jnp.zeros((capacity + width, capacity), space.dtype)
+    return Krylov(basis, matrix, jnp.zeros((), jnp.int32), jax.random.fold_in(key, width))
+
+
+def expand(A, space, krylov):
+    """The space with the products of its last block, which is the size of that larger: `A(v)` is one of them."""
+    basis, matrix, size, key = krylov
+    width = krylov.width
+    if width == 1:
+        products = jax.tree.map(lambda leaf: leaf[None], A(row(basis, size)))
+    else:
+        block = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, size, width), basis)
+        products = jax.vmap(A)(block)
+
+    def add(i, state):
+        basis, matrix = state
+        unit, coefficients, norm = next_vector(space, basis, row(products, i), jax.random.fold_in(key, i))
+        column = coefficients.at[size + width + i].set(norm.astype(matrix.dtype))
+        return with_row(basis, size + width + i, unit), matrix.at[:, size + i].set(column)
+
+    basis, matrix = jax.lax.fori_loop(0, width, add, (basis, matrix))
+    return Krylov(basis, matrix, size + width, jax.random.fold_in(key, width))
+
+
+def shrink(krylov, vectors, keep, in_place=True):
+    """The space that the first `keep` columns of `vectors` span, with the block that comes next: a thick restart.
+
+    `vectors`, of shape (capacity, capacity), are Ritz or Schur vectors of the projected matrix, the others zero
+    (Wu and Simon, 2000; Stewart, 2002).
+    """
+    basis, matrix, size, key = krylov
+    rows, width = matrix.shape[0], krylov.width
+    places = jnp.arange(width)
+    R = jnp.zeros((rows, rows), matrix.dtype).at[: krylov.capacity, : krylov.capacity].set(vectors.T)
+    R = R.at[keep + places, size + places].set(1)
+    matrix = jnp.matmul(R.conj(), jnp.matmul(matrix, vectors, precision="highest"), precision="highest")
+    return Krylov(rotated(basis, R, in_place), matrix, keep, key)
+
+
+def projected(krylov):
+    """The Hermitian projected matrix Vᴴ A V, of shape (capacity, capacity), zero beyond the size."""
+    square = krylov.matrix[: krylov.capacity]
+    places = jnp.arange(krylov.capacity)
+    within = (places[:, None] < krylov.size) & (places[None, :] < krylov.size)
+    return jnp.where(within, (square + square.conj().T) / 2, 0)
+
+
+def couplings(krylov, vectors):
+    """The norms of the residuals A V y - V (Vᴴ A V) y of the columns y of `vectors`."""
+    places = jnp.arange(krylov.matrix.shape[0])
+    beyond = jnp.where((places >= krylov.size)[:, None], krylov.matrix, 0)
+    return jnp.linalg.norm(jnp.matmul(beyond, vectors, precision="highest"), axis=0)
+
+
+# Golub and Kahan.
+
+
+class GolubKahan(NamedTuple):
+    """A V[:j] = U[:j] B[:j, :j] and Aᴴ U[:j] = V[:j] B[:j, :j]ᴴ + residual V[j] e_jᵀ, with orthonormal rows U and V."""
+
+    right: Any
+    left: Any
+    matrix: jax.Array
+    residual: jax.Array
+    size: jax.Array
+    key: jax.Array
+
+    @property
+    def capacity(self):
+        """The size that there is memory for."""
+        return self.matrix.shape[1]
+
+
+def begin_golub_kahan(domain, codomain, capacity, v, key):
+    """The spaces of a vector of the domain: of unit length, and not yet multiplied."""
+    right = empty(domain, capacity + 1)
+    unit, _, _ = next_vector(domain, right, v, jax.random.fold_in(key, 0))
+    matrix = jnp.zeros((capacity, capacity), codomain.dtype)
+    residual = jnp.zeros((), real_dtype(codomain.dtype))
+    return GolubKahan(
+        with_row(right, 0, unit),
+        empty(codomain, capacity),
+        matrix,
+        residual,
+        jnp.zeros((), jnp.int32),
+        jax.random.fold_in(key, 1),
+    )
+
+
+def expand_golub_kahan(A, adjoint, domain, codomain, spaces):
+    """The spaces with one product with A and one with its adjoint: one larger each."""
+    right, left, matrix, _, size, key = spaces
+    keys = jax.random.split(key, 3)
+    u, coefficients, norm = next_vector(codomain, left, A(row(right, size)), keys[0])
+    left = with_row(left, size, u)
+    matrix = matrix.at[:, size].set(coefficients.at[size].set(norm.astype(matrix.dtype)))
+    v, _, residual = next_vector(domain, right, adjoint(u), keys[1])
+    return GolubKahan(with_row(right, size + 1, v), left, matrix, residual, size + 1, keys[2])
+
+
+def shrink_golub_kahan(spaces, left_vectors, right_vectors, keep, in_place=True):
+    """The spaces that the first `keep` columns of singular vectors of B span, the others zero; the next vector stays.
+
+    Thick restart (Baglama and Reichel, 2005).
+    """
+    right, left, matrix, residual, size, key = spaces
+    capacity = spaces.capacity
+    R = jnp.zeros((capacity + 1, capacity + 1), matrix.dtype).at[:capacity, :capacity].set(right_vectors.T)
+    R = R.at[keep, size].set(1)
+    matrix = jnp.matmul(
+        left_vectors.conj().T, jnp.matmul(matrix, right_vectors, precision="highest"), precision="highest"
+    )
+    return GolubKahan(rotated(right, R, in_place), rotated(left, left_vectors.T, in_place), matrix, residual, keep, key)
