@@ -1,7 +1,7 @@
 """Krylov spaces as factorizations: Arnoldi and Lanczos by one struct, Golub-Kahan by another; begin, expand, shrink.
 
-Vectors are trees of a Space. A basis is a tree of which each leaf has one more leading axis, its rows; rows that are not
-in use are zero, so that they take no part in an inner product. Nothing is concatenated: a leaf that lies on a mesh
+Vectors are trees of a Space. A basis is a tree of which each leaf has one more leading axis, its rows; rows that are
+not in use are zero, so that they take no part in an inner product. Nothing is concatenated: a leaf that lies on a mesh
 stays there.
 
 Each new vector is orthogonalized twice against all the others: once is not enough in float32, where residual bounds
@@ -81,7 +81,7 @@ def rotated(basis, R, in_place=True):
 
 
 def orthogonalized(space, basis, v):
-    """v without its part in the span of the rows, and that part's coefficients: two passes of Gram-Schmidt."""
+    """What v has beyond the span of the rows, and its coefficients on them: two passes of Gram-Schmidt."""
     coefficients = jnp.zeros((), space.dtype)
     for _ in range(2):
         step = inner_products(space, basis, v)
@@ -140,18 +140,32 @@ class Krylov(NamedTuple):
         return self.matrix.shape[0] - self.matrix.shape[1]
 
 
-def begin(space, capacity, block, key):
-    """The space of a block of vectors, a tree with one more leading axis: orthonormal, and not yet multiplied."""
-    width = jax.tree.leaves(block)[0].shape[0]
+def begin(space, capacity, block, key, held=None):
+    """The space of a block of vectors, a tree with one more leading axis: orthonormal, and not yet multiplied.
+
+    Vectors that are held are its first rows, so that all others are orthogonal to them; they count in its size.
+    """
+    width, before = rows_of(block), 0 if held is None else rows_of(held)
     basis = empty(space, capacity + width)
+    for vectors, start in ((held, 0), (block, before)) if before else ((block, 0),):
+        basis = appended(space, basis, start, vectors, jax.random.fold_in(key, start))
+    matrix = jnp.zeros((capacity + width, capacity), space.dtype)
+    return Krylov(basis, matrix, jnp.full((), before, jnp.int32), jax.random.fold_in(key, capacity))
+
+
+def rows_of(basis):
+    """How many rows a basis has."""
+    return jax.tree.leaves(basis)[0].shape[0]
+
+
+def appended(space, basis, start, vectors, key):
+    """The basis with what vectors, rows of another, add to it, from row `start` on."""
 
     def add(i, basis):
-        unit, _, _ = next_vector(space, basis, row(block, i), jax.random.fold_in(key, i))
-        return with_row(basis, i, unit)
+        unit, _, _ = next_vector(space, basis, row(vectors, i), jax.random.fold_in(key, i))
+        return with_row(basis, start + i, unit)
 
-    basis = jax.lax.fori_loop(0, width, add, basis)
-    matrix = jnp.zeros((capacity + width, capacity), space.dtype)
-    return Krylov(basis, matrix, jnp.zeros((), jnp.int32), jax.random.fold_in(key, width))
+    return jax.lax.fori_loop(0, rows_of(vectors), add, basis)
 
 
 def expand(A, space, krylov):

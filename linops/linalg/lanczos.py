@@ -1,0 +1,275 @@
+"""Thick-restart Lanczos: extreme eigenpairs of a Hermitian operator, as an algorithm for the driver.
+
+Wu and Simon, "Thick-restart Lanczos method for large symmetric eigenvalue problems", SIAM J. Matrix Anal. 22 (2000).
+
+It goes in rounds. The first ends when the wanted pairs have converged, and locks them: all that comes is orthogonal to
+them. Each further round begins with random vectors and looks for what was missed, copies of a multiple eigenvalue
+above all, of which a Krylov space has but one; the last round is the one that finds nothing.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from linops.krylov import Krylov, appended, begin, couplings, expand, projected, shrink
+from linops.precision import real_dtype
+
+STRIDE = 5  # expansions between two looks at the projected matrix, at least; its cost grows faster than theirs
+ADDED = 0.0  # of a random vector, to the one that a restart goes on with
+SHORTEST_ROUND = 10  # products of a round that looks for what was missed, and at least
+ROUND_SHARE = 5  # one such part of all those before
+FLOOR = 2  # times eps of the norm: less a bound of a residual is not asked to be
+REACHED = 32  # times eps of the norm: what rounding in products and restarts may make of it
+APART = 16  # times eps of the norm: what eigenvalues differ by that are told from each other
+
+
+class Look(NamedTuple):
+    """The eigenpairs of the projected matrix: of the first `count` values, ascending, the others are of no meaning."""
+
+    values: jax.Array
+    vectors: jax.Array
+    bounds: jax.Array  # of residuals
+    count: jax.Array
+    order: jax.Array  # from the most wanted one on
+    wanted: jax.Array
+    converged: jax.Array
+
+
+class State(NamedTuple):
+    """The Krylov space, of which the first `locked` rows are held, and how far it is."""
+
+    krylov: Krylov
+    locked: jax.Array
+    values: jax.Array  # of the rows that are locked
+    tol: jax.Array
+    norm: jax.Array  # the largest Ritz value seen, in modulus
+    asymmetry: jax.Array  # the largest |Vᴴ A V - (Vᴴ A V)ᴴ| seen
+    round: jax.Array
+    before: jax.Array  # products before this round
+    matvecs: jax.Array
+    restarts: jax.Array
+    found: jax.Array  # of the wanted pairs, how many had converged at the last look
+    bound: jax.Array  # the largest residual bound of the wanted pairs then
+    finished: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class ThickRestart:
+    """k eigenpairs, `which` as SciPy names them, in bases of at most `ncv` vectors, of which `held` are given."""
+
+    k: int
+    which: str
+    ncv: int
+    held: int
+    maxiter: int
+    in_place: bool
+
+    def begin(self, A, block, held, tol, key):
+        """From a block of vectors, and some to be held or None: trees with one more leading axis."""
+        krylov = begin(A.domain, self.ncv, block, key, held)
+        real = real_dtype(A.domain.dtype)
+        none, zero = jnp.zeros((), jnp.int32), jnp.zeros((), real)
+        return State(
+            krylov=krylov,
+            locked=krylov.size,
+            values=jnp.zeros(self.ncv, real),
+            tol=tol.astype(real),
+            norm=zero,
+            asymmetry=zero,
+            round=none,
+            before=none,
+            matvecs=none,
+            restarts=none,
+            found=none,
+            bound=jnp.full((), jnp.inf, real),
+            finished=jnp.zeros((), bool),
+        )
+
+    def done(self, A, state):
+        """Whether a round has found nothing more, or no restart is left."""
+        return state.finished | (state.restarts >= self.maxiter)
+
+    def step(self, A, state):
+        """Some expansions and a look; where a round is over, or the basis is full, the next start."""
+        state = self._expanded(A, state)
+        look, state = self.look(A, state)
+        complete = state.krylov.size >= A.domain.size
+        enough = jnp.where(state.round == 0, look.count >= self.k, state.matvecs - state.before >= _round_length(state))
+        is_wanted, is_open = jnp.any(look.wanted), jnp.any(look.wanted & ~look.converged)
+        over = ~is_open & (complete | enough | ((state.round > 0) & is_wanted))
+        finished = over & (complete | ((state.round > 0) & ~is_wanted))
+        full = state.krylov.size + state.krylov.width > self.ncv
+        state = state._replace(finished=finished)
+        return _where(~finished & (over | full), lambda state: self._restarted(A, state, look, over), state)
+
+    def _expanded(self, A, state):
+        """The state after as many expansions as come between two looks, and fit."""
+        width, start = state.krylov.width, state.krylov.size
+        first = state.locked + jnp.where(state.round == 0, self.k, _round_length(state))
+        until = jnp.maximum(start + max(STRIDE, self.ncv // 16), first)
+
+        def goes_on(krylov):
+            return (krylov.size < until) & (krylov.size + width <= self.ncv)
+
+        krylov = jax.lax.while_loop(goes_on, lambda krylov: expand(A._mv, A.domain, krylov), state.krylov)
+        return state._replace(krylov=krylov, matvecs=state.matvecs + krylov.size - start)
+
+    def look(self, A, state):
+        """The eigenpairs of the projected matrix, without what is locked, and the state that knows of them."""
+        krylov = state.krylov
+        eps = jnp.finfo(state.norm.dtype).eps
+        places = jnp.arange(self.ncv)
+        active = (places >= state.locked) & (places < krylov.size)
+        count = krylov.size - state.locked
+        T = jnp.where(active[:, None] & active[None, :], projected(krylov), 0)
+        # What is not active gets eigenvalues beyond all others, so that they come last.
+        reach = jnp.max(jnp.sum(jnp.abs(T), axis=0))
+        values, vectors = jnp.linalg.eigh(T + jnp.diag(jnp.where(active, 0, jnp.where(reach > 0, 2 * reach, 1))))
+        bounds = jnp.where(krylov.size >= A.domain.size, 0, couplings(krylov, vectors))
+        valid = places < count
+        norm = jnp.maximum(state.norm, jnp.max(jnp.where(valid, jnp.abs(values), 0)))
+        converged = valid & (bounds <= tolerances(state.tol, values, norm))
+        priority = _priority(self.which, values, count)
+        first = priority < self.k
+        wanted = valid & jnp.where(state.round == 0, first, self._beats(state, values, APART * eps * norm))
+        order = jnp.argsort(jnp.where(wanted, priority, priority + 4 * self.ncv))
+        square = krylov.matrix[: self.ncv]
+        skew = jnp.where(active[:, None] & active[None, :], jnp.abs(square - square.conj().T), 0)
+        state = state._replace(
+            norm=norm,
+            asymmetry=jnp.maximum(state.asymmetry, jnp.max(skew)),
+            found=jnp.where(state.round == 0, jnp.sum(wanted & converged, dtype=jnp.int32), state.found),
+            bound=jnp.max(jnp.where(wanted, bounds, 0)),
+        )
+        return Look(values, vectors, bounds, count, order, wanted, converged), state
+
+    def _beats(self, state, values, margin):
+        """Which values are more wanted than the worst of those that are locked."""
+        places = jnp.arange(self.ncv)
+        locked = (places >= self.held) & (places < state.locked)
+        count = state.locked - self.held
+        if self.which == "LM":
+            size = jnp.sort(jnp.where(locked, -jnp.abs(state.values), jnp.inf))
+            return jnp.abs(values) > -size[self.k - 1] + margin
+        ascending = jnp.sort(jnp.where(locked, state.values, jnp.inf))
+        high, low = _of_each_end(self.which, self.k)
+        beats = jnp.zeros(self.ncv, bool)
+        if high:
+            beats |= values > ascending[jnp.maximum(count - high, 0)] + margin
+        if low:
+            beats |= values < ascending[low - 1] - margin
+        return beats
+
+    def _restarted(self, A, state, look, over):
+        """The state at a new round, with what has converged locked, or after a thick restart."""
+        width, room = state.krylov.width, self.ncv - state.locked
+        # As many as KrylovKit keeps, 3/5 of the basis and more when some have converged, and all that are wanted.
+        kept = (3 * room + 2 * jnp.sum(look.converged, dtype=jnp.int32)) // 5
+        kept = jnp.minimum(jnp.maximum(kept, self.k + 1), room - width)
+        kept = jnp.where(over, jnp.sum(look.wanted, dtype=jnp.int32), kept)
+        size = state.locked + kept
+        places = jnp.arange(self.ncv)
+        chosen = look.order[jnp.clip(places - state.locked, 0)]
+        fresh = (places >= state.locked) & (places < size)
+        vectors = jnp.where(fresh[None, :], look.vectors[:, chosen], jnp.diag(places < state.locked))
+        krylov = shrink(state.krylov, vectors.astype(state.krylov.matrix.dtype), size, self.in_place)
+
+        def anew(krylov):
+            """The same with random vectors for its last block, and nothing that couples to it."""
+            block = jax.vmap(A.domain.draw)(jax.random.split(krylov.key, width))
+            key = jax.random.fold_in(krylov.key, 1)
+            basis = jax.tree.map(lambda leaf: jnp.where(_rows(leaf) < size, leaf, 0), krylov.basis)
+            basis = appended(A.domain, basis, size, block, key)
+            return Krylov(basis, jnp.where(_rows(krylov.matrix) < size, krylov.matrix, 0), size, key)
+
+        return state._replace(
+            krylov=_where(over, anew, krylov),
+            locked=jnp.where(over, size, state.locked),
+            values=jnp.where(fresh & over, look.values[chosen], state.values),
+            round=state.round + over,
+            before=jnp.where(over, state.matvecs, state.before),
+            restarts=state.restarts + ~over,
+        )
+
+    def finish(self, A, state):
+        """The k most wanted pairs, ascending, of those that are locked and those that are not.
+
+        Values and residual norms are those of real products, one for each. Returns values, vectors (a tree with one
+        more leading axis), residual norms, and which of them are small enough.
+        """
+        look, _ = self.look(A, state)
+        places = jnp.arange(self.ncv)
+        held = (places >= self.held) & (places < state.locked)
+        values = jnp.concatenate([jnp.where(held, state.values, jnp.inf), _or(jnp.inf, look.values, look.count)])
+        rank = jnp.argsort(jnp.argsort(values))
+        count = jnp.sum(jnp.isfinite(values))
+        order = jnp.argsort(_priority(self.which, jnp.sort(values), count)[rank])[: self.k]
+        order = order[jnp.argsort(values[order])]
+        vectors = jnp.concatenate([jnp.eye(self.ncv), look.vectors], axis=1)[:, order]
+        found = jax.tree.map(
+            lambda leaf: jnp.tensordot(vectors.T.astype(leaf.dtype), leaf[: self.ncv], axes=1, precision="highest"),
+            state.krylov.basis,
+        )
+        values, found, residuals = jax.lax.map(lambda v: _pair(A, v), found, batch_size=_divisor(self.k))
+        return values, found, residuals, residuals <= tolerances(state.tol, values, state.norm, REACHED)
+
+
+def _round_length(state):
+    return jnp.maximum(SHORTEST_ROUND, state.before // ROUND_SHARE)
+
+
+def _where(condition, change, state):
+    """`change(state)` under a condition, else the state, in its memory: XLA would copy a basis for a branch."""
+
+    def turn(left_and_state):
+        return jnp.zeros((), bool), change(left_and_state[1])
+
+    return jax.lax.while_loop(lambda left_and_state: left_and_state[0], turn, (condition, state))[1]
+
+
+def _rows(leaf):
+    """The number of its row at each entry, or at each that broadcasts to them."""
+    return jnp.arange(leaf.shape[0]).reshape(-1, *[1] * (leaf.ndim - 1))
+
+
+def tolerances(tol, values, norm, floor=FLOOR):
+    """How small residuals are to be: relative to the eigenvalue as in ARPACK, and not below what rounding allows."""
+    eps = jnp.finfo(values.dtype).eps
+    return jnp.maximum(tol * jnp.maximum(jnp.abs(values), eps ** (2 / 3) * norm), floor * eps * norm)
+
+
+def _of_each_end(which, k):
+    """How many values are wanted of the largest, and of the smallest."""
+    return {"LA": (k, 0), "SA": (0, k), "BE": (k - k // 2, k // 2)}[which]
+
+
+def _priority(which, values, count):
+    """The place of each of the first `count` values, which ascend, in the order in which they are wanted."""
+    low = jnp.arange(len(values))
+    high = count - 1 - low
+    if which == "LM":
+        order = jnp.argsort(-jnp.abs(_or(0, values, count)))
+        priority = jnp.argsort(order)
+    else:
+        priority = {"LA": high, "SA": low, "BE": jnp.minimum(2 * high, 2 * low + 1)}[which]
+    return jnp.where(low < count, priority, 2 * len(values))
+
+
+def _or(other, values, count):
+    """The first `count` values, and another number in place of the rest."""
+    return jnp.where(jnp.arange(len(values)) < count, values, other)
+
+
+def _pair(A, v):
+    """The Rayleigh quotient of a vector, the vector at unit length, and its residual norm."""
+    v = A.domain.scale(1 / A.domain.norm(v), v)
+    product = A._mv(v)
+    value = A.domain.inner(v, product).real
+    return value, v, A.domain.norm(jax.tree.map(lambda p, u: p - (value * u).astype(p.dtype), product, v))
+
+
+def _divisor(k, most=8):
+    """The largest number up to `most` that divides k."""
+    return max(d for d in range(1, most + 1) if k % d == 0)
