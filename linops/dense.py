@@ -41,7 +41,8 @@ def _door(operator):
 
 def _of_columns(operator):
     """The same, block by block of columns."""
-    if "_door" not in vars(operator) and (result := _at_once(operator)) is not None:
+    is_new = "_door" not in vars(operator) and not operator._listeners()  # who listens hears of products at the door
+    if is_new and (result := _at_once(operator)) is not None:
         return result
     door = _door(operator)
     result = np.empty((door.rows, door.columns), door.dtype)

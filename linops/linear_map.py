@@ -12,6 +12,7 @@ from linops import dense
 from linops.ahead import prepared
 from linops.arrays import as_array
 from linops.compiled import Compiled
+from linops.counted import counted
 from linops.node import Node
 from linops.precision import is_complex, lowest, say_loss
 from linops.products import block_product, is_traced, vector_product
@@ -125,18 +126,21 @@ class LinearMap(Node, LinearOperator):
     def _traced(self):
         return is_traced(self)
 
+    def _listeners(self):
+        """Who hears of products: for each product with a factor that is listened to, whom, and whether as an adjoint's.
+
+        A product of a composite is one program, in which nothing is counted: what it is made of says what it counts.
+        """
+        return [heard for factor in self._factors().values() for heard in factor._listeners()]
+
     @functools.cached_property
     def _door(self):
-        return Compiled(prepared(self), repr(self), self._checks_finite)
+        return counted(Compiled(prepared(self), repr(self), self._checks_finite), self._listeners())
 
     @functools.cached_property
     def _transposed_door(self):
         """What `A.T @ w` goes through: kept here, for each `A.T` is a new operator."""
-        return (
-            self._door
-            if self._equals_transpose
-            else Compiled(self._prepared_as(self.T), f"the transpose of {self!r}", self._checks_finite)
-        )
+        return self._door if self._equals_transpose else self._other_door(self.T, f"the transpose of {self!r}")
 
     @functools.cached_property
     def _adjoint_door(self):
@@ -144,7 +148,10 @@ class LinearMap(Node, LinearOperator):
             return self._transposed_door
         if self._equals_adjoint:
             return self._door
-        return Compiled(self._prepared_as(self.H), f"the adjoint of {self!r}", self._checks_finite)
+        return self._other_door(self.H, f"the adjoint of {self!r}")
+
+    def _other_door(self, other, name):
+        return counted(Compiled(self._prepared_as(other), name, self._checks_finite), other._listeners())
 
     def _prepared_as(self, other):
         """A transpose, linearized; where this operator is already, there is nothing to be done meanwhile."""
@@ -152,7 +159,8 @@ class LinearMap(Node, LinearOperator):
 
     @functools.cached_property
     def _complex_door(self):
-        return Compiled(self._complexified().linearize(), repr(self), self._checks_finite)
+        complexified = self._complexified().linearize()
+        return counted(Compiled(complexified, repr(self), self._checks_finite), self._listeners())
 
     def mv(self, v):
         """The product with a pytree of `domain`, a pytree of `codomain` on the device."""

@@ -16,11 +16,12 @@ LAYERS = [
      "program.jaxpr.linearity", "program.jaxpr.rules", "program.jaxpr.merge", "program.jaxpr.double",
      "program.jaxpr.settle", "program.settings", "program.program", "program.missing", "program.arguments",
      "program.function", "program.holomorphy", "program.residuals", "program.pieces", "program.staged"],
-    ["node", "budget", "products", "door", "compiled", "dense", "ahead", "linear_map", "algebra.factors",
+    ["node", "budget", "products", "door", "compiled", "counted", "dense", "ahead", "linear_map", "algebra.factors",
      "algebra.arithmetic", "algebra.operator", "algebra.sums", "matrix"],
     ["derivatives.linearized", "derivatives.map", "derivatives.jacobian", "derivatives.hessian",
      "derivatives.gauss_newton", "derivatives.batched"],
-    ["krylov", "iterate", "linalg.records", "verify.values", "verify.differences", "verify.claims", "verify.report"],
+    ["krylov", "iterate", "progress", "monitoring", "linalg.records", "verify.values", "verify.differences",
+     "verify.claims", "verify.report"],
     ["cli"],
 ]  # fmt: skip
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
@@ -80,11 +81,12 @@ def _below(other, module):
 def test_the_core_imports_only_the_card():
     allowed = {"linops", "jax", "numpy", "scipy"} | {
         "sklearn",
-        "threadpoolctl",
-    }  # the last two only in the console script
+        "threadpoolctl",  # these two only in the console script
+        "tqdm",  # only on a terminal, where it is installed
+    }
     standard = {"argparse", "collections", "contextlib", "copy", "dataclasses", "functools", "hashlib", "importlib"}
     standard |= {"contextvars", "enum", "itertools", "threading", "weakref"}
-    standard |= {"json", "math", "numbers", "operator", "os", "re", "sys", "time", "typing", "warnings"}
+    standard |= {"json", "math", "numbers", "operator", "os", "re", "shutil", "sys", "time", "typing", "warnings"}
     used = {name.split(".")[0] for path in MODULES.values() for name in imports(path)}
     assert used <= allowed | standard
 

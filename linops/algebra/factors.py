@@ -40,8 +40,8 @@ def _is_transpose(left, right, conjugate):
 
 
 def _alike(A, B):
-    """Whether two operators are the same code over the same arrays."""
-    if type(A) is not type(B):
+    """Whether two operators are the same code over the same arrays, and the same listen."""
+    if type(A) is not type(B) or A._listeners() != B._listeners():
         return False
     (leaves, treedef), (others, other) = jax.tree.flatten(A), jax.tree.flatten(B)
     return treedef == other and all(map(operator.is_, leaves, others))

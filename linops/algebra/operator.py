@@ -91,6 +91,9 @@ class Transposed(Operator):
     def _door(self):
         return self.operator._transposed_door
 
+    def _listeners(self):
+        return [(listener, not of_adjoint) for listener, of_adjoint in self.operator._listeners()]
+
     def _mv(self, w):
         return self.operator._mv_transposed(w)
 
@@ -320,6 +323,12 @@ class Gram(Operator):
     )
     _has_adjoint = property(lambda self: self.conjugate or self.operator._real)
 
+    def _listeners(self):
+        if not (heard := super()._listeners()):
+            return heard
+        left = self.operator.H if self.conjugate else self.operator.T
+        return left._listeners() + heard
+
     def _mv(self, v):
         left = self.operator.H if self.conjugate else self.operator.T
         product = self.operator._mv(v)
@@ -343,6 +352,9 @@ class Power(Operator):
         lambda self: self.hermitian and (self.power % 2 == 0 or self.operator.positive_semidefinite)
     )
     _adapts = property(lambda self: self.operator._adapts)
+
+    def _listeners(self):
+        return self.power * super()._listeners()
 
     def _mv(self, v):
         return jax.lax.fori_loop(0, self.power, lambda _, v: self.operator._mv(v), v)

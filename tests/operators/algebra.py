@@ -6,7 +6,7 @@ import numpy as np
 from problems import holomorphic, jac, square, values
 
 import linops
-from operators.entries import beside, complex_normal, complex_point, entry, normal, tree
+from operators.entries import beside, complex_normal, complex_point, entry, moved, normal, tree
 
 entry("matrix", linops.Matrix, lambda M: M, normal((4, 6)))
 entry("matrix_complex", linops.Matrix, lambda M: M, complex_normal((4, 6)), complex=True)
@@ -108,4 +108,22 @@ entry(
     lambda x: chain(jac(values, x), jac(square, values(x))),
     X,
     claims="sh",
+)
+
+
+# Monitored operators: the same matrices.
+
+
+def monitored(A):
+    return linops.monitor(A) if isinstance(A, linops.Operator) else A
+
+
+entry("monitored", lambda x: linops.monitor(linops.Jacobian(values, x)), lambda x: jac(values, x), X, moved)
+algebraic(
+    "monitored_hermitian",
+    holomorphic,
+    lambda P, eye: monitored(adjoint(P) @ P),
+    complex_point,
+    complex=True,
+    claims="hp",
 )
