@@ -29,7 +29,8 @@ def monitor(A, progress=True, max_matvecs=None, callback=None):
       linops[progress]`). In `with linops.monitor(A) as M:` it ends with the block, else with the record, or when a
       product is stopped.
     - `max_matvecs`: so many products of both kinds together. The one beyond raises `MatvecLimit`, before it is made,
-      which ends a solver that knows no such limit and carries what is known.
+      which ends a solver that knows no such limit and carries what is known. Not so PROPACK, of `svds`: its C code
+      does not end well where a product raises.
     - `callback(record)`: called after each product or block, where `record.vector` and `record.product` are what was
       multiplied and what came of it, for looking only. What it raises ends the solver, and so does Ctrl-C: the record
       is as true as before.
@@ -156,7 +157,7 @@ class Record:
             self.matvecs += matvecs
             self.rmatvecs += rmatvecs
         now = time.perf_counter()
-        self._tell(None, None, matvecs + rmatvecs, now - seconds, now)
+        self.end(None, None, matvecs, rmatvecs, now - seconds, now)
         return self.remaining == 0
 
     def close(self):
@@ -194,10 +195,7 @@ class Record:
 
     def end(self, v, product, matvecs, rmatvecs, start, stop):
         """Time the product, and tell who wants to know."""
-        self._tell(v, product, matvecs + rmatvecs, start, stop)
-
-    def _tell(self, v, product, count, start, stop):
-        seconds = stop - start
+        count, seconds = matvecs + rmatvecs, stop - start
         with self._lock:
             self.seconds += seconds
             self._until = stop

@@ -240,6 +240,15 @@ def test_the_product_beyond_the_limit_stops_the_solver_with_what_is_known(A):
     assert stop.vector @ residual == pytest.approx(residual @ residual, rel=1e-3)
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_limit_stops_any_solver(solver, x64):
+    make, solve = SOLVERS[solver]
+    M = linops.monitor(make(np.float64), progress=False, max_matvecs=3)
+    with pytest.raises(linops.MatvecLimit, match="expected at most max_matvecs=3 in all"):
+        solve(M)
+    assert 2 <= M.matvecs + M.rmatvecs <= 3  # a block goes whole or not
+
+
 def test_a_limit_is_of_both_kinds_and_a_block_goes_whole_or_not():
     M = linops.monitor(tall(), progress=False, max_matvecs=5)
     M @ V8, M.T @ V12
