@@ -138,6 +138,18 @@ def test_the_hessian_of_minimize_keeps_one_record_over_all_points():
     assert M.matvecs == sum(B.matvecs for B in counted) > len(counted) > 1
 
 
+class Wrapped(linops.Operator):
+    """An operator of a user's, of another one."""
+
+    inner: linops.Operator
+
+    domain = property(lambda self: self.inner.domain)
+    codomain = property(lambda self: self.inner.codomain)
+
+    def _mv(self, v):
+        return self.inner._mv(v)
+
+
 # What counts as how much: what is done with M, a monitored operator, and how many products of each kind that is.
 
 J = linops.Jacobian(lambda p: {"y": jnp.tanh(jnp.asarray(TALL) @ p["w"])}, {"w": V8})
@@ -180,6 +192,10 @@ COUNTS = {
     "block of normal equations": (J, lambda M: (M.T @ M) @ np.ones((8, 3), np.float32), (3, 3)),
     "weighted": (J, lambda M: (M.T @ (D @ M)) @ V8, (1, 1)),
     "product": (J, lambda M: (D @ M).T @ V12, (0, 1)),
+    "adjoint of a product": (J, lambda M: (D @ M).rmatvec(V12), (0, 1)),
+    "complex vector of a multiple": (J, lambda M: (2 * M) @ (1j * V8), (1, 0)),
+    "within an operator of a user's": (J, lambda M: Wrapped(M) @ V8, (1, 0)),
+    "transpose of an operator of a user's": (J, lambda M: Wrapped(M).T @ V12, (0, 1)),
     "power": (gram(), lambda M: M**3 @ V8, (3, 0)),
     "square of a symmetric one": (gram(), lambda M: (M @ M) @ V8, (2, 0)),
     "complex combination": (linops.Matrix(COMPLEX), lambda M: (M.H @ M + 1j * M.T) @ V8, (1, 2)),
@@ -201,6 +217,22 @@ def test_what_counts(kind):
     assert (M.dtype, M.domain, M.codomain) == (A.dtype, A.domain, A.codomain)
     claims = ("symmetric", "hermitian", "positive_semidefinite")
     assert [getattr(M, claim) for claim in claims] == [getattr(A, claim) for claim in claims]
+
+
+def test_what_counts_of_foreign_ones():
+    A = scipy.sparse.csr_array(TALL)
+    M = linops.monitor(A, progress=False)
+    for call, counts in {
+        lambda A: A @ V8: (1, 0),
+        lambda A: A @ V8[:, None]: (2, 0),
+        lambda A: A @ np.ones((8, 3), np.float32): (5, 0),
+        lambda A: A.T @ V12: (5, 1),
+        lambda A: A.T @ np.ones((12, 2), np.float32): (5, 3),
+    }.items():
+        assert np.array_equal(call(M), call(A))
+        assert (M.matvecs, M.rmatvecs) == counts
+    assert np.array_equal(M.H @ V12, A.T @ V12)
+    assert (M.matvecs, M.rmatvecs, M.shape, M.dtype) == (5, 4, A.shape, A.dtype)
 
 
 def test_each_hears_of_its_own():
