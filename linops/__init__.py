@@ -18,6 +18,8 @@ from linops.derivatives.gauss_newton import JacobianGram as JacobianGram
 from linops.derivatives.batched import batch_hessian as batch_hessian
 from linops.derivatives.batched import batch_jacobian as batch_jacobian
 from linops.verify.report import check as check
+
+from linops import linalg as linalg
 from linops.monitoring import MatvecLimit as MatvecLimit
 from linops.monitoring import monitor as monitor
 

@@ -26,11 +26,11 @@ CHUNK_SECONDS = 0.1  # between two looks from outside, about
 MOST_STEPS = 2**31 - 1
 
 
-def compute(function, A, *operands, donated=0):
+def compute(function, A, *operands, donated=None):
     """`function(A, *operands)` of an operator, or a tuple of them, and trees of arrays.
 
     It is compiled once for each structure, or is a part of the program in which it is traced; a function is code, a
-    hashable one. The memory of the last `donated` operands is that of results: they are gone then.
+    hashable one. Of the operand `donated` the memory of large arrays is that of results: they are gone then.
     """
     leaves, treedef = jax.tree.flatten(operands)
     scope = scope_of(A)
@@ -38,23 +38,30 @@ def compute(function, A, *operands, donated=0):
         with scope.entered():
             return function(A, *operands)
     flat = Flat(A, scope)
-    given = len(jax.tree.leaves(operands[len(operands) - donated :])) if donated else 0
-    call = _OfLeaves(function, treedef, given)
     with scope.entered():
         leaves = [jnp.asarray(leaf) for leaf in leaves]
-    return concrete(lambda: flat.call(call, *leaves))
+    first = len(leaves) if donated is None else len(jax.tree.leaves(operands[:donated]))
+    order = sorted(range(len(leaves)), key=lambda i: i >= first and leaves[i].size >= LARGE)
+    count = sum(leaf.size >= LARGE for leaf in leaves[first:])
+    call = _OfLeaves(function, treedef, tuple(order), count)
+    return concrete(lambda: flat.call(call, *[leaves[i] for i in order]))
+
+
+LARGE = 2**10  # numbers of an array whose memory is not left alone
 
 
 @dataclasses.dataclass(frozen=True)
 class _OfLeaves:
-    """A function of trees as one of their leaves, of which the last ones are `donated`."""
+    """A function of trees as one of their leaves in some order, of which the last ones are `donated`."""
 
     function: Callable
     treedef: jax.tree_util.PyTreeDef
+    order: tuple[int, ...]
     donated: int
 
     def __call__(self, A, *leaves):
-        return self.function(A, *self.treedef.unflatten(leaves))
+        places = sorted(range(len(leaves)), key=self.order.__getitem__)
+        return self.function(A, *self.treedef.unflatten(leaves[i] for i in places))
 
 
 def scope_of(A):

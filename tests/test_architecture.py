@@ -20,8 +20,8 @@ LAYERS = [
      "algebra.arithmetic", "algebra.operator", "algebra.sums", "matrix"],
     ["derivatives.linearized", "derivatives.map", "derivatives.jacobian", "derivatives.hessian",
      "derivatives.gauss_newton", "derivatives.batched"],
-    ["krylov", "iterate", "progress", "monitoring", "linalg.records", "verify.values", "verify.differences",
-     "verify.claims", "verify.report"],
+    ["progress", "monitoring", "krylov", "iterate", "saving", "watching", "linalg.records", "linalg.operands",
+     "linalg.lanczos", "linalg.symmetric", "verify.values", "verify.differences", "verify.claims", "verify.report"],
     ["cli"],
 ]  # fmt: skip
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}

@@ -2,3 +2,4 @@
 
 from linops.linalg.records import NoConvergence as NoConvergence
 from linops.linalg.records import Record as Record
+from linops.linalg.symmetric import eigsh as eigsh

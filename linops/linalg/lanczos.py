@@ -8,12 +8,13 @@ above all, of which a Krylov space has but one; the last round is the one that f
 """
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from linops.krylov import Krylov, appended, begin, couplings, expand, projected, shrink
+from linops.krylov import Krylov, appended, begin, couplings, expand, projected, shrink, with_row
 from linops.precision import real_dtype
 
 STRIDE = 5  # expansions between two looks at the projected matrix, at least; its cost grows faster than theirs
@@ -21,7 +22,6 @@ ADDED = 0.0  # of a random vector, to the one that a restart goes on with
 SHORTEST_ROUND = 10  # products of a round that looks for what was missed, and at least
 ROUND_SHARE = 5  # one such part of all those before
 FLOOR = 2  # times eps of the norm: less a bound of a residual is not asked to be
-REACHED = 32  # times eps of the norm: what rounding in products and restarts may make of it
 APART = 16  # times eps of the norm: what eigenvalues differ by that are told from each other
 
 
@@ -99,7 +99,7 @@ class ThickRestart:
         enough = jnp.where(state.round == 0, look.count >= self.k, state.matvecs - state.before >= _round_length(state))
         is_wanted, is_open = jnp.any(look.wanted), jnp.any(look.wanted & ~look.converged)
         over = ~is_open & (complete | enough | ((state.round > 0) & is_wanted))
-        finished = over & (complete | ((state.round > 0) & ~is_wanted))
+        finished = over & (complete | ((state.round > 0) & ~is_wanted)) | ~jnp.isfinite(state.norm)
         full = state.krylov.size + state.krylov.width > self.ncv
         state = state._replace(finished=finished)
         return _where(~finished & (over | full), lambda state: self._restarted(A, state, look, over), state)
@@ -180,9 +180,11 @@ class ThickRestart:
             """The same with random vectors for its last block, and nothing that couples to it."""
             block = jax.vmap(A.domain.draw)(jax.random.split(krylov.key, width))
             key = jax.random.fold_in(krylov.key, 1)
-            basis = jax.tree.map(lambda leaf: jnp.where(_rows(leaf) < size, leaf, 0), krylov.basis)
+            nothing = A.domain.zeros()
+            basis = jax.lax.fori_loop(size, size + width, lambda i, b: with_row(b, i, nothing), krylov.basis)
             basis = appended(A.domain, basis, size, block, key)
-            return Krylov(basis, jnp.where(_rows(krylov.matrix) < size, krylov.matrix, 0), size, key)
+            rows = jnp.arange(self.ncv + width)[:, None]
+            return Krylov(basis, jnp.where(rows < size, krylov.matrix, 0), size, key)
 
         return state._replace(
             krylov=_where(over, anew, krylov),
@@ -193,27 +195,40 @@ class ThickRestart:
             restarts=state.restarts + ~over,
         )
 
-    def finish(self, A, state):
-        """The k most wanted pairs, ascending, of those that are locked and those that are not.
+    def estimates(self, A, state):
+        """The values of the k most wanted pairs, ascending, of those locked and those not, and bounds of residuals."""
+        values, bounds, _ = self._best(A, state)
+        return values, bounds
 
-        Values and residual norms are those of real products, one for each. Returns values, vectors (a tree with one
-        more leading axis), residual norms, and which of them are small enough.
+    def finish(self, A, state):
+        """The same pairs, with values and residual norms of real products, one for each.
+
+        Returns values, vectors as rows, residual norms, and how small these were to be.
         """
-        look, _ = self.look(A, state)
-        places = jnp.arange(self.ncv)
-        held = (places >= self.held) & (places < state.locked)
-        values = jnp.concatenate([jnp.where(held, state.values, jnp.inf), _or(jnp.inf, look.values, look.count)])
-        rank = jnp.argsort(jnp.argsort(values))
-        count = jnp.sum(jnp.isfinite(values))
-        order = jnp.argsort(_priority(self.which, jnp.sort(values), count)[rank])[: self.k]
-        order = order[jnp.argsort(values[order])]
-        vectors = jnp.concatenate([jnp.eye(self.ncv), look.vectors], axis=1)[:, order]
-        found = jax.tree.map(
-            lambda leaf: jnp.tensordot(vectors.T.astype(leaf.dtype), leaf[: self.ncv], axes=1, precision="highest"),
+        _, _, coefficients = self._best(A, state)
+        rows = jax.tree.map(
+            lambda leaf: jnp.tensordot(
+                coefficients.T.astype(leaf.dtype), leaf[: self.ncv], axes=1, precision="highest"
+            ),
             state.krylov.basis,
         )
-        values, found, residuals = jax.lax.map(lambda v: _pair(A, v), found, batch_size=_divisor(self.k))
-        return values, found, residuals, residuals <= tolerances(state.tol, values, state.norm, REACHED)
+        values, rows, residuals = jax.lax.map(lambda v: _pair(A, v), rows, batch_size=_divisor(self.k))
+        reached = rounding(A) * jnp.maximum(state.norm, jnp.max(jnp.abs(values)))
+        return values, rows, residuals, jnp.maximum(tolerances(state.tol, values, state.norm), reached)
+
+    def _best(self, A, state):
+        """Values, bounds and coefficients of the most wanted pairs."""
+        look, _ = self.look(A, state)
+        places = jnp.arange(self.ncv)
+        locked = (places >= self.held) & (places < state.locked)
+        values = jnp.concatenate([jnp.where(locked, state.values, jnp.inf), _or(jnp.inf, look.values, look.count)])
+        bounds = jnp.concatenate([jnp.where(locked, 0, jnp.inf), _or(jnp.inf, look.bounds, look.count)])
+        ranks = jnp.argsort(jnp.argsort(values))
+        priority = _priority(self.which, jnp.sort(values), jnp.sum(values < jnp.inf))[ranks]
+        chosen = jnp.argsort(priority)[: self.k]
+        chosen = chosen[jnp.argsort(values[chosen])]
+        coefficients = jnp.concatenate([jnp.eye(self.ncv), look.vectors], axis=1)
+        return values[chosen], bounds[chosen], coefficients[:, chosen]
 
 
 def _round_length(state):
@@ -229,15 +244,15 @@ def _where(condition, change, state):
     return jax.lax.while_loop(lambda left_and_state: left_and_state[0], turn, (condition, state))[1]
 
 
-def _rows(leaf):
-    """The number of its row at each entry, or at each that broadcasts to them."""
-    return jnp.arange(leaf.shape[0]).reshape(-1, *[1] * (leaf.ndim - 1))
+def rounding(A):
+    """What rounding in products with A comes to, relative to its norm: of sums of random sign, and of restarts."""
+    return float(jnp.finfo(A.domain.dtype).eps) * (32 + math.sqrt(A.domain.size) / 4)
 
 
-def tolerances(tol, values, norm, floor=FLOOR):
+def tolerances(tol, values, norm):
     """How small residuals are to be: relative to the eigenvalue as in ARPACK, and not below what rounding allows."""
     eps = jnp.finfo(values.dtype).eps
-    return jnp.maximum(tol * jnp.maximum(jnp.abs(values), eps ** (2 / 3) * norm), floor * eps * norm)
+    return jnp.maximum(tol * jnp.maximum(jnp.abs(values), eps ** (2 / 3) * norm), FLOOR * eps * norm)
 
 
 def _of_each_end(which, k):

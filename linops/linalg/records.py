@@ -13,9 +13,11 @@ REASONS = (
     "the limit of iterations was reached",
     "the residuals are as small as rounding lets them be, and above the tolerance",
     "a product was NaN or infinite",
-    "the callback stopped it",
+    "it was stopped",
+    "the matrix is not Hermitian",
+    "OPinv is not the inverse",
 )
-CONVERGED, LIMIT, ROUNDING, NOT_FINITE, STOPPED = range(len(REASONS))
+CONVERGED, LIMIT, ROUNDING, NOT_FINITE, STOPPED, NOT_SYMMETRIC, NO_INVERSE = range(len(REASONS))
 
 
 @jax.tree_util.register_dataclass
@@ -73,3 +75,7 @@ class NoConvergence(ArpackNoConvergence):
 
     def __reduce__(self):
         return type(self), (*self.args, self.eigenvalues, self.eigenvectors, self.record)
+
+
+class Interrupted(NoConvergence, KeyboardInterrupt):
+    """Ctrl-C stopped a run: the same, with what is known."""

@@ -1,0 +1,89 @@
+"""What the algorithms of `linops.linalg` are given, and give: operators, vectors and blocks as trees, and as arrays."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from linops.algebra.operator import Operator
+from linops.budget import memory_budget
+from linops.derivatives.jacobian import Jacobian
+from linops.matrix import Matrix
+from linops.products import is_traced
+
+BASIS_SHARE = 1 / 4  # of memory, that the vectors of a basis may take
+
+
+def as_operator(A, space, what):
+    """An operator, of an array of two dimensions or of a function that is linear on a Space too."""
+    if isinstance(A, Operator):
+        return A
+    if isinstance(A, np.ndarray | jax.Array):
+        return Matrix(A)
+    if callable(A) and space is not None:
+        return Jacobian(A, space.zeros())
+    raise TypeError(
+        f"{what} got {type(A).__name__}, expected an operator of linops, an array of shape (m, n), or a function in "
+        f"JAX that is linear, with the Space that it takes as space=; scipy.sparse.linalg.{what} takes those of SciPy"
+    )
+
+
+def as_square(A, space, what):
+    """The same, which maps a Space to itself."""
+    A = as_operator(A, space, what)
+    if A.shape[0] != A.shape[1]:
+        raise ValueError(f"{what} got an operator of shape {A.shape}, expected a square one")
+    return A if A.domain == A.codomain else A._on(A.domain, A.domain)
+
+
+def block_of(space, vectors, what):
+    """Vectors as a tree with one more leading axis: of an array (n,) or (n, p), an element, or a tree of p of them."""
+    if isinstance(vectors, np.ndarray | jax.Array) and vectors.ndim in (1, 2) and vectors.shape[0] == space.size:
+        columns = vectors.reshape(space.size, -1).T
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *[space.point(column, what) for column in columns])
+    leaves, treedef = jax.tree.flatten(vectors)
+    shapes = [jnp.shape(leaf) for leaf in leaves]
+    if treedef == space.treedef and shapes == list(space.shapes):
+        return jax.tree.map(lambda leaf: leaf[None], space.point(vectors, what))
+    many = {shape[0] for shape in shapes if shape}
+    if treedef == space.treedef and len(many) == 1 and shapes == [(*many, *shape) for shape in space.shapes]:
+        with space.scope():
+            return treedef.unflatten(jnp.asarray(leaf, dtype) for leaf, dtype in zip(leaves, space.dtypes, strict=True))
+    raise ValueError(
+        f"{what} is a tree of structure {treedef} and shapes {shapes}, expected an array of shape ({space.size},) or "
+        f"({space.size}, p), or a tree like the operator's domain, {space.treedef} with shapes {list(space.shapes)}, "
+        "or with one more leading axis"
+    )
+
+
+def as_columns(space, block):
+    """The array of shape (n, k) of a tree of k vectors."""
+    with space.scope():
+        rows = [leaf.reshape(leaf.shape[0], -1).astype(space.dtype) for leaf in jax.tree.leaves(block)]
+        return (rows[0] if len(rows) == 1 else jnp.concatenate(rows, axis=1)).T
+
+
+def fitting(spaces, wanted, least):
+    """How many vectors of each of the Spaces: those wanted, or as many as the memory holds, and at least so many."""
+    size = sum(
+        math.prod(shape) * dtype.itemsize for s in spaces for shape, dtype in zip(s.shapes, s.dtypes, strict=True)
+    )
+    return max(least, min(wanted, memory_budget(BASIS_SHARE) // max(1, size)))
+
+
+def is_on_one_device(A):
+    """Whether all arrays are known to lie on one device; of arrays in a jit nothing is known."""
+    leaves = [leaf for leaf in jax.tree.leaves(A) if isinstance(leaf, jax.Array)]
+    return not is_traced(A) and all(len(leaf.sharding.device_set) == 1 for leaf in leaves)
+
+
+def marked(rows, known):
+    """Rows, as a tree, that are NaN where nothing is known."""
+    return jax.tree.map(lambda leaf: jnp.where(known.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, jnp.nan), rows)
+
+
+def no_tangent(leaf):
+    """The tangent of what has no derivative."""
+    is_real = jnp.issubdtype(leaf.dtype, jnp.inexact)
+    return jnp.zeros_like(leaf) if is_real else np.zeros(leaf.shape, jax.dtypes.float0)

@@ -1,0 +1,115 @@
+"""Long runs survive: the state of an algorithm in a file, from which it goes on bit for bit."""
+
+import hashlib
+import io
+import json
+import os
+import tempfile
+import zipfile
+
+import jax
+import numpy as np
+
+VERSION = 1
+
+
+class SavedRun:
+    """The file of a run: of which algorithm, of which operator, and its state as the arrays of a pytree.
+
+    It is written beside the old one, which it replaces whole: a process that is killed leaves one or the other.
+    `identity` says, in numbers and words, what the run is of; a file of another run is refused.
+    """
+
+    def __init__(self, path, identity):
+        self.path, self.identity = os.fspath(path), identity
+
+    def write(self, state):
+        """Replace the file by one of this state."""
+        arrays = _arrays(state)
+        head = {"version": VERSION, "sum": _sum(arrays), "identity": self.identity}
+        folder, name = os.path.split(os.path.abspath(self.path))
+        handle, temporary = tempfile.mkstemp(prefix=name, suffix=".part", dir=folder)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, json.dumps(head), *arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    def read(self, like):
+        """The state in the file, arrays placed as those of `like`; None where there is no file."""
+        if not os.path.exists(self.path):
+            return None
+        head, arrays = self._parts()
+        if head["version"] != VERSION:
+            raise ValueError(
+                f"{self.path} is of version {head['version']} of saved runs, expected {VERSION}: "
+                "go on with the version of linops that wrote it, or remove it to begin anew"
+            )
+        self._require_same(head["identity"])
+        leaves, treedef = jax.tree.flatten(like)
+        given, expected = ([(a.shape, a.dtype) for a in some] for some in (arrays, _arrays(like)))
+        if head["sum"] != _sum(arrays) or given != expected:
+            raise ValueError(f"{self.path} is damaged: its numbers are not those that were written; remove it")
+        return treedef.unflatten(map(_placed, arrays, leaves))
+
+    def _parts(self):
+        try:
+            with np.load(io.BytesIO(open(self.path, "rb").read()), allow_pickle=False) as file:
+                head = json.loads(str(file["arr_0"]))
+                arrays = [file[f"arr_{i}"] for i in range(1, len(file.files))]
+            head["version"], head["sum"], head["identity"]
+        except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError, TypeError) as error:
+            raise ValueError(
+                f"{self.path} is no saved run, or is cut off ({error}); expected a file that save= wrote: remove it to "
+                "begin anew"
+            ) from None
+        return head, arrays
+
+    def _require_same(self, found):
+        differ = [name for name in self.identity if not _agree(found.get(name), self.identity[name])]
+        if differ:
+            name = differ[0]
+            raise ValueError(
+                f"{self.path} is of another run: its {name} is {found.get(name)!r}, expected {self.identity[name]!r}; "
+                "give another file, or remove it to begin anew"
+            )
+
+
+def checksum(tree):
+    """A checksum of the arrays of a pytree."""
+    return _sum(_arrays(tree))
+
+
+def _arrays(tree):
+    """The NumPy arrays of a pytree, of keys those that they are made of."""
+    leaves = jax.tree.leaves(tree)
+    return [np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf) for leaf in leaves]
+
+
+def _is_key(leaf):
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _placed(array, like):
+    """An array of the device, or a key, where another one lies."""
+    if _is_key(like):
+        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
+    return jax.device_put(array, like.sharding) if like.committed else jax.numpy.asarray(array)
+
+
+def _agree(found, expected):
+    if isinstance(expected, list):
+        return isinstance(found, list) and np.shape(found) == np.shape(expected) and np.allclose(found, expected, 1e-3)
+    return found == expected
+
+
+def _sum(arrays):
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

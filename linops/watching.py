@@ -1,0 +1,95 @@
+"""Who looks at an algorithm between its steps: callbacks, monitors, files in which it is kept, and Ctrl-C.
+
+None of them changes a number: the program that runs between two looks is the one that runs without any.
+"""
+
+import contextlib
+import signal
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from linops.iterate import compute, iterate
+from linops.saving import SavedRun, checksum
+
+SAVE_SECONDS = 60  # between two files, by default
+TRIED = 4  # vectors by which an operator is known again
+
+
+def watched(algorithm, A, operands, glance, heard=(), callback=None, save=None):
+    """The last state of an algorithm, and whether it was interrupted by Ctrl-C.
+
+    `glance`, a function that is code, gives the `Record` of a state. `heard` are the listeners of the operator that a
+    user gave, `callback(record)` says True to stop, and `save` is a path, or a pair of one and seconds.
+    """
+    if not heard and callback is None and save is None:
+        return iterate(algorithm, A, *operands), False
+    watch = _Watch(A, glance, [record for record, _ in heard], callback)
+    state = None
+    if save is not None:
+        state = iterate(algorithm, A, *operands, max_steps=0)
+        path, watch.seconds = save if isinstance(save, tuple) else (save, SAVE_SECONDS)
+        watch.saved = SavedRun(path, {"algorithm": repr(algorithm), **_identity(A, state)})
+        found = watch.saved.read(state)
+        state = state if found is None else found
+    with _interrupts(watch):
+        state = iterate(algorithm, A, *operands, watch=watch, state=state)
+    if watch.saved:
+        watch.saved.write(state)
+    return state, watch.interrupted
+
+
+class _Watch:
+    def __init__(self, A, glance, monitors, callback):
+        self.A, self.glance, self.monitors, self.callback = A, glance, monitors, callback
+        self.matvecs, self.interrupted = 0, False
+        self.saved, self.seconds, self.written = None, SAVE_SECONDS, time.monotonic()
+
+    def __call__(self, state):
+        """Look at a state; True to stop."""
+        stop = self.interrupted
+        if self.monitors or self.callback is not None:
+            record = compute(self.glance, self.A, state)
+            new, self.matvecs = int(record.matvecs) - self.matvecs, int(record.matvecs)
+            text = f"{int(np.sum(record.converged))} of {record.converged.size} converged"
+            for monitor in self.monitors:
+                stop |= monitor.report(new, text)
+            stop |= self.callback is not None and self.callback(record) is True
+        if self.saved and time.monotonic() - self.written >= self.seconds:
+            self.saved.write(state)
+            self.written = time.monotonic()
+        return stop
+
+
+@contextlib.contextmanager
+def _interrupts(watch):
+    """A context in which the first Ctrl-C stops the algorithm at the next look, the second one at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number, frame):
+        watch.interrupted = True
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _identity(A, state):
+    """What tells an operator, and what was begun with it, from another: some inner products, and a checksum."""
+    tried = compute(_tried, A)
+    return {"shape": list(A.shape), "dtype": str(A.dtype), "products": tried.tolist(), "start": checksum(state)}
+
+
+def _tried(A):
+    """Inner products of what A makes of one vector with some others."""
+    keys = jax.random.split(jax.random.key(20), TRIED + 1)
+    product = A._mv(A.domain.draw(keys[0]))
+    return jnp.abs(jnp.stack([A.codomain.inner(A.codomain.draw(key), product) for key in keys[1:]]))

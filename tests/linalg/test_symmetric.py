@@ -1,0 +1,290 @@
+"""`linalg.eigsh` beside dense eigenvalues: on what restarted Lanczos codes fail on, and what else it says."""
+
+import functools
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+import scipy.sparse.linalg
+
+import linops
+from linops.linalg import NoConvergence, eigsh
+
+N = 200
+
+
+def laplacian(n):
+    return 2 * np.eye(n) - np.eye(n, k=1) - np.eye(n, k=-1)
+
+
+def with_eigenvalues(values, seed=0):
+    Q = np.linalg.qr(np.random.default_rng(seed).normal(size=(N, N)))[0]
+    return (Q * values) @ Q.T
+
+
+def with_first(*values):
+    return with_eigenvalues(np.r_[np.random.default_rng(1).uniform(0, 1, N - len(values)), values])
+
+
+MATRICES = {
+    "two values": with_eigenvalues(np.repeat([1.0, 50.0], N // 2)),
+    "zero": np.zeros((N, N)),
+    "identity": np.eye(N),
+    "rank below k": with_eigenvalues(np.r_[np.zeros(N - 3), -1, 2, 3]),
+    "gaps of 1e-3": with_first(*(2 - 1e-3 * np.arange(8))),
+    "gaps of 1e-5": with_first(*(2 - 1e-5 * np.arange(8))),
+    "gaps of 1e-7": with_first(*(2 - 1e-7 * np.arange(8))),
+    "copies": with_first(3, 2, 2, 2, 1.5, 1.5, -1, -2, -2, -2),
+    "geometric": with_eigenvalues(0.99 ** np.arange(N)),
+    "random": with_eigenvalues(np.random.default_rng(2).normal(size=N)),
+    "Laplacian": laplacian(N),
+    "Laplacian in 2-D": np.kron(laplacian(10), np.eye(20)) + np.kron(np.eye(10), laplacian(20)),
+    "Wilkinson": np.diag(np.abs(np.arange(N) - 100.0)) + np.eye(N, k=1) + np.eye(N, k=-1),
+    "large": 1e12 * laplacian(N),
+    "small": 1e-12 * laplacian(N),
+}
+
+
+def chosen(values, k, which):
+    """The eigenvalues that are asked for, of all, which ascend."""
+    if which == "LM":
+        return np.sort(values[np.argsort(-np.abs(values), kind="stable")[:k]])
+    low = {"LA": 0, "SA": k, "BE": k // 2}[which]
+    return np.r_[values[:low], values[len(values) - (k - low) :]]
+
+
+@pytest.fixture(scope="module", params=["float32", "float64"])
+def dtype(request):
+    with jax.enable_x64(request.param == "float64"):
+        yield np.dtype(request.param)
+
+
+@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize(("k", "which"), [(10, "LA"), (11, "BE"), (1, "SA"), (50, "LM"), (N // 2, "SA")])
+def test_the_pairs_are_right(name, k, which, dtype):
+    A = MATRICES[name].astype(dtype)
+    expected, norm, eps = np.linalg.eigvalsh(A.astype(np.float64)), np.abs(A).max(), np.finfo(dtype).eps
+    w, v, record = eigsh(A, k=k, which=which, full_output=True)
+    w, v = np.asarray(w, np.float64), np.asarray(v, np.float64)
+    residuals = np.linalg.norm(A.astype(np.float64) @ v - w * v, axis=0)
+    if which != "LM":  # of which a pair of opposite signs may be cut in two
+        np.testing.assert_allclose(w, chosen(expected, k, which), rtol=0, atol=100 * eps * norm)
+    assert np.all(np.min(np.abs(w[:, None] - expected), axis=1) <= residuals + 100 * eps * norm)
+    assert np.all(np.diff(w) >= 0)
+    assert np.abs(v.T @ v - np.eye(k)).max() < 100 * eps
+    np.testing.assert_allclose(record.residual_norms, residuals, rtol=0.1, atol=20 * eps * norm)
+    assert record.converged.all()
+    assert record.reason == "converged"
+    assert np.all(record.residual_norms <= record.tolerance)
+    assert np.all(np.asarray(record.tolerance) <= 100 * eps * max(norm, np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("tol", [1e-2, 1e-4])
+def test_no_copy_is_missed_with_a_loose_tolerance(tol):
+    with jax.enable_x64(True):
+        for name in ("copies", "Laplacian in 2-D"):
+            w, record = eigsh(MATRICES[name], k=10, which="LA", tol=tol, return_eigenvectors=False, full_output=True)
+            expected = chosen(np.linalg.eigvalsh(MATRICES[name]), 10, "LA")
+            assert np.abs(w - expected).max() <= tol * expected.max() / 10
+            assert record.matvecs < N
+
+
+@pytest.mark.parametrize("ncv", [13, 16, 40])
+def test_a_small_basis_is_enough(ncv):
+    A = np.diag(np.arange(N, dtype=np.float32))
+    w, record = eigsh(A, k=10, which="LA", ncv=ncv, tol=1e-5, return_eigenvectors=False, full_output=True)
+    np.testing.assert_allclose(w, np.arange(190, 200), rtol=1e-5)
+    assert record.iterations > 0
+
+
+def test_a_larger_problem_in_single_precision():
+    values = np.random.default_rng(0).normal(size=2000)
+    w = eigsh(linops.Diagonal(values.astype(np.float32)), k=200, which="SA", return_eigenvectors=False)
+    np.testing.assert_allclose(w, np.sort(values)[:200], rtol=0, atol=1e-5)
+
+
+# Trees, complex numbers, blocks, what is known, other problems.
+
+
+def energy(x):
+    return jnp.sum(jnp.cos(x["a"]) * jnp.arange(1.0, 7.0)) + jnp.sum(x["b"] ** 4) + jnp.sum(x["a"][:4] * x["b"].ravel())
+
+
+POINT = {"a": np.linspace(0, 1, 6, dtype=np.float32), "b": np.linspace(1, 2, 4, dtype=np.float32).reshape(2, 2)}
+
+
+def test_vectors_are_trees():
+    H = linops.Hessian(energy, POINT)
+    values, vectors = np.linalg.eigh(H.toarray())
+    w, v = eigsh(H, k=3, which="LA", v0=POINT, trees=True)
+    flat = np.stack([H.domain.ravel(jax.tree.map(lambda leaf, i=i: leaf[i], v)) for i in range(3)])
+    np.testing.assert_allclose(w, values[-3:], rtol=1e-5)
+    np.testing.assert_allclose(np.abs(flat @ vectors[:, -3:]), np.eye(3), atol=1e-4)
+
+
+def test_hermitian_matrices():
+    rng = np.random.default_rng(0)
+    B = rng.normal(size=(50, 50)) + 1j * rng.normal(size=(50, 50))
+    A = (B + B.conj().T).astype(np.complex64)
+    w, v = eigsh(A, k=6, which="BE")
+    np.testing.assert_allclose(w, chosen(np.linalg.eigvalsh(A), 6, "BE"), rtol=1e-4)
+    np.testing.assert_allclose(A @ v, w * v, atol=1e-3)
+
+
+def test_a_block_of_known_vectors_takes_few_products():
+    A = MATRICES["Laplacian in 2-D"].astype(np.float32)
+    w, v, cold = eigsh(A, k=4, which="SA", full_output=True)
+    moved = A + 1e-4 * np.diag(np.random.default_rng(0).normal(size=N)).astype(np.float32)
+    again, _, warm = eigsh(moved, k=4, which="SA", v0=v, tol=1e-2, full_output=True)
+    np.testing.assert_allclose(again, np.linalg.eigvalsh(moved)[:4], rtol=1e-3)
+    assert warm.matvecs < cold.matvecs / 2
+
+
+def test_what_is_locked_is_not_found_again():
+    A = MATRICES["copies"].astype(np.float32)
+    values, vectors = np.linalg.eigh(A)
+    w, v = eigsh(A, k=3, which="LA", lock=vectors[:, -2:])
+    np.testing.assert_allclose(w, values[-5:-2], rtol=1e-4)
+    assert np.abs(v.T @ vectors[:, -2:]).max() < 1e-4
+
+
+def test_generalized_and_shifted_problems():
+    A, d = MATRICES["random"].astype(np.float32), np.linspace(1, 2, N, dtype=np.float32)
+    expected = scipy.linalg.eigh(A.astype(np.float64), np.diag(d).astype(np.float64), eigvals_only=True)
+    w, v = eigsh(A, k=4, M=linops.Diagonal(d), which="LA")
+    np.testing.assert_allclose(w, expected[-4:], rtol=1e-4)
+    np.testing.assert_allclose(v.T @ (d[:, None] * v), np.eye(4), atol=1e-4)
+    inverse = linops.Matrix(np.linalg.inv(A.astype(np.float64) - 0.3 * np.diag(d)).astype(np.float32))
+    near = eigsh(A, k=4, M=linops.Diagonal(d), sigma=0.3, OPinv=inverse, return_eigenvectors=False)
+    np.testing.assert_allclose(near, np.sort(expected[np.argsort(np.abs(expected - 0.3))[:4]]), atol=1e-3)
+    with pytest.raises(ValueError, match="OPinv that is not the inverse"):
+        eigsh(A, k=4, sigma=0.5, OPinv=inverse)
+
+
+def test_functions_and_eigenvalues_under_jit():
+    space = linops.Space.flat(N, np.float32)
+    A = jnp.asarray(MATRICES["copies"], jnp.float32)
+    expected = np.linalg.eigvalsh(A)[-3:]
+    w = eigsh(lambda v: A @ v, k=3, which="LA", space=space, return_eigenvectors=False)
+    np.testing.assert_allclose(w, expected, rtol=1e-5)
+    w, _, record = jax.jit(lambda A: eigsh(A, k=3, which="LA", full_output=True))(linops.Matrix(A))
+    np.testing.assert_allclose(w, expected, rtol=1e-5)
+    assert record.reason == "converged"
+    w, _, record = jax.jit(lambda A: eigsh(A, k=3, ncv=4, maxiter=1, full_output=True))(linops.Matrix(A))
+    assert np.isnan(w).any()
+    assert "limit of iterations" in record.reason
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_eigenvalues_have_derivatives(compiled):
+    def f(x):
+        return jnp.sum(jnp.sin(x) * jnp.arange(1.0, 21.0)) + jnp.prod(x[:3]) + jnp.sum(x[1:] ** 2 * x[:-1])
+
+    def largest(x):
+        return eigsh(linops.Hessian(f, x), k=2, which="LA", return_eigenvectors=False).sum()
+
+    x = jnp.linspace(0.1, 1, 20)
+    gradient = jax.grad(largest)
+    expected = jax.grad(lambda x: jnp.linalg.eigvalsh(jax.hessian(f)(x))[-2:].sum())(x)
+    np.testing.assert_allclose((jax.jit(gradient) if compiled else gradient)(x), expected, rtol=1e-3, atol=1e-4)
+    with pytest.raises(TypeError, match="eigsh was differentiated with eigenvectors"):
+        jax.grad(lambda x: eigsh(linops.Hessian(f, x), k=2)[0].sum())(x)
+
+
+# What stops a run, and what is known then.
+
+
+SLOW = functools.partial(eigsh, np.diag(np.arange(N, dtype=np.float32) ** 3 / N), k=4, which="SA", ncv=12)
+
+
+def test_no_convergence_has_what_was_found():
+    with pytest.raises(NoConvergence, match="the limit of iterations was reached") as error:
+        SLOW(maxiter=30, tol=1e-3)
+    found = error.value
+    assert isinstance(found, scipy.sparse.linalg.ArpackNoConvergence)
+    assert found.eigenvectors.shape == (N, len(found.eigenvalues))
+    assert 0 < len(found.eigenvalues) == found.record.converged.sum() < 4
+
+
+def test_looking_on_changes_no_number(tmp_path):
+    alone, seen = SLOW(), []
+    for watched in ({"callback": seen.append}, {"save": tmp_path / "run.npz"}, {"save": (tmp_path / "run.npz", 0)}):
+        for ours, theirs in zip(alone, SLOW(**watched), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    assert len(seen) > 3
+    assert all(np.diff([record.matvecs for record in seen]) > 0)
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path):
+    path = tmp_path / "run.npz"
+    with pytest.raises(NoConvergence, match="it was stopped"):
+        SLOW(callback=lambda record: record.matvecs > 60, save=(path, 0))
+    seen = []
+    for ours, theirs in zip(SLOW(), SLOW(save=path, callback=seen.append), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert seen[0].matvecs > 60
+    with pytest.raises(ValueError, match="is of another run: its products"):
+        eigsh(np.diag(np.arange(N, dtype=np.float32) ** 3 / N + 1), k=4, which="SA", ncv=12, save=path)
+    with pytest.raises(ValueError, match="is of another run: its algorithm"):
+        SLOW(save=path, maxiter=7)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="is no saved run, or is cut off"):
+        SLOW(save=path)
+
+
+def test_ctrl_c_hands_back_what_is_known():
+    def interrupt(record):
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt) as error:
+        SLOW(callback=interrupt)
+    assert isinstance(error.value, NoConvergence)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_monitors_see_the_products():
+    M = linops.monitor(linops.Matrix(MATRICES["copies"].astype(np.float32)), progress=False)
+    _, _, record = eigsh(M, k=3, full_output=True)
+    assert M.matvecs == record.matvecs
+    limited = linops.monitor(
+        linops.Matrix(np.diag(np.arange(N, dtype=np.float32) ** 3)), progress=False, max_matvecs=50
+    )
+    with pytest.raises(NoConvergence, match="it was stopped"):
+        eigsh(limited, k=4, which="SA", ncv=12)
+
+
+REFUSED = {
+    "which='SM'": ({"which": "SM"}, "Lanczos finds the ends of a spectrum"),
+    "which": ({"which": "XX"}, "eigsh got which='XX', expected one of"),
+    "k": ({"k": 201}, "expected 1 <= k <= n = 200"),
+    "not an integer": ({"k": 2.5}, "expected integers, static in jit"),
+    "ncv": ({"ncv": 3}, "eigsh got ncv=3 with k=6"),
+    "maxiter": ({"maxiter": 0}, "eigsh got maxiter=0, expected at least 1"),
+    "tol": ({"tol": -1.0}, "expected 0 <= tol < 1, relative to each eigenvalue"),
+    "mode": ({"mode": "buckling"}, "expected the mode 'normal' without Minv"),
+    "sigma": ({"sigma": 0.0}, "expected both or none of them: OPinv is"),
+    "M": ({"M": linops.Matrix(np.eye(N, dtype=np.float32))}, "expected a linops.Diagonal of its size"),
+    "M not positive": ({"M": linops.Diagonal(np.zeros(N, np.float32))}, "got an M with entries that are not positive"),
+    "v0": ({"v0": np.zeros((3, 2))}, "or with one more leading axis"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused(name):
+    options, words = REFUSED[name]
+    with pytest.raises((TypeError, ValueError), match=words):
+        eigsh(np.eye(N, dtype=np.float32), **options)
+
+
+def test_operators_that_are_refused():
+    with pytest.raises(ValueError, match="whose matrix is not Hermitian"):
+        eigsh(np.triu(np.ones((N, N), np.float32)))
+    with pytest.raises(ValueError, match="expected a square one"):
+        eigsh(np.ones((3, 2), np.float32))
+    with pytest.raises(TypeError, match="expected an operator of linops, an array of shape"):
+        eigsh(scipy.sparse.linalg.aslinearoperator(np.eye(3)))
+    with pytest.raises(FloatingPointError, match="was NaN or infinite in eigsh"):
+        eigsh(np.full((N, N), np.nan, np.float32))
