@@ -113,6 +113,24 @@ def main(kind):
             made_inside[1] @ v
         attempt("made inside, outside", lambda A=made_inside[0]: (A @ v, (np.cos(x) * x + np.sin(x)) * v))
         attempt("multiplied inside, outside", lambda A=made_inside[1]: (A.toarray(), np.diag(x)))
+    sine, spread = lambda x: jnp.sin(x) * x, NamedSharding(mesh, P("d"))
+    loop = lambda x: jax.lax.fori_loop(0, 3, lambda _, y: jnp.sin(y) * x, x)  # noqa: E731
+    laid = {  # what tells where arrays lie: a function of a point that is spread out, or that spreads its values
+        "Auto": {"a jitted function with a place": (jax.jit(sine, out_shardings=spread), sine, P())},
+        "Explicit": {
+            "a map over devices": (jax.shard_map(sine, mesh=mesh, out_specs=P("d")), sine, P("d")),
+            "a loop": (loop, loop, P("d")),
+            "linear": (lambda x: 2 * x, lambda x: 2 * x, P("d")),
+        },
+    }[kind]
+    for name, (f, plain, spec) in laid.items():
+        expected = jax.jit(jax.jacobian(plain))(x)
+        for linearize in (None, False):
+            with jax.set_mesh(mesh):
+                J = linops.Jacobian(f, jax.device_put(x, NamedSharding(mesh, spec)), linearize=linearize)
+                attempt(f"{name}, {linearize}", lambda J=J, D=expected: (J @ put(v), D @ v))
+                attempt(f"{name} transposed, {linearize}", lambda J=J, D=expected: (J.T @ put(v), D.T @ v))
+                attempt(f"where {name} lies, {linearize}", lambda J=J: ((J @ put(v)).sharding.spec == P("d"), True))
     print(json.dumps({"tried": tried, "wrong": wrong}))
 
 
