@@ -264,11 +264,43 @@ def test_numbers_in_points():
         J.mv({"a": np.ones(2, np.float32), "b": 1e-50})
 
 
-def test_points_are_copied():
-    x = np.ones(3, np.float32)
-    H = linops.Hessian(lambda x: jnp.sum(x**3), x)
-    x[:] = 5
-    np.testing.assert_array_equal(H @ np.ones(3, np.float32), [6, 6, 6])
+class Fields(linops.Operator):
+    """An operator of a user, whose constructor is that of its fields."""
+
+    array: np.ndarray
+    tree: dict
+
+    domain = codomain = property(lambda self: linops.Space.flat(3, np.float32))
+
+    def _mv(self, v):
+        return self.array * sum(self.tree["parts"]) * v
+
+
+HANDED = {  # operators of an array of NumPy
+    "a point": lambda a: linops.Hessian(lambda x: jnp.sum(x**3), a),
+    "another point": lambda a: linops.Hessian(lambda x: jnp.sum(x**3), THREE).at(a),
+    "two points": lambda a: linops.JacobianGram(lambda x: x**2, a, a),
+    "args": lambda a: linops.Jacobian(lambda x, a: a * x, THREE, args=(a,)),
+    "weights": lambda a: linops.Hessian(lambda x: x**2, THREE, weights=a),
+    "a closure": lambda a: linops.Jacobian(lambda x: a * x, THREE),
+    "a matrix": lambda a: linops.Matrix(np.broadcast_to(a, (3, 3))),
+    "a diagonal": lambda a: linops.Diagonal(a),
+    "a scalar": lambda a: a[:1].reshape(()) * linops.Matrix(np.eye(3, dtype=np.float32)),
+    "a field": lambda a: Fields(a, {"parts": [THREE]}),
+    "a tree in a field": lambda a: Fields(THREE, {"parts": [THREE, a]}),
+}
+
+
+@pytest.mark.parametrize("name", HANDED)
+def test_what_is_handed_over_is_copied(name):
+    a = 2 * THREE
+    expected = HANDED[name](a.copy()) @ THREE
+    fresh, used = HANDED[name](a), HANDED[name](a)
+    used @ THREE
+    a[:] = 50
+    for A in (fresh, used):
+        np.testing.assert_array_equal(A @ THREE, expected)
+        assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(A))
 
 
 def test_forks_are_refused():

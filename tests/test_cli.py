@@ -61,6 +61,14 @@ def test_function_of_few_numbers(module, capsys):
     ]
 
 
+@pytest.mark.parametrize(("k", "largest", "smallest"), [("1", [108], [12]), ("2", [108, 48], [12])])
+def test_each_eigenvalue_of_few_is_at_one_end(module, k, largest, smallest):
+    assert main(["spectrum", "mine:small", "--at", "mine:make_small", "-k", k, "--json", "out.json"]) == 0
+    report = json.loads((module / "out.json").read_text())
+    for end, expected in (("largest", largest), ("smallest", smallest)):
+        np.testing.assert_allclose([p["eigenvalue"] for p in report[end]], expected, rtol=1e-5)
+
+
 def test_eigenvalues_that_do_not_converge(module, capsys, monkeypatch):
     def eigsh(A, k, **_):
         A @ np.ones(30, np.float32)

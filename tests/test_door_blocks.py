@@ -114,3 +114,13 @@ def test_a_rule_for_vmap():
     J = linops.Jacobian(doubled, x, linearize=False)
     np.testing.assert_allclose(J @ V, 2 * np.cos(x)[:, None] * V, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(J.toarray(), np.diag(2 * np.cos(x)), rtol=1e-5, atol=1e-6)
+
+
+def test_a_block_of_any_number_of_columns(monkeypatch):
+    """Whatever is left for the last of the blocks that are taken at once."""
+    A = linops.Matrix(MATRIX[:5])
+    monkeypatch.setitem(vars(A._door), "block_width", 4)
+    for count in range(11):
+        V = normal((N, count), np.float32, count)
+        for product in (A @ V, A @ jnp.asarray(V), A.T.T @ V):
+            np.testing.assert_allclose(product, MATRIX[:5] @ V, rtol=1e-5, atol=1e-5)

@@ -19,6 +19,13 @@ def test_float64_vector_with_x64(x64):
         assert (J @ np.ones(4)).dtype == np.float32
 
 
+def test_a_traced_vector_that_is_narrowed_is_said(x64):
+    A = linops.Matrix(np.eye(4, dtype=np.float32))
+    for product in (lambda v: A @ v, A.matvec, lambda v: A @ jnp.stack([v, v], axis=1), A.rmatvec):
+        with pytest.warns(linops.PrecisionWarning, match=r"the vector multiplied by .* is float64 and is narrowed to"):
+            assert jax.eval_shape(product, jnp.ones(4)).dtype == np.float32
+
+
 def eye(dtype):
     with jax.enable_x64(dtype in ("float64", "complex128")):
         return linops.Matrix(jnp.eye(2, dtype=dtype))

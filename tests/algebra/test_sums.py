@@ -23,6 +23,15 @@ X = np.array([0.1, 0.2, 0.3], np.float32)
 V = np.array([1, -2, 0.5], np.float32)
 
 
+def test_a_sum_of_many_operators_over_few_arrays():
+    """Of which any two terms may share one."""
+    a, b = (jnp.asarray(c * np.diag(X)) for c in (1, 10))
+    for shared in ("aaaa", "aaab", "aaba", "abaa", "baaa", "aabb", "abab"):
+        A = sum(k * linops.Matrix({"a": a, "b": b}[name]) for k, name in enumerate(shared, start=1))
+        factor = sum(k * {"a": 1, "b": 10}[name] for k, name in enumerate(shared, start=1))
+        np.testing.assert_allclose(A @ V, factor * X * V, rtol=1e-5, err_msg=shared)
+
+
 def test_a_sum_of_many_operators_compiles_one_program():
     rng = np.random.default_rng(0)
     batches = [rng.normal(size=(5, 3)).astype(np.float32) for _ in range(60)]

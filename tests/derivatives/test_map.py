@@ -202,6 +202,28 @@ def test_another_point_compiles_nothing_where_the_first_is_data_too(make):
     assert count() == 0
 
 
+OTHERS = {  # arrays of one content, in other types than the point before
+    "NumPy": lambda: np.float32([1, 2, 3]),
+    "half": lambda: jnp.array([1, 2, 3], jnp.float16),
+    "bfloat16": lambda: jnp.array([1, 2, 3], jnp.bfloat16),
+    "integers": lambda: jnp.array([1, 2, 3]),
+    "weak": lambda: 1.0 * jnp.arange(1, 4),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_point_of_another_type_comes_to_that_of_the_first(name):
+    J = linops.Jacobian(lambda x: jnp.sin(x) * x, X)
+    J @ V
+    x, point = np.float32([1, 2, 3]), OTHERS[name]()
+    with compilations() as count:
+        A = J.at(point)
+        product = A @ V
+        assert count() <= 1  # of the conversion
+    assert jax.typeof(A.x) == jax.typeof(J.x)
+    np.testing.assert_allclose(product, (np.sin(x) + x * np.cos(x)) * V, rtol=1e-5)
+
+
 def test_a_numpy_point_goes_where_the_committed_one_lay():
     device = jax.devices()[0]
     x, v = np.ones(3, np.float32), np.ones(3, np.float32)

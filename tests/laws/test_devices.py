@@ -113,6 +113,22 @@ def main(kind):
             made_inside[1] @ v
         attempt("made inside, outside", lambda A=made_inside[0]: (A @ v, (np.cos(x) * x + np.sin(x)) * v))
         attempt("multiplied inside, outside", lambda A=made_inside[1]: (A.toarray(), np.diag(x)))
+    sine, spread = lambda x: jnp.sin(x) * x, NamedSharding(mesh, P("d"))
+    loop = lambda x: jax.lax.fori_loop(0, 3, lambda _, y: jnp.sin(y) * x, x)  # noqa: E731
+    laid = {  # what tells where arrays lie: a function of a point that is spread out, or that spreads its values
+        "Auto": {"a jitted function with a place": (jax.jit(sine, out_shardings=spread), sine, P())},
+        "Explicit": {
+            "a map over devices": (jax.shard_map(sine, mesh=mesh, out_specs=P("d")), sine, P("d")),
+            "a loop": (loop, loop, P("d")),
+            "linear": (lambda x: 2 * x, lambda x: 2 * x, P("d")),
+        },
+    }[kind]
+    for name, (f, plain, spec) in laid.items():
+        with jax.set_mesh(mesh):
+            J, D = linops.Jacobian(f, jax.device_put(x, NamedSharding(mesh, spec))), jax.jit(jax.jacobian(plain))(x)
+            w = J @ put(v)
+        attempt(name, lambda w=w, D=D: (w, D @ v))
+        attempt(f"where the product of {name} lies", lambda w=w: (w.sharding.spec == P("d"), True))
     print(json.dumps({"tried": tried, "wrong": wrong}))
 
 

@@ -115,6 +115,16 @@ def backward(A, b, x, unroll=1):
     return jax.lax.scan(lambda y, b: (step(y, b), y[0]), x, b, reverse=True, unroll=unroll)
 
 
+def solved(A, b, x):
+    """The solution y of 3 y + x * (A y) = b * x; the product with A is jitted, so that JAX leaves the array in it."""
+    times = jax.jit(lambda y: A @ y)
+
+    def dense(product, b):
+        return jnp.linalg.solve(jax.vmap(product, 1, 1)(jnp.eye(N)), b)
+
+    return jax.lax.custom_linear_solve(lambda y: 3 * y + x * times(y), b * x, dense, dense)
+
+
 def rotated(A, x):
     """A symmetric matrix that depends on x, with separate eigenvalues."""
     return jnp.diag(jnp.arange(1.0, N + 1)) + 0.1 * jnp.outer(x, x) + 0.1 * (A + A.T)
@@ -176,6 +186,7 @@ FUNCTIONS = {
         lambda d: lambda x: jax.scipy.linalg.solve_triangular(d.spd + jnp.diag(x), x, lower=True),
         vector,
     ),
+    "linear solve": (lambda d: lambda x: solved(d.A, d.b, x), vector),
     "cg": (lambda d: lambda x: jax.scipy.sparse.linalg.cg(lambda y: d.spd @ y, x**2, maxiter=N)[0], vector),
     "fft": (lambda d: lambda x: jnp.abs(jnp.fft.fft(d.A @ x)) ** 2, vector),
     "rfft, irfft": (lambda d: lambda x: jnp.fft.irfft(jnp.fft.rfft(x) * jnp.fft.rfft(d.b), N) ** 2, vector),
@@ -320,6 +331,18 @@ def assert_right(operators, results, matrices, tolerance):
 
 
 X = np.array([0.1, 0.2, 0.3], np.float32)
+
+
+def test_a_loop_whose_condition_and_body_depend_on_the_point():
+    """And whose body is jitted, so that JAX leaves the array in it."""
+    A = data(0).A
+    step = jax.jit(lambda y: y + jnp.abs(A @ y) / 8)
+
+    def f(x):
+        bound, rate = 20 + jnp.sin(x[0]), 1 + x[1] ** 2 / 8
+        return jax.lax.while_loop(lambda y: jnp.sum(y) < bound, lambda y: rate * step(y) + 1, x)
+
+    np.testing.assert_allclose(linops.Jacobian(f, vector()).toarray(), jax.jit(jax.jacfwd(f))(vector()), rtol=1e-4)
 
 
 @pytest.mark.parametrize("holder", ["callback", "partial", "equal by name"])

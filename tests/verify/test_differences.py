@@ -10,6 +10,9 @@ from scipy.sparse.linalg import LinearOperator
 
 import linops
 from linops import check
+from linops.program.function import Function
+from linops.verify.differences import slopes
+from linops.verify.values import Values
 
 
 def test_cancellation_is_no_fault():
@@ -112,6 +115,20 @@ def test_at_a_kink_any_slope_between_passes(name, dtype):
         noted = "f has a kink near x, where a product between its slopes to the two sides passes: at entry [1]"
         assert noted in str(report) or name == "maximum"  # of which JAX takes the mean, which is the central difference
         assert check(linops.Hessian(lambda x: jnp.sum(f(x)), np.zeros(3, dtype)))
+
+
+def test_no_row_is_held_to_more_than_the_median_of_its_leaf():
+    """Where by chance it moves less between two steps than its error is."""
+    J = linops.Jacobian(lambda x: {"a": (jnp.sin(x) * x)[:5], "b": jnp.tanh(M @ x)[:3]}, M[0])
+    vectors = [problems.normal(6, np.float64, seed) for seed in range(3)]
+    values = Values(Function.__call__, J.function, J.domain)
+    found = list(slopes(values, np.float64(M[0]), vectors, np.finfo(np.float32).eps, J.codomain))
+    ratios = np.empty(8)
+    for seen in found:
+        ratios[seen.rows] = seen.bounds / abs(seen.slopes).max(axis=0)
+    for leaf in (ratios[:5], ratios[5:]):
+        assert leaf.min() >= 0.999 * np.median(leaf)
+        assert leaf.max() < 0.1
 
 
 def test_function_that_ends_near_the_point():

@@ -40,6 +40,7 @@ def test_float64_operators_pass_where_it_is_off():
         linops.Identity(7),
         linops.Identity(0),
         linops.Diagonal(np.zeros(3, np.float16)),
+        1j * linops.Matrix(jnp.asarray(M, jnp.bfloat16)),
         LinearOperator((6, 6), matvec=lambda v: M @ v, dtype=np.float32),
     ],
     ids=lambda A: repr(A),
@@ -111,6 +112,19 @@ def test_noise_of_products(A, least, most):
     report = check(A)
     assert least <= report.noise <= most
     assert report.eps in (np.finfo(np.float32).eps, np.finfo(float).eps)
+
+
+def test_noise_of_what_depends_on_settings():
+    """A user's product is traced for double precision as it is for its own, where random numbers would be others."""
+
+    class Drawn(linops.Operator):
+        scale: jax.Array
+        domain = codomain = property(lambda self: linops.Space.flat(6, np.float32))
+
+        def _mv(self, v):
+            return self.scale * jax.random.normal(jax.random.key(0), v.shape) * v
+
+    assert check(Drawn(jnp.float32(2))).noise < 1e-6
 
 
 def test_noise_where_products_fail():

@@ -160,6 +160,9 @@ REST = {  # of x, what has no tangent whatever x is
     "beside a step": lambda f: (
         lambda x, y: jax.lax.scan(lambda c, _: ((f(c[0], c[1]), c[1] + 1), None), (x, y), None, length=2)[0][0]
     ),
+    "in a later step": lambda f: (
+        lambda x, y: jax.lax.scan(lambda c, _: ((f(c[1], y), c[0]), None), (x, 0 * y), None, length=2)[0][0]
+    ),
     "an integer": lambda f: lambda x, y: f(x, y + 0 * jnp.argmax(x)),
     "in jit": lambda f: jax.jit(f),
 }
@@ -178,6 +181,21 @@ def test_a_rule_is_asked_for_what_has_tangents(make, rest):
         np.testing.assert_allclose(J.at(X).toarray(), D, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(J.at(X).T @ V, D.T @ V, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(jax.jit(jax.jacrev(f))(X, 2 * X), D, rtol=1e-5, atol=1e-6)  # nothing is left behind
+
+
+@pytest.mark.parametrize("around", [lambda f: f, jax.jit], ids=["plain", "jit"])
+def test_a_rule_that_takes_one_tangent_of_two_is_asked_for_each(around):
+    """What it computes of the first is what it computes of the second, up to where the tangent comes from."""
+    f = jax.custom_jvp(lambda x, y: jnp.sin(x + y))
+
+    def rule(primals, tangents):
+        (tangent,) = (t for t in tangents if type(t) is not jax.custom_derivatives.SymbolicZero)
+        return f(*primals), jnp.cos(sum(primals)) * tangent
+
+    f.defjvp(rule, symbolic_zeros=True)
+    f, a = around(f), jnp.ones(3)
+    slopes = np.cos(X + 1) * np.sin(3 * X + 2) + 3 * np.sin(X + 1) * np.cos(3 * X + 2)
+    assert_products(linops.Jacobian(lambda x: f(x, a) * f(2 * a, 3 * x), X), np.diag(slopes))
 
 
 def test_a_rule_that_is_never_used_may_hold_a_traced_value():
