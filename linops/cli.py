@@ -19,6 +19,7 @@ from scipy.optimize import minimize
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
 from linops.arrays import float64_if
+from linops.blas import one_blas_thread
 from linops.derivatives.hessian import Hessian
 
 
@@ -47,7 +48,7 @@ def main(arguments=None):
         spectrum.error("a target and --at go together: linops spectrum MODULE:FUNCTION --at MODULE:POINT")
     compilations = _listen_to_compilations()
     try:
-        with _writable(options.json) as file, float64_if(not options.target), _one_blas_thread():
+        with _writable(options.json) as file, float64_if(not options.target), one_blas_thread():
             title, f, x = _user_problem(options) if options.target else digits_problem()
             report = {"title": title, **extreme_eigenvalues(f, x, options.k, compilations)}
             print(format_report(report))
@@ -80,15 +81,6 @@ def _listen_to_compilations():
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     return compilations
-
-
-def _one_blas_thread():
-    """A context that keeps ARPACK's BLAS threads from stealing the cores of XLA, where threadpoolctl is installed."""
-    try:
-        from threadpoolctl import threadpool_limits
-    except ImportError:
-        return contextlib.nullcontext()
-    return threadpool_limits(1, "blas")
 
 
 def extreme_eigenvalues(f, x, k, compilations):

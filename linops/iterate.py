@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from linops.blas import one_blas_thread
 from linops.linear_map import LinearMap
 from linops.products import concrete, is_traced
 from linops.program.settings import Scope
@@ -44,7 +45,8 @@ def compute(function, A, *operands, donated=None):
     order = sorted(range(len(leaves)), key=lambda i: i >= first and leaves[i].size >= LARGE)
     count = sum(leaf.size >= LARGE for leaf in leaves[first:])
     call = _OfLeaves(function, treedef, tuple(order), count)
-    return concrete(lambda: flat.call(call, *[leaves[i] for i in order]))
+    with one_blas_thread():
+        return jax.block_until_ready(concrete(lambda: flat.call(call, *[leaves[i] for i in order])))
 
 
 LARGE = 2**10  # numbers of an array whose memory is not left alone
@@ -123,7 +125,7 @@ def iterate(algorithm, A, *operands, max_steps=MOST_STEPS, watch=None, state=Non
     while steps < max_steps and not compute(is_done, A, state):
         start = time.perf_counter()
         steps = min(steps + size, max_steps)
-        state = jax.block_until_ready(compute(advance, A, jnp.int32(steps), state, donated=1))
+        state = compute(advance, A, jnp.int32(steps), state, donated=1)
         if watch(state[1]):
             break
         seconds = time.perf_counter() - start

@@ -1,7 +1,6 @@
 """Long runs survive: the state of an algorithm in a file, from which it goes on bit for bit."""
 
 import hashlib
-import io
 import json
 import os
 import tempfile
@@ -58,7 +57,7 @@ class SavedRun:
 
     def _parts(self):
         try:
-            with np.load(io.BytesIO(open(self.path, "rb").read()), allow_pickle=False) as file:
+            with open(self.path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
                 head = json.loads(str(file["arr_0"]))
                 arrays = [file[f"arr_{i}"] for i in range(1, len(file.files))]
             head["version"], head["sum"], head["identity"]

@@ -20,14 +20,14 @@ TRIED = 4  # vectors by which an operator is known again
 
 
 def watched(algorithm, A, operands, glance, heard=(), callback=None, save=None):
-    """The last state of an algorithm, and whether it was interrupted by Ctrl-C.
+    """The last state of an algorithm, and the `Watch` that saw it.
 
     `glance`, a function that is code, gives the `Record` of a state. `heard` are the listeners of the operator that a
     user gave, `callback(record)` says True to stop, and `save` is a path, or a pair of one and seconds.
     """
+    watch = Watch(A, glance, [record for record, _ in heard], callback)
     if not heard and callback is None and save is None:
-        return iterate(algorithm, A, *operands), False
-    watch = _Watch(A, glance, [record for record, _ in heard], callback)
+        return iterate(algorithm, A, *operands), watch
     state = None
     if save is not None:
         state = iterate(algorithm, A, *operands, max_steps=0)
@@ -39,10 +39,12 @@ def watched(algorithm, A, operands, glance, heard=(), callback=None, save=None):
         state = iterate(algorithm, A, *operands, watch=watch, state=state)
     if watch.saved:
         watch.saved.write(state)
-    return state, watch.interrupted
+    return state, watch
 
 
-class _Watch:
+class Watch:
+    """What looks at the states of a run: monitors, a callback, a file, and whether Ctrl-C was pressed."""
+
     def __init__(self, A, glance, monitors, callback):
         self.A, self.glance, self.monitors, self.callback = A, glance, monitors, callback
         self.matvecs, self.interrupted = 0, False
@@ -50,18 +52,21 @@ class _Watch:
 
     def __call__(self, state):
         """Look at a state; True to stop."""
-        stop = self.interrupted
+        stop = False
         if self.monitors or self.callback is not None:
             record = compute(self.glance, self.A, state)
-            new, self.matvecs = int(record.matvecs) - self.matvecs, int(record.matvecs)
-            text = f"{int(np.sum(record.converged))} of {record.converged.size} converged"
-            for monitor in self.monitors:
-                stop |= monitor.report(new, text)
-            stop |= self.callback is not None and self.callback(record) is True
+            stop = self.report(record)
+            stop |= self.callback is not None and bool(self.callback(record))
         if self.saved and time.monotonic() - self.written >= self.seconds:
             self.saved.write(state)
             self.written = time.monotonic()
-        return stop
+        return stop or self.interrupted
+
+    def report(self, record):
+        """Tell the monitors how far a run is; True where one has reached its limit."""
+        new, self.matvecs = int(record.matvecs) - self.matvecs, int(record.matvecs)
+        text = f"{int(np.sum(record.converged))} of {record.converged.size} converged"
+        return any([monitor.report(new, text) for monitor in self.monitors])  # noqa: C419  each is told
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ LAYERS = [
      "algebra.arithmetic", "algebra.operator", "algebra.sums", "matrix"],
     ["derivatives.linearized", "derivatives.map", "derivatives.jacobian", "derivatives.hessian",
      "derivatives.gauss_newton", "derivatives.batched"],
-    ["progress", "monitoring", "krylov", "iterate", "saving", "watching", "linalg.records", "linalg.operands",
+    ["blas", "progress", "monitoring", "krylov", "iterate", "saving", "watching", "linalg.records", "linalg.operands",
      "linalg.lanczos", "linalg.symmetric", "verify.values", "verify.differences", "verify.claims", "verify.report"],
     ["cli"],
 ]  # fmt: skip

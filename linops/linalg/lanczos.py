@@ -22,6 +22,7 @@ ADDED = 0.0  # of a random vector, to the one that a restart goes on with
 SHORTEST_ROUND = 10  # products of a round that looks for what was missed, and at least
 ROUND_SHARE = 5  # one such part of all those before
 FLOOR = 2  # times eps of the norm: less a bound of a residual is not asked to be
+MARGIN = 0.8  # of a tolerance, for bounds: rounding makes residuals of products a little larger
 APART = 16  # times eps of the norm: what eigenvalues differ by that are told from each other
 
 
@@ -130,7 +131,7 @@ class ThickRestart:
         bounds = jnp.where(krylov.size >= A.domain.size, 0, couplings(krylov, vectors))
         valid = places < count
         norm = jnp.maximum(state.norm, jnp.max(jnp.where(valid, jnp.abs(values), 0)))
-        converged = valid & (bounds <= tolerances(state.tol, values, norm))
+        converged = valid & (bounds <= MARGIN * tolerances(state.tol, values, norm))
         priority = _priority(self.which, values, count)
         first = priority < self.k
         wanted = valid & jnp.where(state.round == 0, first, self._beats(state, values, APART * eps * norm))
@@ -221,10 +222,13 @@ class ThickRestart:
         look, _ = self.look(A, state)
         places = jnp.arange(self.ncv)
         locked = (places >= self.held) & (places < state.locked)
-        values = jnp.concatenate([jnp.where(locked, state.values, jnp.inf), _or(jnp.inf, look.values, look.count)])
-        bounds = jnp.concatenate([jnp.where(locked, 0, jnp.inf), _or(jnp.inf, look.bounds, look.count)])
+        # Of what is not locked, in a later round, what is seen to be more wanted: not a copy of the last one.
+        others = (places < look.count) & ((state.round == 0) | look.wanted)
+        known = jnp.concatenate([locked, others])
+        values = jnp.where(known, jnp.concatenate([state.values, look.values]), jnp.inf)
+        bounds = jnp.where(known, jnp.concatenate([jnp.zeros_like(look.bounds), look.bounds]), jnp.inf)
         ranks = jnp.argsort(jnp.argsort(values))
-        priority = _priority(self.which, jnp.sort(values), jnp.sum(values < jnp.inf))[ranks]
+        priority = _priority(self.which, jnp.sort(values), jnp.sum(known))[ranks]
         chosen = jnp.argsort(priority)[: self.k]
         chosen = chosen[jnp.argsort(values[chosen])]
         coefficients = jnp.concatenate([jnp.eye(self.ncv), look.vectors], axis=1)

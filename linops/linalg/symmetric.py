@@ -174,14 +174,15 @@ def eigsh(
     elif traced:
         w, v, record = _pairs(result, problem, operands)
     else:
-        state, interrupted = watched(
+        state, watch = watched(
             algorithm, problem.operator, operands, _Glance(algorithm), A._listeners(), callback, save
         )
         w, v, record = compute(result, problem, state)
+        watch.report(record)
     if return_eigenvectors or not traced:
         v = v if trees else as_columns(A.domain, v)
     if not traced:
-        _require_converged(A, w, v, record, trees, interrupted)
+        _require_converged(A, w, v, record, trees, watch.interrupted)
     found = (w, v) if return_eigenvectors else (w,)
     found = (*found, record) if full_output else found
     return found if len(found) > 1 else w

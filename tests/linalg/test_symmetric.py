@@ -88,7 +88,7 @@ def test_no_copy_is_missed_with_a_loose_tolerance(tol):
         for name in ("copies", "Laplacian in 2-D"):
             w, record = eigsh(MATRICES[name], k=10, which="LA", tol=tol, return_eigenvectors=False, full_output=True)
             expected = chosen(np.linalg.eigvalsh(MATRICES[name]), 10, "LA")
-            assert np.abs(w - expected).max() <= tol * expected.max() / 10
+            assert np.all(np.abs(w - expected) <= tol * np.abs(expected))
             assert record.matvecs < N
 
 
@@ -136,7 +136,7 @@ def test_hermitian_matrices():
 
 def test_a_block_of_known_vectors_takes_few_products():
     A = MATRICES["Laplacian in 2-D"].astype(np.float32)
-    w, v, cold = eigsh(A, k=4, which="SA", full_output=True)
+    _, v, cold = eigsh(A, k=4, which="SA", full_output=True)
     moved = A + 1e-4 * np.diag(np.random.default_rng(0).normal(size=N)).astype(np.float32)
     again, _, warm = eigsh(moved, k=4, which="SA", v0=v, tol=1e-2, full_output=True)
     np.testing.assert_allclose(again, np.linalg.eigvalsh(moved)[:4], rtol=1e-3)
@@ -197,12 +197,12 @@ def test_eigenvalues_have_derivatives(compiled):
 # What stops a run, and what is known then.
 
 
-SLOW = functools.partial(eigsh, np.diag(np.arange(N, dtype=np.float32) ** 3 / N), k=4, which="SA", ncv=12)
+SLOW = functools.partial(eigsh, np.diag(np.arange(N, dtype=np.float32) ** 1.5), k=4, which="SA", ncv=12)
 
 
 def test_no_convergence_has_what_was_found():
     with pytest.raises(NoConvergence, match="the limit of iterations was reached") as error:
-        SLOW(maxiter=30, tol=1e-3)
+        SLOW(maxiter=75)
     found = error.value
     assert isinstance(found, scipy.sparse.linalg.ArpackNoConvergence)
     assert found.eigenvectors.shape == (N, len(found.eigenvalues))
@@ -227,7 +227,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path):
         np.testing.assert_array_equal(ours, theirs)
     assert seen[0].matvecs > 60
     with pytest.raises(ValueError, match="is of another run: its products"):
-        eigsh(np.diag(np.arange(N, dtype=np.float32) ** 3 / N + 1), k=4, which="SA", ncv=12, save=path)
+        eigsh(np.diag(np.arange(N, dtype=np.float32) ** 1.5 + 1), k=4, which="SA", ncv=12, save=path)
     with pytest.raises(ValueError, match="is of another run: its algorithm"):
         SLOW(save=path, maxiter=7)
     path.write_bytes(path.read_bytes()[:-100])
@@ -250,7 +250,7 @@ def test_monitors_see_the_products():
     _, _, record = eigsh(M, k=3, full_output=True)
     assert M.matvecs == record.matvecs
     limited = linops.monitor(
-        linops.Matrix(np.diag(np.arange(N, dtype=np.float32) ** 3)), progress=False, max_matvecs=50
+        linops.Matrix(np.diag(np.arange(N, dtype=np.float32) ** 1.5)), progress=False, max_matvecs=50
     )
     with pytest.raises(NoConvergence, match="it was stopped"):
         eigsh(limited, k=4, which="SA", ncv=12)
