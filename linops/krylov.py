@@ -22,9 +22,9 @@ CHUNK = 2**18  # numbers of a basis that are rotated at once, in place
 # Bases: trees of rows.
 
 
-def empty(space, rows):
-    """A basis of rows of zeros."""
-    return jax.tree.map(lambda leaf: jnp.zeros((rows, *leaf.shape), leaf.dtype), space.struct)
+def empty(like, rows):
+    """A basis of rows of zeros, which lie where the leaves of a vector do."""
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(jnp.zeros_like(leaf), (rows, *leaf.shape)), like)
 
 
 def row(basis, i):
@@ -41,7 +41,11 @@ def inner_products(space, basis, v):
     """The inner products of all rows with v, as an array of shape (rows,): Vᴴ v."""
 
     def of_leaf(leaf, part):
-        return jnp.tensordot(leaf.conj(), part, axes=part.ndim, precision="highest", preferred_element_type=space.dtype)
+        if any(jax.typeof(part).sharding.spec):  # an explicit mesh, on which sums say where they lie and products do not
+            return jnp.sum(leaf.conj() * part, axis=tuple(range(1, leaf.ndim)), dtype=space.dtype)
+        return jnp.tensordot(
+            leaf.conj(), part, axes=part.ndim, precision="highest", preferred_element_type=space.dtype
+        )
 
     products = map(of_leaf, jax.tree.leaves(basis), jax.tree.leaves(v))
     return sum(products, start=jnp.zeros((), space.dtype))
@@ -108,10 +112,20 @@ def next_vector(space, basis, v, key):
 
 def random_vector(space, basis, key):
     """A random vector orthogonal to the rows; zero, or all rounding, where they span the space."""
-    v = space.draw(key)
+    v = _placed(space.draw(key), row(basis, 0))
     for _ in range(2):
         v, _ = orthogonalized(space, basis, space.scale(1 / space.norm(v), v))
     return v
+
+
+def _placed(v, like):
+    """A vector on an explicit mesh as another one; elsewhere XLA places it."""
+
+    def of_leaf(leaf, other):
+        sharding = jax.typeof(other).sharding
+        return leaf if jax.typeof(leaf).sharding == sharding else jax.sharding.reshard(leaf, sharding)
+
+    return jax.tree.map(of_leaf, v, like)
 
 
 # Arnoldi and Lanczos.
@@ -146,7 +160,7 @@ def begin(space, capacity, block, key, held=None):
     Vectors that are held are its first rows, so that all others are orthogonal to them; they count in its size.
     """
     width, before = rows_of(block), 0 if held is None else rows_of(held)
-    basis = empty(space, capacity + width)
+    basis = empty(row(block, 0), capacity + width)
     for vectors, start in ((held, 0), (block, before)) if before else ((block, 0),):
         basis = appended(space, basis, start, vectors, jax.random.fold_in(key, start))
     matrix = jnp.zeros((capacity + width, capacity), space.dtype)
@@ -239,13 +253,13 @@ class GolubKahan(NamedTuple):
 
 def begin_golub_kahan(domain, codomain, capacity, v, key):
     """The spaces of a vector of the domain: of unit length, and not yet multiplied."""
-    right = empty(domain, capacity + 1)
+    right = empty(v, capacity + 1)
     unit, _, _ = next_vector(domain, right, v, jax.random.fold_in(key, 0))
     matrix = jnp.zeros((capacity, capacity), codomain.dtype)
     residual = jnp.zeros((), real_dtype(codomain.dtype))
     return GolubKahan(
         with_row(right, 0, unit),
-        empty(codomain, capacity),
+        empty(codomain.zeros(), capacity),
         matrix,
         residual,
         jnp.zeros((), jnp.int32),

@@ -196,7 +196,12 @@ class Space:
         >>> float(space.inner({"a": jnp.array([1.0, 2.0]), "b": 3.0}, {"a": jnp.ones(2), "b": 1.0}))
         6.0
         """
-        product = functools.partial(jnp.vdot, precision="highest", preferred_element_type=self.dtype)
+
+        def product(u, v):
+            if any(jax.typeof(v).sharding.spec):  # on an explicit mesh, where a sum says where it lies and vdot does not
+                return jnp.sum(jnp.conj(u) * v, dtype=self.dtype)
+            return jnp.vdot(u, v, precision="highest", preferred_element_type=self.dtype)
+
         with self.scope():
             products = map(product, jax.tree.leaves(self._element(u)), jax.tree.leaves(self._element(v)))
             return functools.reduce(operator.add, products)

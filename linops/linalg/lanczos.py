@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from linops.krylov import Krylov, appended, begin, couplings, expand, projected, shrink, with_row
+from linops.krylov import Krylov, appended, begin, couplings, expand, projected, row, shrink, with_row
 from linops.precision import real_dtype
 
 STRIDE = 5  # expansions between two looks at the projected matrix, at least; its cost grows faster than theirs
@@ -181,7 +181,7 @@ class ThickRestart:
             """The same with random vectors for its last block, and nothing that couples to it."""
             block = jax.vmap(A.domain.draw)(jax.random.split(krylov.key, width))
             key = jax.random.fold_in(krylov.key, 1)
-            nothing = A.domain.zeros()
+            nothing = jax.tree.map(jnp.zeros_like, row(krylov.basis, 0))
             basis = jax.lax.fori_loop(size, size + width, lambda i, b: with_row(b, i, nothing), krylov.basis)
             basis = appended(A.domain, basis, size, block, key)
             rows = jnp.arange(self.ncv + width)[:, None]

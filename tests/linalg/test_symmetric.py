@@ -202,7 +202,7 @@ SLOW = functools.partial(eigsh, np.diag(np.arange(N, dtype=np.float32) ** 1.5), 
 
 def test_no_convergence_has_what_was_found():
     with pytest.raises(NoConvergence, match="the limit of iterations was reached") as error:
-        SLOW(maxiter=75)
+        SLOW(maxiter=60)
     found = error.value
     assert isinstance(found, scipy.sparse.linalg.ArpackNoConvergence)
     assert found.eigenvectors.shape == (N, len(found.eigenvalues))
