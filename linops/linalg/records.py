@@ -1,0 +1,75 @@
+"""What an algorithm says of its run: the record of a result, and the exception where there is none."""
+
+import dataclasses
+
+import jax
+import numpy as np
+from scipy.sparse.linalg import ArpackNoConvergence
+
+from linops.products import is_traced
+
+REASONS = (
+    "converged",
+    "the limit of iterations was reached",
+    "the residuals are as small as rounding lets them be, and above the tolerance",
+    "a product was NaN or infinite",
+    "the callback stopped it",
+)
+CONVERGED, LIMIT, ROUNDING, NOT_FINITE, STOPPED = range(len(REASONS))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, repr=False)
+class Record:
+    """How a run ended: a pytree of arrays, which a jitted function can return.
+
+    `residual_norms` are computed anew from products with what is returned, `tolerance` is what they were compared with:
+    what was asked for, raised to what the dtype can reach; both have one number for each value, as `converged` has.
+    `matvecs` counts products with A and with its adjoint, also those of residuals.
+
+    >>> print(Record(*map(np.asarray, ([True, False], 1, 30, 124, [1e-9, 2e-3], [1e-6, 1e-6]))))
+    1 of 2 converged: the limit of iterations was reached
+      iterations 30, products 124, largest residual 2.0e-03 (tolerance 1.0e-06)
+    """
+
+    converged: jax.Array
+    code: jax.Array
+    iterations: jax.Array
+    matvecs: jax.Array
+    residual_norms: jax.Array
+    tolerance: jax.Array
+
+    @property
+    def reason(self):
+        """Why it ended, in words; under jit their place in `linops.linalg.records.REASONS`."""
+        return self.code if is_traced(self.code) else REASONS[int(self.code)]
+
+    def __repr__(self):
+        if is_traced(self):
+            return f"Record(converged={self.converged!r}, ...)"
+        residuals, tolerance = np.ravel(self.residual_norms), np.ravel(self.tolerance)
+        largest = int(np.argmax(residuals / tolerance)) if residuals.size else None
+        against = (
+            ""
+            if largest is None
+            else (f", largest residual {residuals[largest]:.1e} (tolerance {tolerance[largest]:.1e})")
+        )
+        return (
+            f"{np.sum(self.converged)} of {np.size(self.converged)} converged: {self.reason}\n"
+            f"  iterations {int(self.iterations)}, products {int(self.matvecs)}{against}"
+        )
+
+
+class NoConvergence(ArpackNoConvergence):
+    """Not all that was asked for converged: what did is in `eigenvalues` and `eigenvectors`, the rest in `record`.
+
+    Of `svds` the eigenvalues are singular values, and the eigenvectors a pair of left and right singular vectors.
+    """
+
+    def __init__(self, message, eigenvalues, eigenvectors, record):
+        super().__init__(message, eigenvalues, eigenvectors)
+        self.args = (message,)  # not as an error of ARPACK's
+        self.record = record
+
+    def __reduce__(self):
+        return type(self), (*self.args, self.eigenvalues, self.eigenvectors, self.record)
