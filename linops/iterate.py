@@ -98,6 +98,18 @@ def _advance(algorithm, A, until, state):
     return jax.lax.while_loop(goes_on, step, state)
 
 
+def _apart(state, given):
+    """A state of arrays that are its own, each once: their memory is that of the next state."""
+    seen = {id(leaf) for leaf in jax.tree.leaves(given)}
+
+    def own(leaf):
+        is_own = is_traced(leaf) or id(leaf) not in seen
+        seen.add(id(leaf))
+        return leaf if is_own else jnp.copy(leaf)
+
+    return jax.tree.map(own, state)
+
+
 def _is_done(algorithm, A, state):
     return algorithm.done(A, state[1])
 
@@ -110,6 +122,7 @@ def iterate(algorithm, A, *operands, max_steps=MOST_STEPS, watch=None, state=Non
     """
     begin, advance, is_done = (_Method(algorithm, f) for f in (_begin, _advance, _is_done))
     state = compute(begin, A, *operands) if state is None else (jnp.int32(0), state)
+    state = _apart(state, (A, operands))
     if watch is None or is_traced(state):
         return compute(advance, A, jnp.int32(max_steps), state, donated=1)[1]
     steps, size = 0, 1
@@ -122,3 +135,10 @@ def iterate(algorithm, A, *operands, max_steps=MOST_STEPS, watch=None, state=Non
         seconds = time.perf_counter() - start
         size = 2 * size if seconds < CHUNK_SECONDS / 2 else max(1, size // 2) if seconds > 2 * CHUNK_SECONDS else size
     return state[1]
+
+
+def maybe(condition, change, x):
+    """`change(x)` or x, in the memory of x: a branch would copy it."""
+    return jax.lax.while_loop(
+        lambda pair: pair[0], lambda pair: (jnp.zeros((), bool), change(pair[1])), (condition, x)
+    )[1]

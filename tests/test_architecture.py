@@ -20,7 +20,8 @@ LAYERS = [
      "algebra.arithmetic", "algebra.operator", "algebra.sums", "matrix"],
     ["derivatives.linearized", "derivatives.map", "derivatives.jacobian", "derivatives.hessian",
      "derivatives.gauss_newton", "derivatives.batched"],
-    ["krylov", "iterate", "linalg.records", "verify.values", "verify.differences", "verify.claims", "verify.report"],
+    ["krylov", "iterate", "linalg.records", "linalg.bidiagonal", "linalg.singular",
+     "linalg.growth", "linalg.functions", "verify.values", "verify.differences", "verify.claims", "verify.report"],
     ["cli"],
 ]  # fmt: skip
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
