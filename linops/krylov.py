@@ -111,7 +111,8 @@ def random_vector(space, basis, key):
     """A random vector orthogonal to the rows; zero, or all rounding, where they span the space."""
     v = space.draw(key)
     for _ in range(2):
-        v, _ = orthogonalized(space, basis, space.scale(1 / space.norm(v), v))
+        size = space.norm(v)
+        v, _ = orthogonalized(space, basis, space.scale(1 / jnp.where(size > 0, size, 1), v))
     return v
 
 

@@ -60,6 +60,7 @@ CASES = {
 }
 
 
+@pytest.mark.covering("dtype")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda d: d.__name__)
 @pytest.mark.parametrize("name", CASES)
 def test_functions(name, dtype, x64):

@@ -53,6 +53,7 @@ def agrees(A, dense, k, u, s, vh, record, atol=0.0):
     np.testing.assert_allclose(vh @ vh.conj().T, np.eye(k), atol=20 * eps)
 
 
+@pytest.mark.covering("dtype")
 @pytest.mark.filterwarnings("ignore:.*are so small that rounding")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda d: d.__name__)
 @pytest.mark.parametrize("name", MATRICES)
@@ -235,4 +236,4 @@ print(v["a"].sharding.spec, len(v["a"].sharding.device_set), v["a"].sharding.is_
 
 def test_sharded_leaves():
     said = in_subprocess("-c", SHARDED, XLA_FLAGS="--xla_force_host_platform_device_count=8")
-    print(said)
+    assert "8 False" in said, "on eight devices, and not as copies"
