@@ -185,11 +185,11 @@ def _derivative(product, primals, tangents):
             "a function of an operator times a vector was differentiated in the operator, or in t, where it has no "
             "derivative here; expected the vector alone to depend on what is differentiated: jax.lax.stop_gradient"
         )
-    change = jax.custom_derivatives.linear_call(
-        lambda given, rows: product(given[0], rows, given[1])[0],
-        lambda given, rows: product(given[0].T, rows, given[1])[0],
-        (A, numbers),
+    change = jax.lax.custom_linear_solve(  # whose solution has a transpose: the only part of it that is asked for
+        lambda rows: rows,
         jax.tree.map(_instantiated, tangents[1]),
+        solve=lambda _, rows: product(A, rows, numbers)[0],
+        transpose_solve=lambda _, rows: product(A.T, rows, numbers)[0],
     )
     y, errors = product(A, rows, numbers)
     return (y, errors), (change, jax.tree.map(no_tangent, errors))
