@@ -27,11 +27,11 @@ CHUNK_SECONDS = 0.1  # between two looks from outside, about
 MOST_STEPS = 2**31 - 1
 
 
-def compute(function, A, *operands, donated=None):
+def compute(function, A, *operands, donated=0):
     """`function(A, *operands)` of an operator, or a tuple of them, and trees of arrays.
 
     It is compiled once for each structure, or is a part of the program in which it is traced; a function is code, a
-    hashable one. Of the operand `donated` the memory of large arrays is that of results: they are gone then.
+    hashable one. The memory of the last `donated` operands is that of results: they are gone then.
     """
     leaves, treedef = jax.tree.flatten(operands)
     scope = scope_of(A)
@@ -41,29 +41,21 @@ def compute(function, A, *operands, donated=None):
     flat = Flat(A, scope)
     with scope.entered():
         leaves = [jnp.asarray(leaf) for leaf in leaves]
-    first = len(leaves) if donated is None else len(jax.tree.leaves(operands[:donated]))
-    order = sorted(range(len(leaves)), key=lambda i: i >= first and leaves[i].size >= LARGE)
-    count = sum(leaf.size >= LARGE for leaf in leaves[first:])
-    call = _OfLeaves(function, treedef, tuple(order), count)
+    call = _OfLeaves(function, treedef, len(jax.tree.leaves(operands[len(operands) - donated :])))
     with one_blas_thread():
-        return jax.block_until_ready(concrete(lambda: flat.call(call, *[leaves[i] for i in order])))
-
-
-LARGE = 2**10  # numbers of an array whose memory is not left alone
+        return jax.block_until_ready(concrete(lambda: flat.call(call, *leaves)))
 
 
 @dataclasses.dataclass(frozen=True)
 class _OfLeaves:
-    """A function of trees as one of their leaves in some order, of which the last ones are `donated`."""
+    """A function of trees as one of their leaves, of which the last ones are `donated`."""
 
     function: Callable
     treedef: jax.tree_util.PyTreeDef
-    order: tuple[int, ...]
     donated: int
 
     def __call__(self, A, *leaves):
-        places = sorted(range(len(leaves)), key=self.order.__getitem__)
-        return self.function(A, *self.treedef.unflatten(leaves[i] for i in places))
+        return self.function(A, *self.treedef.unflatten(leaves))
 
 
 def scope_of(A):
@@ -107,6 +99,18 @@ def _advance(algorithm, A, until, state):
     return jax.lax.while_loop(goes_on, step, state)
 
 
+def _apart(state, given):
+    """A state of arrays that are its own, each once: their memory is that of the next state."""
+    seen = {id(leaf) for leaf in jax.tree.leaves(given)}
+
+    def own(leaf):
+        is_own = is_traced(leaf) or id(leaf) not in seen
+        seen.add(id(leaf))
+        return leaf if is_own else jnp.copy(leaf)
+
+    return jax.tree.map(own, state)
+
+
 def _is_done(algorithm, A, state):
     return algorithm.done(A, state[1])
 
@@ -119,6 +123,7 @@ def iterate(algorithm, A, *operands, max_steps=MOST_STEPS, watch=None, state=Non
     """
     begin, advance, is_done = (_Method(algorithm, f) for f in (_begin, _advance, _is_done))
     state = compute(begin, A, *operands) if state is None else (jnp.int32(0), state)
+    state = _apart(state, (A, operands))
     if watch is None or is_traced(state):
         return compute(advance, A, jnp.int32(max_steps), state, donated=1)[1]
     steps, size = 0, 1
@@ -131,3 +136,10 @@ def iterate(algorithm, A, *operands, max_steps=MOST_STEPS, watch=None, state=Non
         seconds = time.perf_counter() - start
         size = 2 * size if seconds < CHUNK_SECONDS / 2 else max(1, size // 2) if seconds > 2 * CHUNK_SECONDS else size
     return state[1]
+
+
+def maybe(condition, change, x):
+    """`change(x)` or x, in the memory of x: a branch would copy it."""
+    return jax.lax.while_loop(
+        lambda pair: pair[0], lambda pair: (jnp.zeros((), bool), change(pair[1])), (condition, x)
+    )[1]

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from linops.precision import real_dtype
 
 BREAKDOWN = 10  # times eps of the vector before: less is left of it by rounding alone
+TOLD = 1000  # times eps of the norm: values that far apart have vectors that can be told
 CHUNK = 2**18  # numbers of a basis that are rotated at once, in place
 
 
@@ -41,11 +42,11 @@ def inner_products(space, basis, v):
     """The inner products of all rows with v, as an array of shape (rows,): Vᴴ v."""
 
     def of_leaf(leaf, part):
-        if any(jax.typeof(part).sharding.spec):  # an explicit mesh, on which sums say where they lie and products do not
+        if any(
+            jax.typeof(part).sharding.spec
+        ):  # an explicit mesh, on which sums say where they lie and products do not
             return jnp.sum(leaf.conj() * part, axis=tuple(range(1, leaf.ndim)), dtype=space.dtype)
-        return jnp.tensordot(
-            leaf.conj(), part, axes=part.ndim, precision="highest", preferred_element_type=space.dtype
-        )
+        return jnp.tensordot(leaf.conj(), part, axes=part.ndim, precision="highest", preferred_element_type=space.dtype)
 
     products = map(of_leaf, jax.tree.leaves(basis), jax.tree.leaves(v))
     return sum(products, start=jnp.zeros((), space.dtype))
@@ -114,7 +115,8 @@ def random_vector(space, basis, key):
     """A random vector orthogonal to the rows; zero, or all rounding, where they span the space."""
     v = _placed(space.draw(key), row(basis, 0))
     for _ in range(2):
-        v, _ = orthogonalized(space, basis, space.scale(1 / space.norm(v), v))
+        size = space.norm(v)
+        v, _ = orthogonalized(space, basis, space.scale(1 / jnp.where(size > 0, size, 1), v))
     return v
 
 
@@ -268,26 +270,82 @@ def begin_golub_kahan(domain, codomain, capacity, v, key):
 
 
 def expand_golub_kahan(A, adjoint, domain, codomain, spaces):
-    """The spaces with one product with A and one with its adjoint: one larger each."""
+    """The spaces with one product with A and one with its adjoint: one larger each; what is NaN stays NaN in them."""
     right, left, matrix, _, size, key = spaces
     keys = jax.random.split(key, 3)
     u, coefficients, norm = next_vector(codomain, left, A(row(right, size)), keys[0])
     left = with_row(left, size, u)
     matrix = matrix.at[:, size].set(coefficients.at[size].set(norm.astype(matrix.dtype)))
-    v, _, residual = next_vector(domain, right, adjoint(u), keys[1])
+    v, coefficients, residual = next_vector(domain, right, adjoint(u), keys[1])
+    residual = jnp.where(jnp.all(jnp.isfinite(coefficients)), residual, jnp.nan)
     return GolubKahan(with_row(right, size + 1, v), left, matrix, residual, size + 1, keys[2])
 
 
 def shrink_golub_kahan(spaces, left_vectors, right_vectors, keep, in_place=True):
     """The spaces that the first `keep` columns of singular vectors of B span, the others zero; the next vector stays.
 
-    Thick restart (Baglama and Reichel, 2005).
+    It is to be expanded before its residual is read again. Thick restart (Baglama and Reichel, 2005).
     """
     right, left, matrix, residual, size, key = spaces
     capacity = spaces.capacity
     R = jnp.zeros((capacity + 1, capacity + 1), matrix.dtype).at[:capacity, :capacity].set(right_vectors.T)
     R = R.at[keep, size].set(1)
-    matrix = jnp.matmul(
-        left_vectors.conj().T, jnp.matmul(matrix, right_vectors, precision="highest"), precision="highest"
-    )
+    matrix = product(left_vectors.conj().T, product(matrix, right_vectors))
     return GolubKahan(rotated(right, R, in_place), rotated(left, left_vectors.T, in_place), matrix, residual, keep, key)
+
+
+def restart_golub_kahan(domain, spaces):
+    """The spaces as they are, to be expanded from a random vector: what the next one would add is left out."""
+    right, size = spaces.right, spaces.size
+    fresh, spare, key = jax.random.split(spaces.key, 3)
+    right = with_row(right, size, domain.zeros())
+    unit, _, _ = next_vector(domain, right, domain.draw(fresh), spare)
+    return spaces._replace(right=with_row(right, size, unit), key=key)
+
+
+def singular_vectors(spaces):
+    """The singular value decomposition X diag(s) Yᴴ of B, descending; beyond the size X and Y are not in use.
+
+    There the diagonal is filled with a larger number, so that no vector of it mixes with those of zeros of B.
+    """
+    capacity, B = spaces.capacity, spaces.matrix
+    places = jnp.arange(capacity)
+    filled, norm = places >= spaces.size, jnp.linalg.norm(B)
+    larger = jnp.where(norm > 0, 2 * norm, 1)
+    matrix = B + jnp.diag(jnp.where(filled, larger, 0).astype(B.dtype))
+    X, _, Yh = jnp.linalg.svd(matrix)
+    X, s, Y = (jnp.roll(a, spaces.size - capacity, axis=-1) for a in polished(matrix, X, Yh.conj().T))
+    return X, jnp.where(filled, 0, jnp.maximum(s, 0)), Y
+
+
+def polished(B, X, Y):
+    """Singular vectors of B, and values, to nearly all digits: LAPACK's have residuals of 10 to 20 eps of the norm.
+
+    They are made orthonormal to second order, and Xᴴ B Y diagonal to first order, but for values too close to tell
+    (Ogita and Aishima, 2020).
+    """
+    X, Y = orthonormal(X), orthonormal(Y)
+    T = product(X.conj().T, product(B, Y))
+    s = jnp.diagonal(T).real
+    gaps = s[None, :] - s[:, None]
+    told = abs(gaps) > TOLD * jnp.finfo(s.dtype).eps * s[0]
+    ratio = jnp.where(told, 1 / jnp.where(told, gaps * (s[None, :] + s[:, None]), 1), 0)
+    F = ratio * (T * s[None, :] + s[:, None] * T.conj().T)
+    G = ratio * (T * s[:, None] + s[None, :] * T.conj().T)
+    return orthonormal(X + product(X, F)), s, orthonormal(Y + product(Y, G))
+
+
+def orthonormal(Q):
+    """A square matrix that is nearly orthonormal as one that is more so."""
+    return Q - product(Q, product(Q.conj().T, Q) - jnp.eye(len(Q), dtype=Q.dtype)) / 2
+
+
+def product(A, B):
+    """Of small matrices, in all digits."""
+    return jnp.matmul(A, B, precision="highest")
+
+
+def couplings_golub_kahan(spaces, X):
+    """The norms of the residuals Aᴴ U x - V Bᴴ x of the columns x of X; those of A V y - U B y are zero."""
+    last = jax.lax.dynamic_index_in_dim(X, spaces.size - 1, keepdims=False)
+    return spaces.residual * abs(last)

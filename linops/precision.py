@@ -92,6 +92,11 @@ def warn_narrowing(what, source, target):
     _warn(f"{what} is {source} and is narrowed to {target}; {remedy}")
 
 
+def say_uncertain(what, dtype):
+    """Say that what was computed may be all rounding."""
+    _warn(f"{what} are so small that rounding in {dtype} may have made them up: they may be 0; {_FLOAT64}")
+
+
 _FLOAT64 = "build the operator at a float64 point, with float64 enabled in JAX, to compute with all digits"
 
 

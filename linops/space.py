@@ -198,7 +198,9 @@ class Space:
         """
 
         def product(u, v):
-            if any(jax.typeof(v).sharding.spec):  # on an explicit mesh, where a sum says where it lies and vdot does not
+            if any(
+                jax.typeof(v).sharding.spec
+            ):  # on an explicit mesh, where a sum says where it lies and vdot does not
                 return jnp.sum(jnp.conj(u) * v, dtype=self.dtype)
             return jnp.vdot(u, v, precision="highest", preferred_element_type=self.dtype)
 

@@ -21,7 +21,8 @@ LAYERS = [
     ["derivatives.linearized", "derivatives.map", "derivatives.jacobian", "derivatives.hessian",
      "derivatives.gauss_newton", "derivatives.batched"],
     ["blas", "progress", "monitoring", "krylov", "iterate", "saving", "watching", "linalg.records", "linalg.operands",
-     "linalg.lanczos", "linalg.symmetric", "verify.values", "verify.differences", "verify.claims", "verify.report"],
+     "linalg.lanczos", "linalg.symmetric", "linalg.bidiagonal", "linalg.singular", "linalg.growth", "linalg.functions",
+     "verify.values", "verify.differences", "verify.claims", "verify.report"],
     ["cli"],
 ]  # fmt: skip
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}

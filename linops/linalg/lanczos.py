@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from linops.iterate import maybe
 from linops.krylov import Krylov, appended, begin, couplings, expand, projected, row, shrink, with_row
 from linops.precision import real_dtype
 
@@ -103,7 +104,7 @@ class ThickRestart:
         finished = over & (complete | ((state.round > 0) & ~is_wanted)) | ~jnp.isfinite(state.norm)
         full = state.krylov.size + state.krylov.width > self.ncv
         state = state._replace(finished=finished)
-        return _where(~finished & (over | full), lambda state: self._restarted(A, state, look, over), state)
+        return maybe(~finished & (over | full), lambda state: self._restarted(A, state, look, over), state)
 
     def _expanded(self, A, state):
         """The state after as many expansions as come between two looks, and fit."""
@@ -188,7 +189,7 @@ class ThickRestart:
             return Krylov(basis, jnp.where(rows < size, krylov.matrix, 0), size, key)
 
         return state._replace(
-            krylov=_where(over, anew, krylov),
+            krylov=maybe(over, anew, krylov),
             locked=jnp.where(over, size, state.locked),
             values=jnp.where(fresh & over, look.values[chosen], state.values),
             round=state.round + over,
@@ -237,15 +238,6 @@ class ThickRestart:
 
 def _round_length(state):
     return jnp.maximum(SHORTEST_ROUND, state.before // ROUND_SHARE)
-
-
-def _where(condition, change, state):
-    """`change(state)` under a condition, else the state, in its memory: XLA would copy a basis for a branch."""
-
-    def turn(left_and_state):
-        return jnp.zeros((), bool), change(left_and_state[1])
-
-    return jax.lax.while_loop(lambda left_and_state: left_and_state[0], turn, (condition, state))[1]
 
 
 def rounding(A):

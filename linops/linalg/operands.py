@@ -81,9 +81,3 @@ def is_on_one_device(A):
 def marked(rows, known):
     """Rows, as a tree, that are NaN where nothing is known."""
     return jax.tree.map(lambda leaf: jnp.where(known.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, jnp.nan), rows)
-
-
-def no_tangent(leaf):
-    """The tangent of what has no derivative."""
-    is_real = jnp.issubdtype(leaf.dtype, jnp.inexact)
-    return jnp.zeros_like(leaf) if is_real else np.zeros(leaf.shape, jax.dtypes.float0)

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy.sparse.linalg import ArpackNoConvergence
 
@@ -50,16 +51,14 @@ class Record:
         if is_traced(self):
             return f"Record(converged={self.converged!r}, ...)"
         residuals, tolerance = np.ravel(self.residual_norms), np.ravel(self.tolerance)
-        largest = int(np.argmax(residuals / tolerance)) if residuals.size else None
-        against = (
-            ""
-            if largest is None
-            else (f", largest residual {residuals[largest]:.1e} (tolerance {tolerance[largest]:.1e})")
-        )
-        return (
+        text = (
             f"{np.sum(self.converged)} of {np.size(self.converged)} converged: {self.reason}\n"
-            f"  iterations {int(self.iterations)}, products {int(self.matvecs)}{against}"
+            f"  iterations {int(self.iterations)}, products {int(self.matvecs)}"
         )
+        if residuals.size == 0:
+            return text
+        worst = np.argmax(residuals - tolerance)
+        return f"{text}, largest residual {residuals[worst]:.1e} (tolerance {tolerance[worst]:.1e})"
 
 
 class NoConvergence(ArpackNoConvergence):
@@ -75,6 +74,12 @@ class NoConvergence(ArpackNoConvergence):
 
     def __reduce__(self):
         return type(self), (*self.args, self.eigenvalues, self.eigenvectors, self.record)
+
+
+def no_tangent(leaf):
+    """The tangent of what has no derivative, as a record."""
+    is_real = jnp.issubdtype(leaf.dtype, jnp.inexact)
+    return jnp.zeros_like(leaf) if is_real else np.zeros(leaf.shape, jax.dtypes.float0)
 
 
 class Interrupted(NoConvergence, KeyboardInterrupt):

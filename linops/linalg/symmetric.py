@@ -20,7 +20,6 @@ from linops.linalg.operands import (
     fitting,
     is_on_one_device,
     marked,
-    no_tangent,
 )
 from linops.linalg.records import (
     CONVERGED,
@@ -33,6 +32,7 @@ from linops.linalg.records import (
     Interrupted,
     NoConvergence,
     Record,
+    no_tangent,
 )
 from linops.matrix import Diagonal, Identity
 from linops.precision import real_dtype

@@ -200,7 +200,11 @@ def _compiled(program, wanted, donated=0):
             results = program(values[:consts], *values[consts:])
             return [results[i] for i in wanted]
 
-        program.cache[wanted, donated] = jax.jit(run, donate_argnums=range(last - donated, last))
+        passed = {
+            atom for atom in program.graph.outputs if atom in program.graph.inputs
+        }  # these are results as they are
+        given = [i for i in range(last - donated, last) if program.graph.inputs[i - consts] not in passed]
+        program.cache[wanted, donated] = jax.jit(run, donate_argnums=given)
     return program.cache[wanted, donated]
 
 

@@ -1,0 +1,202 @@
+"""f(t A) b from f of the small matrix of a Krylov space, which grows until the result stands still."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+from linops import krylov
+from linops.iterate import compute, iterate, maybe, scope_of
+from linops.linalg.records import no_tangent
+from linops.precision import is_complex
+
+STRIDE = 5  # products between two looks, at least
+FLOOR = 16  # times eps of the norm of the result: less is rounding
+
+
+class _State(NamedTuple):
+    """A Krylov space, the small matrix of all of them so far, and what the result is in them.
+
+    `y` is the part in the spaces before this one, `result` has the coefficients in all of them.
+    """
+
+    space: krylov.Krylov
+    small: jax.Array
+    before: jax.Array  # the size of the spaces before this one
+    y: Any
+    result: jax.Array
+    moved: jax.Array
+    error: jax.Array
+    tolerance: jax.Array
+    norm: jax.Array
+    numbers: tuple
+
+
+@dataclasses.dataclass(frozen=True)
+class Growth:
+    """The Krylov space of b, grown until f of its small matrix, times e1, stands still."""
+
+    f: Callable
+    hermitian: bool
+    capacity: int
+    most: int
+
+    def begin(self, A, b, numbers):
+        space = A.domain
+        norm = space.norm(b)
+        small = jnp.zeros((self.most, self.most), A.dtype)
+        key = jax.random.key(0)
+        grown = krylov.begin(space, self.capacity, jax.tree.map(lambda leaf: leaf[None], b), key)
+        inf = jnp.full((), jnp.inf, norm.dtype)
+        error = jnp.where(norm == 0, 0, inf)
+        before = jnp.zeros((), jnp.int32)
+        return _State(grown, small, before, space.zeros(), small[:, 0], inf, error, 0 * norm, norm, numbers)
+
+    def step(self, A, state):
+        if self.capacity < self.most:
+            state = maybe(state.space.size == self.capacity, lambda state: self._restarted(A, state), state)
+        until = jnp.minimum(self.capacity, state.space.size + jnp.maximum(STRIDE, self.total(state) // 8))
+        grown = jax.lax.while_loop(
+            lambda space: space.size < until, lambda space: krylov.expand(A._mv, A.domain, space), state.space
+        )
+        return self._judged(A, state._replace(space=grown))
+
+    def done(self, A, state):
+        return ~(state.error > state.tolerance) | (self.total(state) >= self.most)
+
+    def product(self, A, state):
+        """What the coefficients stand for."""
+        here = jax.lax.dynamic_slice_in_dim(state.result, state.before, self.capacity)
+        here = krylov.combination(state.space.basis, jnp.pad(here, (0, 1)))
+        return A.domain.add(state.y, here)
+
+    def total(self, state):
+        return state.before + state.space.size
+
+    def _restarted(self, A, state):
+        """With the space of the vector that comes next, and how the one before leads to it in the small matrix."""
+        space, last = state.space, self.capacity - 1
+        after = state.before + self.capacity
+        small = state.small.at[after, after - 1].set(space.matrix[last + 1, last])
+        b = jax.tree.map(lambda leaf: leaf[self.capacity :], space.basis)
+        return state._replace(
+            space=krylov.begin(A.domain, self.capacity, b, space.key),
+            small=small,
+            before=after,
+            y=self.product(A, state),
+        )
+
+    def _judged(self, A, state):
+        """With the result of now, and what its error is likely to be."""
+        _, atol, rtol = state.numbers
+        block = krylov.projected(state.space) if self.hermitian else state.space.matrix[: self.capacity]
+        small = jax.lax.dynamic_update_slice(state.small, block, (state.before, state.before))
+        state = state._replace(small=small)
+        result = self._coefficients(A, state)
+        moved, size = jnp.linalg.norm(result - state.result), jnp.linalg.norm(result)
+        rounding = FLOOR * jnp.finfo(size.dtype).eps * size
+        ratio = moved / state.moved  # of a geometric series
+        still = jnp.where(ratio < 1, moved * jnp.maximum(1, ratio / (1 - ratio)), jnp.inf)
+        error = jnp.where((moved <= rounding) | (moved == 0), moved, still)
+        error = jnp.where(jnp.isnan(moved), jnp.nan, jnp.where(state.space.size == A.shape[0], 0, error))
+        tolerance = jnp.maximum(jnp.maximum(rtol * state.norm, atol), rounding)
+        return state._replace(result=result, moved=moved, error=error, tolerance=tolerance)
+
+    def rounding(self, A, state):
+        """How far the result moves when the small matrix does in its last digits."""
+        small = state.small
+        noise = jax.random.normal(state.space.key, small.shape, small.real.dtype)
+        noise = jnp.finfo(small.dtype).eps * jnp.max(abs(small)) * (noise + noise.T)
+        moved = self._coefficients(A, state._replace(small=small + noise))
+        return jnp.linalg.norm(moved - state.result)
+
+    def _coefficients(self, A, state):
+        """Of the result in the bases: f of the small matrix, times e1 and the norm of b.
+
+        Where the matrix is not in use it has a number of the field of values of A, for which f is made.
+        """
+        places, total = jnp.arange(self.most), self.total(state)
+        used = places < total
+        filled = jnp.diag(jnp.where(used, 0, state.small[0, 0]))
+        small = jnp.where(used[:, None] & used, state.small, filled)
+        column = self.f(state.numbers[0] * small)[:, 0]
+        if is_complex(column.dtype) and not is_complex(A.dtype):
+            raise TypeError(
+                f"f(t A) b of {A!r} has complex numbers, expected real ones of a real operator: take the real part in "
+                "f where that is meant, or make the operator complex, 1j * A for t = -1j"
+            )
+        return jnp.where(used, state.norm.astype(A.dtype) * column, 0).astype(A.dtype)
+
+
+# What it comes to.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Outcome:
+    """The product of the last state, with its error, what that may be, and how many products it took."""
+
+    growth: Growth
+    marked: bool
+
+    def __call__(self, A, state):
+        y = self.growth.product(A, state)
+        rounding, result = self.growth.rounding(A, state), jnp.linalg.norm(state.result)
+        error = jnp.where(
+            rounding <= jnp.sqrt(jnp.finfo(result.dtype).eps) * result, state.error, state.error + rounding
+        )
+        if self.marked:
+            y = jax.tree.map(lambda leaf: jnp.where(error <= state.tolerance, leaf, jnp.nan), y)
+        return y, (error, state.tolerance, self.growth.total(state))
+
+
+@dataclasses.dataclass(frozen=True)
+class Products:
+    """f(t A) b for each of the rows b of a tree."""
+
+    growth: Growth
+    marked: bool  # what is not converged as NaN
+
+    def __call__(self, A, rows, numbers):
+        def one(b):
+            return compute(_Outcome(self.growth, self.marked), A, iterate(self.growth, A, b, numbers))
+
+        count = jax.tree.leaves(rows)[0].shape[0]
+        if self.marked and count > 1:
+            return jax.lax.map(one, rows)
+        with scope_of(A).entered():
+            products = [one(krylov.row(rows, i)) for i in range(count)]
+            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *products)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def differentiable(product, A, rows, numbers):
+    """The products, which are linear in the rows."""
+    return product(A, rows, numbers)
+
+
+def _derivative(product, primals, tangents):
+    A, rows, numbers = primals
+    if not all(isinstance(tangent, SymbolicZero) for tangent in jax.tree.leaves((tangents[0], tangents[2]))):
+        raise TypeError(
+            "a function of an operator times a vector was differentiated in the operator, or in t, where it has no "
+            "derivative here; expected the vector alone to depend on what is differentiated: jax.lax.stop_gradient"
+        )
+    change = jax.lax.custom_linear_solve(  # whose solution has a transpose: the only part of it that is asked for
+        lambda rows: rows,
+        jax.tree.map(_instantiated, tangents[1]),
+        solve=lambda _, rows: product(A, rows, numbers)[0],
+        transpose_solve=lambda _, rows: product(A.T, rows, numbers)[0],
+    )
+    y, errors = product(A, rows, numbers)
+    return (y, errors), (change, jax.tree.map(no_tangent, errors))
+
+
+def _instantiated(tangent):
+    return jnp.zeros(tangent.shape, tangent.dtype) if isinstance(tangent, SymbolicZero) else tangent
+
+
+differentiable.defjvp(_derivative, symbolic_zeros=True)

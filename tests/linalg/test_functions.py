@@ -1,0 +1,146 @@
+"""Functions of operators times vectors against dense SciPy."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+import scipy.sparse.linalg
+from problems import POINT, hessian, normal, scalar
+
+import linops
+from linops.linalg import expm_multiply, funm_multiply_krylov
+
+RNG = np.random.default_rng(0)
+N = 40
+
+
+def orthonormal(n=N):
+    return np.linalg.qr(RNG.normal(size=(n, n)))[0]
+
+
+def of_values(function, X):
+    w, Q = jnp.linalg.eigh(X)
+    return (Q * function(w)) @ Q.conj().T
+
+
+def inverse_sqrt_of_values(w):
+    return 1 / jnp.sqrt(w)
+
+
+sqrt = functools.partial(of_values, jnp.sqrt)
+inverse_sqrt = functools.partial(of_values, inverse_sqrt_of_values)
+expm = jax.scipy.linalg.expm
+
+
+def cube(X):
+    return X @ X @ X - X
+
+
+def phi(X):
+    return jnp.linalg.solve(X, expm(X) - jnp.eye(len(X), dtype=X.dtype))
+
+
+Q = orthonormal()
+POSITIVE = (Q * np.geomspace(0.02, 1, N)) @ Q.T
+COMPLEX = (lambda Z: Z @ np.diag(np.linspace(0.5, 2, N)) @ Z.conj().T)(np.linalg.qr(Q + 1j * orthonormal())[0])
+GENERAL = RNG.normal(size=(N, N)) / 4
+CASES = {
+    "inverse square root": (inverse_sqrt, POSITIVE, {"assume_a": "her"}),
+    "square root": (sqrt, POSITIVE, {"assume_a": "hermitian", "t": 2.0}),
+    "complex square root": (sqrt, COMPLEX, {"assume_a": "her"}),
+    "exponential": (expm, GENERAL, {"t": 0.5}),
+    "complex exponential": (expm, 1j * COMPLEX + GENERAL, {}),
+    "restarts": (expm, GENERAL, {"restart_every_m": 7}),
+    "Hermitian restarts": (expm, POSITIVE, {"restart_every_m": 4, "assume_a": "her", "t": -3.0}),
+    "polynomial": (cube, GENERAL, {}),
+    "phi": (phi, GENERAL, {"assume_a": "gen"}),
+}
+
+
+@pytest.mark.covering("dtype")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("name", CASES)
+def test_functions(name, dtype, x64):
+    f, dense, options = CASES[name]
+    dense = dense.astype(np.result_type(dtype, np.complex64) if np.iscomplexobj(dense) else dtype)
+    b = RNG.normal(size=N).astype(dtype)
+    rtol = 1e-9 if dtype == np.float64 else 1e-5
+    y = funm_multiply_krylov(f, linops.Matrix(dense), b, rtol=rtol, **options)
+    wide = jnp.asarray(dense, np.result_type(dense, np.float64))
+    expected = np.asarray(f(options.get("t", 1.0) * wide)) @ b
+    assert (y.shape, y.dtype) == ((N,), dense.dtype)
+    assert np.linalg.norm(y - expected) <= rtol * np.linalg.norm(b)
+
+
+def test_blocks_trees_and_one_step_of_scipy():
+    H = linops.Hessian(scalar, POINT)
+    dense = hessian(scalar, POINT) * 0.1
+    B = normal((H.shape[0], 2), np.float32)
+    A = 0.1 * H
+    expected = scipy.linalg.expm(dense) @ B
+    np.testing.assert_allclose(expm_multiply(A, B), expected, rtol=2e-4, atol=1e-5)
+    tree = expm_multiply(A, H.domain.unravel(B[:, 0]))
+    np.testing.assert_allclose(H.domain.ravel(tree), expected[:, 0], rtol=2e-4, atol=1e-5)
+    times = {"start": 0.5, "stop": 1.5, "num": 3, "endpoint": False}
+    reference = scipy.sparse.linalg.expm_multiply(dense, B, traceA=np.trace(dense), **times)
+    result = expm_multiply(A, B, **times)
+    assert result.shape == reference.shape
+    np.testing.assert_allclose(result, reference, rtol=5e-4, atol=1e-4)
+
+
+def test_zero_and_eigenvectors():
+    A = linops.Diagonal(np.arange(1, 6, dtype=np.float32))
+    assert not np.any(expm_multiply(A, np.zeros(5, np.float32)))
+    e = np.eye(5, dtype=np.float32)[2]
+    np.testing.assert_allclose(funm_multiply_krylov(sqrt, A, e, assume_a="her"), np.sqrt(3) * e, rtol=1e-5, atol=1e-6)
+
+
+def test_what_did_not_converge():
+    A = linops.Matrix(POSITIVE.astype(np.float32))
+    b = np.ones(N, np.float32)
+    few = functools.partial(funm_multiply_krylov, inverse_sqrt, assume_a="her", restart_every_m=6, max_restarts=1)
+    with pytest.raises(RuntimeError, match="did not converge: the error is about"):
+        few(A, b)
+    assert np.all(np.isnan(jax.jit(few)(A, b)))
+    singular = linops.Diagonal(np.r_[np.zeros(20), np.ones(20)].astype(np.float32))
+    with pytest.raises(RuntimeError, match="f may not be smooth on the spectrum"):
+        funm_multiply_krylov(inverse_sqrt, singular, b, assume_a="her")
+
+
+def test_it_is_linear_in_b_and_refused_in_the_operator():
+    M = GENERAL[:12, :12].astype(np.float32)
+    b = normal(12, np.float32)
+    A = linops.Matrix(M)
+
+    def total(M, b):
+        return jnp.sum(jnp.sin(expm_multiply(linops.Matrix(M), b)))
+
+    expected = jax.grad(lambda b: jnp.sum(jnp.sin(expm(jnp.asarray(M)) @ b)))(b)
+    np.testing.assert_allclose(jax.grad(lambda b: total(M, b))(b), expected, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(jax.grad(total, argnums=1))(M, b), expected, atol=1e-5)
+    change = jax.jvp(lambda b: expm_multiply(A, b), (b,), (b,))[1]
+    np.testing.assert_allclose(change, scipy.linalg.expm(M) @ b, rtol=1e-4, atol=1e-5)
+    with pytest.raises(TypeError, match="differentiated in the operator, or in t"):
+        jax.grad(total)(M, b)
+
+
+def refused():
+    A = linops.Matrix(np.eye(3, dtype=np.float32))
+    b = np.ones(3, np.float32)
+    yield TypeError, "expected an operator of linops", lambda: expm_multiply(np.eye(3), b)
+    yield ValueError, "which leads to another Space", lambda: expm_multiply(linops.Matrix(np.ones((2, 3), "f")), b)
+    yield ValueError, "got assume_a='sym'", lambda: funm_multiply_krylov(expm, A, b, assume_a="sym")
+    yield TypeError, "expected a function of matrices", lambda: funm_multiply_krylov("exp", A, b)
+    yield ValueError, "got max_restarts=0", lambda: funm_multiply_krylov(expm, A, b, max_restarts=0)
+    yield ValueError, "got restart_every_m=0", lambda: funm_multiply_krylov(expm, A, b, restart_every_m=0)
+    root = jax.scipy.linalg.sqrtm
+    yield TypeError, "has complex numbers, expected real ones", lambda: funm_multiply_krylov(root, A, b)
+
+
+@pytest.mark.parametrize(("error", "match", "call"), list(refused()))
+def test_refused(error, match, call):
+    with pytest.raises(error, match=match):
+        call()
