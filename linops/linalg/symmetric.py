@@ -3,13 +3,11 @@
 import dataclasses
 import functools
 import operator
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from linops.algebra.operator import Operator
 from linops.iterate import compute, iterate
 from linops.krylov import rows_of
 from linops.linalg.lanczos import ThickRestart, tolerances
@@ -21,6 +19,7 @@ from linops.linalg.operands import (
     is_on_one_device,
     marked,
 )
+from linops.linalg.problems import inverse_errors, standard_problem
 from linops.linalg.records import (
     CONVERGED,
     LIMIT,
@@ -34,7 +33,6 @@ from linops.linalg.records import (
     Record,
     no_tangent,
 )
-from linops.matrix import Diagonal, Identity
 from linops.precision import real_dtype
 from linops.products import is_traced
 from linops.watching import watched
@@ -155,7 +153,7 @@ def eigsh(
     A = as_square(A, space, "eigsh")
     _require(A, which, Minv, mode, tol)
     k, ncv, maxiter = _counts(A, k, ncv, maxiter)
-    problem = _problem(A, M, sigma, OPinv)
+    problem = standard_problem(A, M, sigma, OPinv)
     key = jax.random.key(0) if key is None else key
     held = None if lock is None else block_of(A.domain, lock, "lock")
     block = _start(problem.operator, v0, key)
@@ -218,7 +216,7 @@ def _require(A, which, Minv, mode, tol):
             "linops.estimate.spectral_density shows how many there are near zero"
         )
     if which not in WHICH:
-        raise ValueError(f"eigsh got which={which!r}, expected one of {', '.join(map(repr, WHICH))}")
+        raise ValueError(f"eigsh got which={which!r}, expected 'LM', 'LA', 'SA' or 'BE'")
     if Minv is not None or mode != "normal":
         raise ValueError(
             f"eigsh got mode={mode!r} and Minv={Minv!r}, expected the mode 'normal' without Minv: M is diagonal here; "
@@ -226,38 +224,6 @@ def _require(A, which, Minv, mode, tol):
         )
     if isinstance(tol, float | int) and not 0 <= tol < 1:
         raise ValueError(f"eigsh got tol={tol}, expected 0 <= tol < 1, relative to each eigenvalue")
-
-
-def _problem(A, M, sigma, OPinv):
-    """The standard problem that it is: operators, and how its pairs become those that are asked for."""
-    if (sigma is None) != (OPinv is None):
-        raise ValueError(
-            f"eigsh got sigma={sigma!r} and OPinv={OPinv!r}, expected both or none of them: OPinv is the operator "
-            "(A - sigma M)^-1"
-        )
-    inverse = None if OPinv is None else as_square(OPinv, A.domain, "eigsh")
-    scale = None
-    if M is not None and not isinstance(M, Identity):
-        entries = _positive_entries(A, M)
-        root, scale = (
-            Diagonal(jax.tree.map(power, entries))._on(A.domain, A.domain) for power in (jnp.sqrt, jax.lax.rsqrt)
-        )
-        A = scale @ A @ scale
-        inverse = None if inverse is None else root @ inverse @ root
-    return _Problem(A.linearize(), None if inverse is None else inverse.linearize(), sigma, scale)
-
-
-def _positive_entries(A, M):
-    """The diagonal of M, as an element of the domain of A."""
-    if not isinstance(M, Diagonal) or M.shape != A.shape:
-        raise TypeError(
-            f"eigsh got M={M!r} for {A!r}, expected a linops.Diagonal of its size, whose inverse is known; for another "
-            "one, scipy.sparse.linalg.lobpcg(A, X, B=M) needs no inverse"
-        )
-    entries = A.domain.unravel(M.domain.ravel(M.entries).astype(A.domain.dtype))
-    if not is_traced(entries) and not all(bool(jnp.all(leaf.real > 0)) for leaf in jax.tree.leaves(entries)):
-        raise ValueError("eigsh got an M with entries that are not positive, expected a positive definite one")
-    return entries
 
 
 def _start(A, v0, key):
@@ -279,20 +245,6 @@ def _capacity(A, k, ncv, width, held):
     return min(n, max(rows, least))
 
 
-class _Problem(NamedTuple):
-    """A standard problem, and how its pairs become those that are asked for."""
-
-    A: Operator
-    inverse: Operator | None  # of A - sigma
-    sigma: jax.Array | None
-    scale: Operator | None  # M^-1/2, by which A was multiplied on both sides
-
-    @property
-    def operator(self):
-        """The one of which extreme pairs are sought."""
-        return self.A if self.inverse is None else self.inverse
-
-
 # What it comes to.
 
 
@@ -309,7 +261,7 @@ class _Result:
         values, wrong = found, jnp.zeros((), bool)
         if problem.inverse is not None:
             values = problem.sigma + 1 / found
-            wrong = jnp.any(_inverse_errors(A, problem.sigma, found, rows) > WRONG)
+            wrong = jnp.any(inverse_errors(A, problem.sigma, found, rows) > WRONG)
         converged = (residuals <= tolerance) & ~wrong
         eps = jnp.finfo(values.dtype).eps
         ends = [
@@ -330,17 +282,6 @@ class _Result:
         if problem.scale is not None:
             rows = jax.vmap(problem.scale._mv)(rows)
         return values, rows, jax.tree.map(lambda leaf: leaf[order] if leaf.ndim else leaf, record)
-
-
-def _inverse_errors(A, sigma, values, rows):
-    """How far OPinv is from (A - sigma)^-1, on each eigenvector: |w (A - sigma) v - v| for OPinv v = w v."""
-
-    def error(pair):
-        w, v = pair
-        back = jax.tree.map(lambda p, u: (w * (p - sigma * u)).astype(u.dtype) - u, A._mv(v), v)
-        return A.domain.norm(back)
-
-    return jax.lax.map(error, (values, rows))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,9 @@ import scipy.linalg
 import scipy.sparse.linalg
 
 import linops
+from linops import saving
 from linops.linalg import NoConvergence, eigsh
+from linops.saving import SavedRun
 
 N = 200
 
@@ -201,7 +203,8 @@ SLOW = functools.partial(eigsh, np.diag(np.arange(N, dtype=np.float32) ** 1.5), 
 
 
 def test_no_convergence_has_what_was_found():
-    with pytest.raises(NoConvergence, match="the limit of iterations was reached") as error:
+    words = "(?s)eigenvalues of .* converged: the limit of iterations was reached; they are in .eigenvalues"
+    with pytest.raises(NoConvergence, match=words) as error:
         SLOW(maxiter=60)
     found = error.value
     assert isinstance(found, scipy.sparse.linalg.ArpackNoConvergence)
@@ -230,7 +233,8 @@ def test_a_run_that_was_stopped_goes_on(tmp_path):
         eigsh(np.diag(np.arange(N, dtype=np.float32) ** 1.5 + 1), k=4, which="SA", ncv=12, save=path)
     with pytest.raises(ValueError, match="is of another run: its algorithm"):
         SLOW(save=path, maxiter=7)
-    path.write_bytes(path.read_bytes()[:-100])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
     with pytest.raises(ValueError, match="is no saved run, or is cut off"):
         SLOW(save=path)
 
@@ -256,9 +260,26 @@ def test_monitors_see_the_products():
         eigsh(limited, k=4, which="SA", ncv=12)
 
 
+def test_files_that_are_not_read(tmp_path, monkeypatch):
+    state = {"basis": jnp.arange(3.0), "key": jax.random.key(1)}
+    run = SavedRun(tmp_path / "run.npz", {"of": "a test"})
+    assert run.read(state) is None
+    run.write(state)
+    found = run.read(state)
+    np.testing.assert_array_equal(found["basis"], state["basis"])
+    np.testing.assert_array_equal(jax.random.key_data(found["key"]), jax.random.key_data(state["key"]))
+    with pytest.raises(ValueError, match="its numbers are not those that were written"):
+        run.read({"basis": jnp.arange(4.0), "key": jax.random.key(1)})
+    monkeypatch.setattr(saving, "VERSION", 2)
+    with pytest.raises(ValueError, match="is of version 1 of saved runs, expected 2"):
+        run.read(state)
+    with pytest.raises(OSError, match="No such file"):
+        SavedRun(tmp_path / "nowhere" / "run.npz", {}).write(state)
+
+
 REFUSED = {
     "which='SM'": ({"which": "SM"}, "Lanczos finds the ends of a spectrum"),
-    "which": ({"which": "XX"}, "eigsh got which='XX', expected one of"),
+    "which": ({"which": "XX"}, "eigsh got which='XX', expected 'LM', 'LA', 'SA' or 'BE'"),
     "k": ({"k": 201}, "expected 1 <= k <= n = 200"),
     "not an integer": ({"k": 2.5}, "expected integers, static in jit"),
     "ncv": ({"ncv": 3}, "eigsh got ncv=3 with k=6"),
