@@ -198,14 +198,19 @@ def main():
 
 def draw(table, path):
     """A panel for each spectrum: the median error of each method against products, and its standard error."""
+    import matplotlib
     from matplotlib.figure import Figure
 
+    matplotlib.rcParams["svg.fonttype"] = "none"  # letters, not their outlines
+    colors = "#0072b2", "#d55e00", "#009e73", "#cc79a7"  # of Okabe and Ito
     figure = Figure(figsize=(9, 5.4), layout="constrained")
     for axes, name in zip(figure.subplots(2, 3, sharex=True).flat, spectra(), strict=True):
-        for method, marker in zip(METHODS, "os^D", strict=True):
-            rows = [table[name, method, products] for products in PRODUCTS]
-            (line,) = axes.loglog(PRODUCTS, [row[0] for row in rows], marker=marker, markersize=4, label=method)
-            axes.loglog(PRODUCTS, [row[1] for row in rows], ":", color=line.get_color())
+        for method, marker, color in zip(METHODS, "os^D", colors, strict=True):
+            error, standard, *_ = zip(*(table[name, method, products] for products in PRODUCTS), strict=True)
+            axes.loglog(PRODUCTS, error, marker=marker, markersize=4, color=color, label=method)
+            axes.loglog(PRODUCTS, standard, ":", color=color)
+        low, high = np.log10(axes.get_ylim())
+        axes.set_ylim(10.0 ** np.floor(low), 10.0 ** np.ceil(high))
         axes.set_title(name, fontsize="medium")
         axes.set_xticks(PRODUCTS, PRODUCTS)
         axes.minorticks_off()
