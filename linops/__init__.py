@@ -19,8 +19,9 @@ from linops.derivatives.batched import batch_hessian as batch_hessian
 from linops.derivatives.batched import batch_jacobian as batch_jacobian
 from linops.verify.report import check as check
 
-from linops import linalg as linalg
 from linops.monitoring import MatvecLimit as MatvecLimit
 from linops.monitoring import monitor as monitor
+from linops import linalg as linalg
+from linops import estimate as estimate
 
 __version__ = "0.1.0"

@@ -23,7 +23,9 @@ LAYERS = [
      "derivatives.gauss_newton", "derivatives.batched"],
     ["blas", "progress", "monitoring", "krylov", "iterate", "saving", "watching", "linalg.records", "linalg.operands",
      "linalg.problems", "linalg.lanczos", "linalg.symmetric", "linalg.bidiagonal", "linalg.singular", "linalg.growth",
-     "linalg.functions", "verify.values", "verify.differences", "verify.claims", "verify.report"],
+     "linalg.functions", "estimate.probes", "estimate.result", "estimate.ranges", "estimate.runs", "estimate.traces",
+     "estimate.diagonals", "estimate.norms", "estimate.quadrature", "estimate.quadratic", "estimate.determinants",
+     "estimate.densities", "verify.values", "verify.differences", "verify.claims", "verify.report"],
     ["cli"],
 ]  # fmt: skip
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}

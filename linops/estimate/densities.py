@@ -1,0 +1,170 @@
+"""The spectral density of a Hermitian operator, by stochastic Lanczos quadrature or the kernel polynomial method."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from linops.estimate.determinants import PROBES, probes_at_once
+from linops.estimate.probes import in_blocks, keys_of, rademacher, unit
+from linops.estimate.quadrature import ends, expanded, gauss, krylov_space
+from linops.estimate.result import mean_of
+from linops.estimate.runs import as_key, operand, require_hermitian, require_whole
+from linops.iterate import compute
+
+METHODS = ("slq", "kpm")
+STEPS = 64
+POINTS = 512
+MARGIN = 4  # widths of smoothing, by which the grid goes beyond the spectrum
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("grid", "density", "band", "width", "matvecs"),
+    meta_fields=(),
+)
+@dataclasses.dataclass(frozen=True)
+class Density:
+    """A spectral density: of integral 1, at the points of `grid`, smoothed by `width`.
+
+    `band` is the standard error at each point, the scatter of the probes; 0 where all eigenvalues were computed. It is
+    one of the smoothed density: `width` is the standard deviation of the Gaussian, or of the kernel in the middle of
+    the spectrum, and what is narrower than that is not seen. `matvecs` is the number of products that it took.
+    """
+
+    grid: jax.Array
+    density: jax.Array
+    band: jax.Array
+    width: jax.Array
+    matvecs: jax.Array
+
+
+def spectral_density(A, key, *, method="slq", grid=None, width=None, steps=STEPS, num_matvecs=None):
+    """The density of the eigenvalues of a Hermitian operator, φ(t) = 1/n Σᵢ δ(t - λᵢ), smoothed.
+
+    `steps` products of Lanczos give for each probe, a vector of entries 1 and -1, nodes and weights of the part of the
+    spectrum that it sees; the density is their mean over probes, of as many as `num_matvecs` products allow, 16 by
+    default. Where the products suffice for all columns of the identity, it is that of all eigenvalues.
+
+    - "slq": a Gaussian of standard deviation `width` at each node (Lin, Saad, Yang 2016), by default as wide as the
+      nodes are apart in the middle of the spectrum.
+    - "kpm": the Chebyshev series of the same nodes and weights, as far as they give its moments exactly, with Jackson's
+      kernel (Weiße, Wellein, Alvermann, Fehske 2006); its width follows from the steps, narrower towards the ends.
+
+    `grid` is an array of points, by default 512 from end to end. It can be a part of a jitted function. An A that does
+    not claim to be Hermitian is a `ValueError`. Many eigenvalues at one point, as thousands of zeros, are one peak
+    there of their weight.
+
+    >>> A = linops.Diagonal(jnp.linspace(-1.0, 1.0, 2000))
+    >>> found = linops.estimate.spectral_density(A, jax.random.key(0))
+    >>> middle = jnp.abs(found.grid) < 0.9
+    >>> bool(jnp.all(jnp.abs(found.density - 0.5) < 0.1, where=middle)), int(found.matvecs)
+    (True, 1024)
+    """
+    require_hermitian(A, "spectral_density")
+    A, columns = operand(A, "spectral_density")
+    if method not in METHODS:
+        raise ValueError(f"spectral_density got method={method!r}, expected one of {', '.join(map(repr, METHODS))}")
+    if width is not None and method == "kpm":
+        raise ValueError(f'spectral_density got width={width!r} with method="kpm", whose width follows from steps=')
+    steps = min(require_whole("spectral_density", steps), A.shape[1])
+    budget = PROBES * steps if num_matvecs is None else require_whole("spectral_density", num_matvecs)
+    key = as_key(key, "spectral_density")
+    if A.shape[1] <= budget:
+        return compute(_Whole(method, steps, columns), A, grid, width)
+    if budget < 2 * steps:
+        raise ValueError(
+            f"spectral_density got num_matvecs={budget}, expected those of two probes at least, {2 * steps} products "
+            f"for steps={steps}"
+        )
+    return compute(_Density(method, steps, budget // steps, probes_at_once(A, columns, steps)), A, key, grid, width)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Density:
+    method: str
+    steps: int
+    probes: int
+    width: int
+
+    def __call__(self, A, key, grid, width):
+        keys = keys_of(key, 0, self.probes)
+        nodes, weights, low, high = in_blocks(functools.partial(self.rule, A), keys, self.width)
+        return smoothed(self.method, self.steps, nodes, weights, jnp.min(low), jnp.max(high), grid, width)
+
+    def rule(self, A, key):
+        start, more = jax.random.split(key)
+        krylov = krylov_space(A, rademacher(A.domain, start), self.steps, more)
+        rule = gauss(expanded(A, krylov, self.steps))
+        return rule.nodes, rule.weights, *ends(rule)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Whole:
+    method: str
+    steps: int
+    width: int
+
+    def __call__(self, A, grid, width):
+        columns = in_blocks(lambda i: A.domain.ravel(A._mv(unit(A.domain, i))), jnp.arange(A.shape[1]), self.width)
+        nodes = jnp.linalg.eigvalsh((columns + columns.conj().T) / 2)
+        weights = jnp.full_like(nodes, 1 / A.shape[1])
+        found = smoothed(self.method, self.steps, nodes[None], weights[None], nodes[0], nodes[-1], grid, width)
+        return dataclasses.replace(found, band=jnp.zeros_like(found.band), matvecs=jnp.int32(A.shape[1]))
+
+
+def smoothed(method, steps, nodes, weights, low, high, grid, width):
+    """The density of nodes and weights, a row for each probe, of a spectrum between two ends."""
+    if width is None:
+        width = _default_width(method, steps, low, high)
+    if grid is None:
+        grid = jnp.linspace(low - MARGIN * width, high + MARGIN * width, POINTS)
+    grid = jnp.asarray(grid, nodes.dtype)
+    if method == "slq":
+        each = jax.lax.map(lambda rule: _gaussians(*rule, grid, width), (nodes, weights))
+    else:
+        each = _chebyshev(steps, nodes, weights, low, high, grid)
+    density, band = mean_of(each)
+    return Density(grid, density, band, jnp.asarray(width, nodes.dtype), jnp.int32(len(nodes) * steps))
+
+
+def _default_width(method, steps, low, high):
+    """In the middle of an interval Chebyshev nodes are π/2 of its length by their number apart; of one, by rounding."""
+    length = jnp.pi / 2 * (high - low) / steps
+    width = length if method == "slq" else length / 2  # Jackson's kernel of 2 steps moments
+    return jnp.maximum(width, 100 * jnp.finfo(width.dtype).eps * jnp.maximum(1e-30, jnp.maximum(abs(low), abs(high))))
+
+
+def _gaussians(nodes, weights, grid, width):
+    bells = jnp.exp(-(((grid[:, None] - nodes) / width) ** 2) / 2)
+    return jnp.matmul(bells, weights, precision="highest") / (width * jnp.sqrt(2 * jnp.pi))
+
+
+def _chebyshev(steps, nodes, weights, low, high, grid):
+    """The series with Jackson's kernel of the moments that Gauss rules give exactly."""
+    count = 2 * steps
+    center = (high + low) / 2
+    half = (
+        jnp.maximum((high - low) / 2, 100 * jnp.finfo(nodes.dtype).eps * jnp.maximum(1e-30, abs(center))) * MARGIN_KPM
+    )
+    j = jnp.arange(count)
+    q = jnp.pi / (count + 1)
+    jackson = ((count - j + 1) * jnp.cos(q * j) + jnp.sin(q * j) / jnp.tan(q)) / (count + 1)
+
+    def angles(t):
+        return jnp.arccos(jnp.clip((t - center) / half, -1, 1))
+
+    def moments(rule):
+        nodes, weights = rule
+        return jnp.matmul(jnp.cos(j[:, None] * angles(nodes)), weights, precision="highest")
+
+    found = jax.lax.map(moments, (nodes, weights))
+    x = (grid - center) / half
+    inside = abs(x) < 1
+    series = jnp.where(j > 0, 2, 1)[:, None] * jackson[:, None] * jnp.cos(j[:, None] * angles(grid))
+    weight = jnp.pi * half * jnp.sqrt(jnp.where(inside, 1 - x**2, 1))
+    return jnp.where(inside, jnp.matmul(found, series, precision="highest") / weight, 0)
+
+
+MARGIN_KPM = 1.02  # of the half length of the spectrum: the series has poles at its ends

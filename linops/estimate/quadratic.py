@@ -1,0 +1,111 @@
+"""The quadratic form of a function of a Hermitian operator, between brackets."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from linops.estimate.quadrature import Rule, bracket, differentiable, expanded, gauss, integral, krylov_space
+from linops.estimate.result import Estimate
+from linops.estimate.runs import DEFAULT_MATVECS, operand, require_hermitian, require_whole
+from linops.iterate import compute
+from linops.products import is_traced
+
+STRIDE = 8  # steps between two looks at the bracket
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("value", "standard_error", "matvecs", "lower", "upper"),
+    meta_fields=(),
+)
+@dataclasses.dataclass(frozen=True)
+class Bracketed(Estimate):
+    """An estimate that is not random, between `lower` and `upper`, from which it is `standard_error` at most."""
+
+    lower: jax.Array
+    upper: jax.Array
+
+
+def quadratic_form(f, A, b, *, bounds=(None, None), rtol=None, num_matvecs=None):
+    """bᴴ f(A) b for a Hermitian A, a function f of real numbers in JAX, elementwise, and a vector or element b.
+
+    By Lanczos, with one product a step: the Gauss rule that the Krylov space of b gives, and the Gauss-Radau rules with
+    one more node, at each of the `bounds` of the spectrum (Golub and Meurant 2010). It ends when the distance of the
+    rules is at most `rtol` of the value, by default some roundings, or after `num_matvecs` products, 100 by default.
+
+    Where the derivatives of f have one sign each on the spectrum, as those of log, exp, 1/x and powers have, and the
+    bounds are true, bᴴ f(A) b lies between the rules, `lower` and `upper`. Without bounds the outermost Ritz values
+    take their place, further by the bounds of their residuals; then the bracket is an estimate of the truncation error.
+
+    It can be a part of a jitted function, and of one that is differentiated, by A, b and what f closes over: with the
+    Krylov space held fixed, which takes once more as many products. A that does not claim to be Hermitian, or a b that
+    does not fit, is a `ValueError`. An f that has no finite value within the spectrum, as log of an A that is not
+    positive definite, gives NaN.
+
+    >>> A = linops.Diagonal(jnp.linspace(1.0, 2.0, 300))
+    >>> found = linops.estimate.quadratic_form(jnp.log, A, jnp.ones(300), bounds=(1.0, 2.0))
+    >>> bool(found.lower - 1e-3 <= jnp.sum(jnp.log(A.entries)) <= found.upper + 1e-3), int(found.matvecs) < 20
+    (True, True)
+    """
+    require_hermitian(A, "quadratic_form")
+    A, width = operand(A, "quadratic_form")
+    most = DEFAULT_MATVECS if num_matvecs is None else require_whole("quadratic_form", num_matvecs)
+    b = A.domain.point(b, "b")
+    eps = float(jnp.finfo(A.domain.dtype).eps)
+    rtol = 10 * eps if rtol is None else rtol
+    if not is_traced(rtol) and not rtol > 0:
+        raise ValueError(f"quadratic_form got rtol={rtol!r}, expected the share of the value that its bracket may be")
+    form = _Form(f, min(most, A.shape[1]), width)
+    return compute(form, A, b, require_bounds(bounds), rtol)
+
+
+def require_bounds(bounds):
+    """The two bounds of a spectrum, as data."""
+    low, high = bounds
+    if not is_traced(bounds) and low is not None and high is not None and not low <= high:
+        raise ValueError(f"got bounds={bounds!r} of the spectrum, expected the lower one first, each a number or None")
+    return low, high
+
+
+class _State(NamedTuple):
+    krylov: object
+    rule: Rule
+    value: jax.Array
+    brackets: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Form:
+    f: Callable
+    most: int
+    width: int
+
+    def __call__(self, A, b, bounds, rtol):
+        fixed, vector = jax.lax.stop_gradient((A, b))
+        begun = krylov_space(fixed, vector, self.most, jax.random.key(0))
+        like = jax.eval_shape(self.step, fixed, bounds, begun)
+        state = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), like)._replace(
+            krylov=begun, brackets=jnp.full_like(like.brackets, jnp.inf)
+        )
+
+        def goes_on(state):
+            error = jnp.max(jnp.abs(state.brackets - state.value))
+            return (state.krylov.size < self.most) & ~(error <= rtol * jnp.abs(state.value))
+
+        state = jax.lax.while_loop(goes_on, lambda state: self.step(fixed, bounds, state.krylov), state)
+        square = A.domain.norm(vector) ** 2
+        value = differentiable(self.f, A, b, state.krylov.basis, state.rule, self.width)
+        rules = square * jnp.append(state.brackets, state.value)
+        error = jnp.max(jnp.abs(rules - jax.lax.stop_gradient(value)))
+        return Bracketed(value, error, state.krylov.size, jnp.min(rules), jnp.max(rules))
+
+    def step(self, A, bounds, krylov):
+        krylov = expanded(A, krylov, STRIDE)
+        rule = gauss(krylov)
+        f = jax.lax.stop_gradient  # what f closes over has no derivative here
+        brackets = f(bracket(self.f, rule, bounds))
+        return _State(krylov, rule, f(integral(self.f, rule.nodes, rule.weights)), brackets)

@@ -1,0 +1,125 @@
+"""Gauss and Gauss-Radau quadrature by Lanczos: what a vector sees of the spectrum of a Hermitian operator.
+
+Golub and Meurant, "Matrices, Moments and Quadrature with Applications", 2010.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from linops.estimate.probes import gram, in_blocks
+from linops.krylov import Krylov, begin, expand
+
+
+class Rule(NamedTuple):
+    """A Gauss rule: `nodes` and `weights` of the measure of a vector of length one, and what made it."""
+
+    nodes: jax.Array
+    weights: jax.Array
+    vectors: jax.Array  # of the tridiagonal matrix, by columns
+    matrix: jax.Array
+    coupling: jax.Array  # to the next vector of the Krylov space
+    size: jax.Array  # of the space; what is beyond stands apart, with no weight
+
+
+def krylov_space(A, b, steps, key):
+    """The Krylov space of a vector, not yet multiplied, for so many steps."""
+    return begin(A.domain, steps, jax.tree.map(lambda leaf: leaf[None], b), key)
+
+
+def expanded(A, krylov, steps):
+    """The space after some steps more, as far as there is memory."""
+    until = jnp.minimum(krylov.size + steps, krylov.capacity)
+    return jax.lax.while_loop(lambda k: k.size < until, functools.partial(expand, A._mv, A.domain), krylov)
+
+
+def gauss(krylov: Krylov):
+    """The Gauss rule of a Krylov space."""
+    places, size = jnp.arange(krylov.capacity), krylov.size
+    diagonal, below = (jnp.real(jnp.diagonal(krylov.matrix, -k)) for k in (0, 1))
+    # Beyond the size stands a number from within the spectrum: f need not be finite elsewhere.
+    matrix = tridiagonal(jnp.where(places < size, diagonal, diagonal[0]), jnp.where(places < size - 1, below, 0)[:-1])
+    nodes, vectors = jnp.linalg.eigh(matrix)
+    return Rule(nodes, vectors[0] ** 2, vectors, matrix, below[size - 1], size)
+
+
+def tridiagonal(diagonal, below):
+    """The symmetric matrix of a diagonal and the one below it."""
+    return jnp.diag(diagonal) + jnp.diag(below, -1) + jnp.diag(below, 1)
+
+
+def ends(rule):
+    """What the spectrum is taken to lie between: the outermost nodes, further by the bounds of their residuals."""
+    residuals = jnp.abs(rule.coupling * rule.vectors[rule.size - 1])
+    low, high = rule.nodes[0], rule.nodes[-1]
+    # A positive one stays positive.
+    return jnp.where(
+        low > 0, low / (1 + residuals[0] / jnp.where(low > 0, low, 1)), low - residuals[0]
+    ), high + residuals[-1]
+
+
+def radau(rule, ends):
+    """The nodes and weights of Gauss-Radau rules, of one node more, with one prescribed at each of the ends."""
+    count, size = len(rule.nodes), rule.size
+    last = rule.vectors[size - 1] ** 2
+
+    def matrix(end):
+        distance = rule.nodes - end
+        solved = jnp.sum(jnp.where(distance == 0, 0, last / jnp.where(distance == 0, 1, distance)))
+        wide = jnp.zeros((count + 1, count + 1), rule.matrix.dtype).at[:count, :count].set(rule.matrix)
+        wide = wide.at[count, count].set(rule.matrix[0, 0]).at[size, size].set(end + rule.coupling**2 * solved)
+        return wide.at[size, size - 1].set(rule.coupling).at[size - 1, size].set(rule.coupling)
+
+    nodes, vectors = jnp.linalg.eigh(jax.vmap(matrix)(jnp.stack(ends)))  # one call of LAPACK, after the one of Gauss
+    return nodes, vectors[:, 0] ** 2
+
+
+def integral(f, nodes, weights):
+    """The sum of f by the weights; where there is none, f may be anything."""
+    values = f(nodes)
+    return jnp.sum(jnp.where(weights > 0, weights * values, 0), axis=-1)
+
+
+def bracket(f, rule, bounds):
+    """The Gauss-Radau values for the two bounds, each where None as the nodes suggest."""
+    taken = [end if bound is None else bound for bound, end in zip(bounds, ends(rule), strict=True)]
+    return integral(f, *radau(rule, [jnp.asarray(end, rule.nodes.dtype) for end in taken]))
+
+
+def differentiable(f, A, b, basis, rule, width):
+    """The value bᴴ V f(T) Vᴴ b for T = Vᴴ A V, with the derivative of that for a fixed V, also by what f closes over.
+
+    Written out, for eigenvectors have no derivative where eigenvalues are equal: that of f(T) is Y (D * Yᴴ dT Y) Yᴴ
+    with the divided differences D of f (Daleckii and Krein).
+    """
+    V = jax.lax.stop_gradient(jax.tree.map(lambda leaf: leaf[:-1], basis))
+    nodes, Y = jax.lax.stop_gradient((rule.nodes, rule.vectors))
+    values = f(nodes)
+    c = Y.T @ gram(A.domain, V, b)
+    change = Y.T @ (projection(width, A, V) @ Y)
+    D = jax.lax.stop_gradient(c.conj()[:, None] * c * divided_differences(f, nodes))
+    return jnp.sum(jnp.abs(c) ** 2 * values) + jnp.real(jnp.sum(D * change))
+
+
+def divided_differences(f, nodes):
+    """(f(s) - f(t)) / (s - t) of all pairs of nodes, and the derivative where they are close."""
+    s, t = nodes[:, None], nodes[None, :]
+    close = jnp.abs(s - t) <= jnp.sqrt(jnp.finfo(nodes.dtype).eps) * jnp.maximum(jnp.abs(s), jnp.abs(t))
+    middle = (s + t) / 2
+    slope = jax.jvp(f, (middle,), (jnp.ones_like(middle),))[1]
+    return jnp.where(close, slope, (f(s) - f(t)) / jnp.where(close, 1, s - t))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def projection(width, A, V):
+    """0, with the derivative of Vᴴ A V by A: products that are made where a derivative is taken, and only there."""
+    return jnp.zeros((len(jax.tree.leaves(V)[0]),) * 2, A.domain.dtype)
+
+
+@projection.defjvp
+def _(width, primals, tangents):
+    A, V = primals
+    project = lambda A: gram(A.domain, V, in_blocks(A._mv, V, width))  # noqa: E731
+    return projection(width, A, V), jax.jvp(project, (A,), (tangents[0],))[1].astype(A.domain.dtype)

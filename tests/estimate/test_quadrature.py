@@ -1,0 +1,211 @@
+"""What Lanczos sees of a spectrum: quadratic forms between brackets, log-determinants, densities."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from processes import in_subprocess
+from scipy.stats import binomtest
+
+import linops
+from linops import estimate
+
+N = 80
+KEY = jax.random.key(0)
+RNG = np.random.default_rng(0)
+Q = np.linalg.qr(RNG.normal(size=(N, N)) + 1j * RNG.normal(size=(N, N)))[0]
+VALUES = np.linspace(1.0, 100.0, N)
+MATRIX = Q * VALUES @ Q.conj().T
+DIRECTION = np.diag(np.linspace(1.0, 2.0, N)) + 0.1 * (Q @ Q.T + (Q @ Q.T).conj().T)
+VECTOR = RNG.normal(size=N) + 1j * RNG.normal(size=N)
+
+
+class Hermitian(linops.Operator):
+    """A matrix that claims to be Hermitian."""
+
+    array: jax.Array
+
+    hermitian = True
+    domain = codomain = property(lambda self: linops.Space.flat(self.array.shape[0], self.array.dtype))
+
+    def _mv(self, v):
+        return self.array @ v
+
+
+def operator(matrix=MATRIX):
+    return Hermitian(jnp.asarray(matrix, jnp.result_type(matrix)))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("f", [jnp.log, jnp.exp], ids=lambda f: f.__name__)
+def test_quadratic_forms_lie_in_their_brackets(f):
+    """With true bounds rigorously; to the tolerance, with fewer products than columns; exact after enough."""
+    matrix = MATRIX / 20 if f is jnp.exp else MATRIX
+    values, vectors = np.linalg.eigh(matrix)
+    true = np.sum(np.abs(vectors.conj().T @ VECTOR) ** 2 * f(values))
+    found = estimate.quadratic_form(f, operator(matrix), VECTOR, bounds=(values[0], values[-1]), num_matvecs=7)
+    assert found.lower <= true <= found.upper
+    assert abs(found.value - true) <= found.standard_error
+    assert int(found.matvecs) == 7
+    for rtol in 1e-3, 1e-11:  # the same program
+        found = estimate.quadratic_form(f, operator(matrix), VECTOR, rtol=rtol)
+        assert int(found.matvecs) < (N / 2 if rtol > 1e-4 else N + 1)
+        np.testing.assert_allclose(found.value, true, rtol=rtol)
+
+
+@pytest.mark.usefixtures("x64")
+def test_derivatives_of_quadratic_forms_and_determinants():
+    """By the operator, the vector and what f closes over, within a jit, with a tolerance; of log det in expectation."""
+
+    def form(t, s):
+        A = operator(MATRIX + t * DIRECTION)
+        return estimate.quadratic_form(lambda x: jnp.log(x + s), A, VECTOR + t, rtol=1e-12).value
+
+    def dense(t, s):
+        b = VECTOR + t
+        values, vectors = np.linalg.eigh(MATRIX + t * DIRECTION)
+        return np.sum(np.abs(vectors.conj().T @ b) ** 2 * np.log(values + s))
+
+    h = 1e-5
+    by_t, by_s = ((dense(*at) - dense(*to)) / (2 * h) for at, to in (((h, 1), (-h, 1)), ((0, 1 + h), (0, 1 - h))))
+    np.testing.assert_allclose(jax.jit(jax.grad(form, (0, 1)))(0.0, 1.0), [by_t, by_s], rtol=1e-5)
+
+    def determinant(t, key):
+        return estimate.logdet(operator(MATRIX + t * DIRECTION), key, steps=16, num_matvecs=16 * 4).value
+
+    slopes = jax.jit(jax.vmap(jax.grad(determinant), (None, 0)))(0.0, jax.random.split(KEY, 100))
+    true = np.trace(np.linalg.solve(MATRIX, DIRECTION)).real
+    assert abs(np.mean(slopes) - true) < 5 * np.std(slopes) / 10
+
+
+@pytest.mark.usefixtures("x64")
+def test_log_determinants_cover_as_they_say():
+    """Of 200 keys, by Ritz values, also where few steps truncate; exact where the products suffice."""
+    A, true = operator(), np.sum(np.log(VALUES))
+    for steps, bounds in (5, (None, None)), (16, (1.0, None)):
+        options = {"steps": steps, "num_matvecs": 8 * steps if steps < 10 else 4 * steps, "bounds": bounds}
+        found = jax.jit(jax.vmap(lambda key: estimate.logdet(A, key, **options)))(jax.random.split(KEY, 200))  # noqa: B023
+        error = np.abs(found.value - true)
+        for times, level in (1, 0.6827), (2, 0.9545):
+            inside = int(np.sum(error <= times * found.standard_error))
+            assert binomtest(inside, 200, level, alternative="less").pvalue > 1e-3
+    exact = estimate.logdet(A, KEY)
+    np.testing.assert_allclose(exact.value, true)
+    assert int(exact.matvecs) == N
+    found = estimate.logdet(A, KEY, steps=8, rtol=0.05)
+    assert found.standard_error <= 0.05 * found.value
+    assert np.isnan(jax.jit(lambda A: estimate.logdet(A, KEY).value)(operator(-MATRIX)))
+    with pytest.raises(FloatingPointError, match="has NaN or Inf: expected finite products, and an operator"):
+        estimate.logdet(operator(-MATRIX), KEY)
+
+
+def semicircle(n):
+    W = np.random.default_rng(1).normal(size=(n, n)).astype(np.float32)
+    return (W + W.T) / np.sqrt(8 * n)
+
+
+@pytest.mark.parametrize("method", ["slq", "kpm"])
+def test_densities(method):
+    """Close to a known law, closer with more; of integral 1; zero eigenvalues by the thousand, and nothing else."""
+    A = operator(semicircle(600))
+    distances = []
+    for steps, probes in (8, 2), (32, 16):
+        found = estimate.spectral_density(A, KEY, method=method, steps=steps, num_matvecs=min(steps * probes, 599))
+        law = 2 / np.pi * np.sqrt(np.maximum(1 - np.asarray(found.grid) ** 2, 0))
+        distances.append(np.trapezoid(np.abs(found.density - law), found.grid))
+        np.testing.assert_allclose(np.trapezoid(found.density, found.grid), 1, atol=0.01)
+    assert distances[1] < min(0.08, distances[0] / 2)
+    zeros = linops.Diagonal(jnp.where(jnp.arange(3000) < 5, jnp.arange(3000) - 2.0, 0.0))
+    for A in zeros, linops.Diagonal(jnp.ones(3000)):
+        found = estimate.spectral_density(A, KEY, method=method, num_matvecs=160, steps=16)
+        peak = found.grid[jnp.argmax(found.density)]
+        assert abs(float(peak) - (A is not zeros)) < 4 * float(found.width)
+        np.testing.assert_allclose(np.trapezoid(found.density, found.grid), 1, atol=0.03)
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_density_of_all_eigenvalues():
+    """Without a band; on a grid and of a width that are given; the same within a jit."""
+    grid = np.linspace(0, 110, 50)
+    found = estimate.spectral_density(operator(), KEY, grid=grid, width=2.0)
+    true = np.mean(np.exp(-(((grid[:, None] - VALUES) / 2) ** 2) / 2), axis=1) / (2 * np.sqrt(2 * np.pi))
+    np.testing.assert_allclose(found.density, true, atol=1e-12)
+    assert int(found.matvecs) == N
+    assert not np.any(found.band)
+    options = {"steps": 8, "num_matvecs": 40}
+    eager = estimate.spectral_density(operator(), KEY, **options)
+    within = jax.jit(lambda A: estimate.spectral_density(A, KEY, **options))(operator())
+    for one, other in zip(jax.tree.leaves(eager), jax.tree.leaves(within), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9)
+
+
+def test_what_is_refused():
+    A, general = linops.Diagonal(jnp.arange(1.0, 41.0)), linops.Matrix(np.ones((3, 3), np.float32))
+    b = jnp.ones(40)
+    for call, error, words in (
+        (lambda: estimate.quadratic_form(jnp.log, general, b), ValueError, "does not claim to be Hermitian"),
+        (lambda: estimate.logdet(general, KEY), ValueError, "does not claim to be Hermitian"),
+        (lambda: estimate.quadratic_form(jnp.log, A, jnp.ones(3)), ValueError, "expected one like"),
+        (
+            lambda: estimate.quadratic_form(jnp.log, A, b, rtol=0),
+            ValueError,
+            "expected the share of the value that its br",
+        ),
+        (
+            lambda: estimate.quadratic_form(jnp.log, A, b, bounds=(2, 1)),
+            ValueError,
+            "expected the lower one first, each",
+        ),
+        (lambda: estimate.logdet(A, KEY, steps=0), ValueError, "expected a whole number of products"),
+        (
+            lambda: estimate.spectral_density(A, KEY, method="fft"),
+            ValueError,
+            "spectral_density got method='fft', expec",
+        ),
+        (
+            lambda: estimate.spectral_density(A, KEY, method="kpm", width=1.0),
+            ValueError,
+            "whose width follows from steps=",
+        ),
+        (
+            lambda: estimate.spectral_density(A, KEY, steps=16, num_matvecs=20),
+            ValueError,
+            "expected those of two probes at least",
+        ),
+    ):
+        with pytest.raises(error, match=words):
+            call()
+
+
+def test_sharded_vectors_stay_where_they_are():
+    """Eight devices: the programs gather no leaf, and the numbers are those of one device."""
+    in_subprocess(
+        "-c",
+        """
+import re
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+import linops
+from linops import estimate
+
+def f(x):
+    return jnp.sum(jnp.cos(x["a"]) * jnp.sin(x["b"])) + jnp.sum(x["a"] ** 4) / 12
+
+x = {"a": jnp.linspace(0, 1, 4096), "b": jnp.linspace(1, 2, 4096)}
+mesh = jax.make_mesh((8,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+there = jax.device_put(x, NamedSharding(mesh, P("i")))
+key = jax.random.key(0)
+for function, options in (
+    (estimate.trace, {"method": "xtrace", "num_matvecs": 16}),
+    (estimate.spectral_density, {"steps": 8, "num_matvecs": 32}),
+):
+    def run(x):
+        return function(linops.Hessian(f, x), key, **options)
+    compiled = jax.jit(run).lower(there).compile()
+    gathered = [int(n) for n in re.findall(r"all-gather[^=]*= \\w+\\[[\\d,]*?(\\d+)\\]", compiled.as_text())]
+    assert not [n for n in gathered if n >= 4096], (function, gathered)
+    for one, other in zip(jax.tree.leaves(run(x)), jax.tree.leaves(compiled(there)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-3, atol=1e-4)
+""",
+        XLA_FLAGS="--xla_force_host_platform_device_count=8",
+    )
