@@ -198,10 +198,10 @@ def main():
 
 def draw(table, path):
     """A panel for each spectrum: the median error of each method against products, and its standard error."""
-    import matplotlib
+    import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    matplotlib.rcParams["svg.fonttype"] = "none"  # letters, not their outlines
+    mpl.rcParams["svg.fonttype"] = "none"  # letters, not their outlines
     colors = "#0072b2", "#d55e00", "#009e73", "#cc79a7"  # of Okabe and Ito
     figure = Figure(figsize=(9, 5.4), layout="constrained")
     for axes, name in zip(figure.subplots(2, 3, sharex=True).flat, spectra(), strict=True):
