@@ -10,7 +10,6 @@ import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from linops.iterate import compute, iterate
 from linops.saving import SavedRun, checksum
@@ -22,8 +21,9 @@ TRIED = 4  # vectors by which an operator is known again
 def watched(algorithm, A, operands, glance, heard=(), callback=None, save=None):
     """The last state of an algorithm, and the `Watch` that saw it.
 
-    `glance`, a function that is code, gives the `Record` of a state. `heard` are the listeners of the operator that a
-    user gave, `callback(record)` says True to stop, and `save` is a path, or a pair of one and seconds.
+    `glance`, a function that is code, gives the record of a state: its `matvecs`, and a `text` for a bar. `heard` are
+    the listeners of the operator that a user gave, `callback(record)` says True to stop, and `save` is a path, or a
+    pair of one and seconds.
     """
     watch = Watch(A, glance, [record for record, _ in heard], callback)
     if not heard and callback is None and save is None:
@@ -65,8 +65,7 @@ class Watch:
     def report(self, record):
         """Tell the monitors how far a run is; True where one has reached its limit."""
         new, self.matvecs = int(record.matvecs) - self.matvecs, int(record.matvecs)
-        text = f"{int(np.sum(record.converged))} of {record.converged.size} converged"
-        return any([monitor.report(new, text) for monitor in self.monitors])  # noqa: C419  each is told
+        return any([monitor.report(new, record.text) for monitor in self.monitors])  # noqa: C419  each is told
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,9 @@ from linops.estimate.quadrature import ends, expanded, gauss, krylov_space
 from linops.estimate.result import mean_of
 from linops.estimate.runs import as_key, operand, require_hermitian, require_whole
 from linops.iterate import compute
+from linops.precision import real_dtype
+from linops.products import is_traced
+from linops.watching import watched
 
 METHODS = ("slq", "kpm")
 STEPS = 64
@@ -40,7 +44,24 @@ class Density:
     matvecs: jax.Array
 
 
-def spectral_density(A, key, *, method="slq", grid=None, width=None, steps=STEPS, num_matvecs=None):
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("probes", "matvecs"), meta_fields=("wanted",))
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How many probes of those wanted have been multiplied."""
+
+    probes: jax.Array
+    matvecs: jax.Array
+    wanted: int
+
+    @property
+    def text(self):
+        """The same in a few words."""
+        return f"{int(self.probes)} of {self.wanted} probes"
+
+
+def spectral_density(
+    A, key, *, method="slq", grid=None, width=None, steps=STEPS, num_matvecs=None, callback=None, save=None
+):
     """The density of the eigenvalues of a Hermitian operator, φ(t) = 1/n Σᵢ δ(t - λᵢ), smoothed.
 
     `steps` products of Lanczos give for each probe, a vector of entries 1 and -1, nodes and weights of the part of the
@@ -52,9 +73,11 @@ def spectral_density(A, key, *, method="slq", grid=None, width=None, steps=STEPS
     - "kpm": the Chebyshev series of the same nodes and weights, as far as they give its moments exactly, with Jackson's
       kernel (Weiße, Wellein, Alvermann, Fehske 2006); its width follows from the steps, narrower towards the ends.
 
-    `grid` is an array of points, by default 512 from end to end. It can be a part of a jitted function. An A that does
-    not claim to be Hermitian is a `ValueError`. Many eigenvalues at one point, as thousands of zeros, are one peak
-    there of their weight.
+    `grid` is an array of points, by default 512 from end to end. It can be a part of a jitted function. Outside of
+    one, `callback(progress)` is called between blocks of probes, with the `probes` and `matvecs` made; where it
+    says True the density is that of the probes so far, as after Ctrl-C. `save`, a path or a pair of one and
+    seconds, is a file from which a run that was stopped goes on. An A that does not claim to be Hermitian is a
+    `ValueError`. Many eigenvalues at one point, as thousands of zeros, are one peak there of their weight.
 
     >>> A = linops.Diagonal(jnp.linspace(-1.0, 1.0, 2000))
     >>> found = linops.estimate.spectral_density(A, jax.random.key(0))
@@ -63,6 +86,7 @@ def spectral_density(A, key, *, method="slq", grid=None, width=None, steps=STEPS
     (True, 1024)
     """
     require_hermitian(A, "spectral_density")
+    listeners = A._listeners()
     A, columns = operand(A, "spectral_density")
     if method not in METHODS:
         raise ValueError(f"spectral_density got method={method!r}, expected one of {', '.join(map(repr, METHODS))}")
@@ -78,26 +102,85 @@ def spectral_density(A, key, *, method="slq", grid=None, width=None, steps=STEPS
             f"spectral_density got num_matvecs={budget}, expected those of two probes at least, {2 * steps} products "
             f"for steps={steps}"
         )
-    return compute(_Density(method, steps, budget // steps, probes_at_once(A, columns, steps)), A, key, grid, width)
+    probing = _Probing(steps, budget // steps, probes_at_once(A, columns, steps))
+    if is_traced((A, key, grid, width)):
+        return _Density(method, probing)(A, key, grid, width)
+    state, watch = watched(probing, A, (key,), probing.progress, listeners, callback, save)
+    known = int(state.count)
+    if known < 2:
+        raise (
+            KeyboardInterrupt
+            if watch.interrupted
+            else ValueError(
+                f"spectral_density was stopped after {known} probes, expected two at least, whose scatter is the band"
+            )
+        )
+    return compute(_Smoothed(method, steps), A, *(a[:known] for a in state[:4]), grid, width)
+
+
+class _Probes(NamedTuple):
+    """Gauss rules of probes, of which so many are there."""
+
+    nodes: jax.Array
+    weights: jax.Array
+    low: jax.Array
+    high: jax.Array
+    count: jax.Array
+    keys: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class _Density:
-    method: str
+class _Probing:
+    """The Gauss rules of some probes, a block of them at a time, as an algorithm for the driver."""
+
     steps: int
     probes: int
     width: int
 
-    def __call__(self, A, key, grid, width):
-        keys = keys_of(key, 0, self.probes)
-        nodes, weights, low, high = in_blocks(functools.partial(self.rule, A), keys, self.width)
-        return smoothed(self.method, self.steps, nodes, weights, jnp.min(low), jnp.max(high), grid, width)
+    def begin(self, A, key):
+        real = real_dtype(A.domain.dtype)
+        rules, numbers = jnp.zeros((self.probes, self.steps), real), jnp.zeros(self.probes, real)
+        return _Probes(rules, rules, numbers, numbers, jnp.zeros((), jnp.int32), keys_of(key, 0, self.probes))
+
+    def step(self, A, state):
+        places = state.count + jnp.arange(min(self.width, self.probes))
+        found = jax.vmap(functools.partial(self.rule, A))(state.keys[places])
+        known = (a.at[places].set(new, mode="drop") for a, new in zip(state[:4], found, strict=True))
+        return _Probes(*known, jnp.minimum(state.count + len(places), self.probes), state.keys)
+
+    def done(self, A, state):
+        return state.count >= self.probes
+
+    def progress(self, A, state):
+        return Progress(state.count, state.count * self.steps, self.probes)
 
     def rule(self, A, key):
         start, more = jax.random.split(key)
         krylov = krylov_space(A, rademacher(A.domain, start), self.steps, more)
         rule = gauss(expanded(A, krylov, self.steps))
         return rule.nodes, rule.weights, *ends(rule)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Density:
+    """The density in one piece, which is differentiable."""
+
+    method: str
+    probing: _Probing
+
+    def __call__(self, A, key, grid, width):
+        keys = keys_of(key, 0, self.probing.probes)
+        rules = in_blocks(functools.partial(self.probing.rule, A), keys, self.probing.width)
+        return _Smoothed(self.method, self.probing.steps)(A, *rules, grid, width)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Smoothed:
+    method: str
+    steps: int
+
+    def __call__(self, A, nodes, weights, low, high, grid, width):
+        return smoothed(self.method, self.steps, nodes, weights, jnp.min(low), jnp.max(high), grid, width)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,14 +47,16 @@ class Record:
         """Why it ended, in words; under jit their place in `linops.linalg.records.REASONS`."""
         return self.code if is_traced(self.code) else REASONS[int(self.code)]
 
+    @property
+    def text(self):
+        """How far a run is, in a few words."""
+        return f"{np.sum(self.converged)} of {np.size(self.converged)} converged"
+
     def __repr__(self):
         if is_traced(self):
             return f"Record(converged={self.converged!r}, ...)"
         residuals, tolerance = np.ravel(self.residual_norms), np.ravel(self.tolerance)
-        text = (
-            f"{np.sum(self.converged)} of {np.size(self.converged)} converged: {self.reason}\n"
-            f"  iterations {int(self.iterations)}, products {int(self.matvecs)}"
-        )
+        text = f"{self.text}: {self.reason}\n  iterations {int(self.iterations)}, products {int(self.matvecs)}"
         if residuals.size == 0:
             return text
         worst = np.argmax(residuals - tolerance)

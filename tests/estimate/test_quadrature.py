@@ -1,5 +1,7 @@
 """What Lanczos sees of a spectrum: quadratic forms between brackets, log-determinants, densities."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -209,3 +211,20 @@ for function, options in (
 """,
         XLA_FLAGS="--xla_force_host_platform_device_count=8",
     )
+
+
+def test_a_density_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("linops.estimate.densities.probes_at_once", lambda *_: 4)
+    A, key, path = linops.Diagonal(np.linspace(-1, 1, 500, dtype=np.float32)), jax.random.key(0), tmp_path / "run.npz"
+    density = functools.partial(linops.estimate.spectral_density, steps=16, num_matvecs=240)
+    whole, monitored, seen = density(A, key), linops.monitor(A, progress=False), []
+    partial = density(A, key, callback=lambda progress: progress.probes >= 8, save=(path, 0))
+    assert (int(partial.matvecs), int(whole.matvecs)) == (192, 240)
+    assert partial.band.mean() > whole.band.mean()
+    for again in (density(A, key, callback=seen.append, save=path), density(monitored, key)):
+        np.testing.assert_array_equal(again.density, whole.density)
+    assert [progress.text for progress in seen] == ["15 of 15 probes"]
+    assert monitored.matvecs == 240
+    monkeypatch.setattr("linops.estimate.densities.probes_at_once", lambda *_: 1)
+    with pytest.raises(ValueError, match="spectral_density was stopped after 1 probes"):
+        density(A, key, callback=lambda progress: True)
