@@ -220,7 +220,6 @@ def test_a_density_that_was_stopped_goes_on(tmp_path, monkeypatch):
     whole, monitored, seen = density(A, key), linops.monitor(A, progress=False), []
     partial = density(A, key, callback=lambda progress: progress.probes >= 8, save=(path, 0))
     assert (int(partial.matvecs), int(whole.matvecs)) == (192, 240)
-    assert partial.band.mean() > whole.band.mean()
     for again in (density(A, key, callback=seen.append, save=path), density(monitored, key)):
         np.testing.assert_array_equal(again.density, whole.density)
     assert [progress.text for progress in seen] == ["15 of 15 probes"]
