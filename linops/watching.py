@@ -19,13 +19,14 @@ SAVE_SECONDS = 60  # between two files, by default
 TRIED = 4  # vectors by which an operator is known again
 
 
-def watched(algorithm, A, operands, glance, heard=(), callback=None, save=None):
+def watched(algorithm, A, operands, glance, heard=(), callback=None, save=None, with_adjoint=False):
     """The last state of an algorithm, and the `Watch` that saw it.
 
     `glance`, a function that is code, gives the `Record` of a state. `heard` are the listeners of the operator that a
     user gave, `callback(record)` says True to stop, and `save` is a path, or a pair of one and seconds.
+    Half of the products are the adjoint's where it is said so.
     """
-    watch = Watch(A, glance, [record for record, _ in heard], callback)
+    watch = Watch(A, glance, [record for record, _ in heard], callback, with_adjoint)
     if not heard and callback is None and save is None:
         return iterate(algorithm, A, *operands), watch
     state = None
@@ -45,8 +46,9 @@ def watched(algorithm, A, operands, glance, heard=(), callback=None, save=None):
 class Watch:
     """What looks at the states of a run: monitors, a callback, a file, and whether Ctrl-C was pressed."""
 
-    def __init__(self, A, glance, monitors, callback):
+    def __init__(self, A, glance, monitors, callback, with_adjoint):
         self.A, self.glance, self.monitors, self.callback = A, glance, monitors, callback
+        self.with_adjoint = with_adjoint
         self.matvecs, self.interrupted = 0, False
         self.saved, self.seconds, self.written = None, SAVE_SECONDS, time.monotonic()
 
@@ -66,7 +68,8 @@ class Watch:
         """Tell the monitors how far a run is; True where one has reached its limit."""
         new, self.matvecs = int(record.matvecs) - self.matvecs, int(record.matvecs)
         text = f"{int(np.sum(record.converged))} of {record.converged.size} converged"
-        return any([monitor.report(new, text) for monitor in self.monitors])  # noqa: C419  each is told
+        adjoint = new // 2 if self.with_adjoint else 0
+        return any([monitor.report(new - adjoint, text, adjoint) for monitor in self.monitors])  # noqa: C419  each is told
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ LAYERS = [
     ["derivatives.linearized", "derivatives.map", "derivatives.jacobian", "derivatives.hessian",
      "derivatives.gauss_newton", "derivatives.batched"],
     ["blas", "progress", "monitoring", "krylov", "iterate", "saving", "watching", "linalg.records", "linalg.operands",
-     "linalg.problems", "linalg.lanczos", "linalg.symmetric", "linalg.bidiagonal", "linalg.singular", "linalg.growth",
+     "linalg.problems", "linalg.runs", "linalg.lanczos", "linalg.symmetric", "linalg.bidiagonal", "linalg.singular", "linalg.growth",
      "linalg.functions", "estimate.probes", "estimate.result", "estimate.ranges", "estimate.runs", "estimate.traces",
      "estimate.diagonals", "estimate.norms", "estimate.quadrature", "estimate.quadratic", "estimate.determinants",
      "estimate.densities", "verify.values", "verify.differences", "verify.claims", "verify.report"],
