@@ -253,15 +253,15 @@ class GolubKahan(NamedTuple):
         return self.matrix.shape[1]
 
 
-def begin_golub_kahan(domain, codomain, capacity, v, key):
-    """The spaces of a vector of the domain: of unit length, and not yet multiplied."""
+def begin_golub_kahan(A, domain, codomain, capacity, v, key):
+    """The spaces of a vector of the domain: of unit length, and not yet multiplied; where A(v) lies is all of it."""
     right = empty(v, capacity + 1)
     unit, _, _ = next_vector(domain, right, v, jax.random.fold_in(key, 0))
     matrix = jnp.zeros((capacity, capacity), codomain.dtype)
     residual = jnp.zeros((), real_dtype(codomain.dtype))
     return GolubKahan(
         with_row(right, 0, unit),
-        empty(codomain.zeros(), capacity),
+        empty(A(unit), capacity),
         matrix,
         residual,
         jnp.zeros((), jnp.int32),
@@ -298,8 +298,9 @@ def restart_golub_kahan(domain, spaces):
     """The spaces as they are, to be expanded from a random vector: what the next one would add is left out."""
     right, size = spaces.right, spaces.size
     fresh, spare, key = jax.random.split(spaces.key, 3)
-    right = with_row(right, size, domain.zeros())
-    unit, _, _ = next_vector(domain, right, domain.draw(fresh), spare)
+    v = row(right, size)
+    right = with_row(right, size, jax.tree.map(jnp.zeros_like, v))
+    unit, _, _ = next_vector(domain, right, _placed(domain.draw(fresh), v), spare)
     return spaces._replace(right=with_row(right, size, unit), key=key)
 
 

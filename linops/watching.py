@@ -18,14 +18,14 @@ SAVE_SECONDS = 60  # between two files, by default
 TRIED = 4  # vectors by which an operator is known again
 
 
-def watched(algorithm, A, operands, glance, heard=(), callback=None, save=None):
+def watched(algorithm, A, operands, glance, heard=(), callback=None, save=None, with_adjoint=False):
     """The last state of an algorithm, and the `Watch` that saw it.
 
     `glance`, a function that is code, gives the record of a state: its `matvecs`, and a `text` for a bar. `heard` are
     the listeners of the operator that a user gave, `callback(record)` says True to stop, and `save` is a path, or a
-    pair of one and seconds.
+    pair of one and seconds. Half of the products are the adjoint's where it is said so.
     """
-    watch = Watch(A, glance, [record for record, _ in heard], callback)
+    watch = Watch(A, glance, [record for record, _ in heard], callback, with_adjoint)
     if not heard and callback is None and save is None:
         return iterate(algorithm, A, *operands), watch
     state = None
@@ -45,8 +45,9 @@ def watched(algorithm, A, operands, glance, heard=(), callback=None, save=None):
 class Watch:
     """What looks at the states of a run: monitors, a callback, a file, and whether Ctrl-C was pressed."""
 
-    def __init__(self, A, glance, monitors, callback):
+    def __init__(self, A, glance, monitors, callback, with_adjoint):
         self.A, self.glance, self.monitors, self.callback = A, glance, monitors, callback
+        self.with_adjoint = with_adjoint
         self.matvecs, self.interrupted = 0, False
         self.saved, self.seconds, self.written = None, SAVE_SECONDS, time.monotonic()
 
@@ -65,7 +66,9 @@ class Watch:
     def report(self, record):
         """Tell the monitors how far a run is; True where one has reached its limit."""
         new, self.matvecs = int(record.matvecs) - self.matvecs, int(record.matvecs)
-        return any([monitor.report(new, record.text) for monitor in self.monitors])  # noqa: C419  each is told
+        adjoint = new // 2 if self.with_adjoint else 0
+        stops = [monitor.report(new - adjoint, record.text, adjoint) for monitor in self.monitors]
+        return any(stops)
 
 
 @contextlib.contextmanager

@@ -2,23 +2,18 @@
 
 import dataclasses
 import functools
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from linops import krylov
-from linops.iterate import compute, iterate, maybe
-from linops.linalg.records import CONVERGED, LIMIT, NOT_FINITE, ROUNDING, STOPPED, Record
+from linops.iterate import maybe
+from linops.linalg.operands import rounding
 
 STRIDE = 5  # expansions between two looks at the singular values of B
 PROBE = 10  # expansions at least from a random start, before nothing new is believed to be there
-
-
-def rounding(A):
-    """What rounding in products with A comes to, relative to the norm of A: of sums of random sign."""
-    return float(jnp.finfo(A.dtype).eps) * (8 + math.sqrt(max(A.shape)) / 4)
+DIGITS = 8  # times eps of the norm, beside sums of random sign: less is rounding
 
 
 # The algorithm.
@@ -40,10 +35,20 @@ class _State(NamedTuple):
     residuals: jax.Array
     phase: jax.Array
     before: jax.Array
-    cycles: jax.Array
+    restarts: jax.Array
     matvecs: jax.Array
     tol: jax.Array
-    maxiter: jax.Array
+
+    @property
+    def norm(self):
+        """The largest singular value seen, NaN where a product was not finite."""
+        finite = jnp.all(jnp.isfinite(self.spaces.matrix)) & jnp.isfinite(self.spaces.residual)
+        return jnp.where(finite, self.values[0], jnp.nan)
+
+    @property
+    def finished(self):
+        """Whether all that is searched for was found, and a random start found no more."""
+        return self.phase == FOUND
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,16 +58,15 @@ class Search:
     wanted: int  # the last ones of those found
     found: int
     capacity: int
+    maxiter: int
     in_place: bool
 
-    def begin(self, A, v, key, tol, maxiter):
-        start, key = jax.random.split(key)
-        v = A.domain.draw(start) if v is None else v
-        spaces = krylov.begin_golub_kahan(A.domain, A.codomain, self.capacity, v, key)
+    def begin(self, A, v, key, tol):
+        spaces = krylov.begin_golub_kahan(A._mv, A.domain, A.codomain, self.capacity, v, key)
         small = jnp.zeros((self.capacity, self.capacity), spaces.matrix.dtype)
         values, zero = jnp.zeros(self.capacity, tol.dtype), jnp.zeros((), jnp.int32)
         phase = jnp.full((), SEARCHING, jnp.int32)
-        return _State(spaces, small, values, small, values + jnp.inf, phase, values[0], zero, zero, tol, maxiter)
+        return _State(spaces, small, values, small, values + jnp.inf, phase, values[0], zero, zero, tol)
 
     def step(self, A, state):
         spaces = self._with_room(A, state)
@@ -73,15 +77,15 @@ class Search:
             spaces,
         )
         matvecs = state.matvecs + 2 * (grown.size - spaces.size)
-        state = state._replace(spaces=grown, matvecs=matvecs, cycles=state.cycles + (grown.size == self.capacity))
+        state = state._replace(spaces=grown, matvecs=matvecs, restarts=state.restarts + (grown.size == self.capacity))
         return self._judged(A, self._looked_at(state))
 
     def done(self, A, state):
-        return (state.phase == FOUND) | (state.cycles >= state.maxiter) | ~_is_finite(state)
+        return state.finished | (state.restarts >= self.maxiter) | ~jnp.isfinite(state.norm)
 
     def tolerance(self, A, state):
         """What residual norms may be, of each value."""
-        return jnp.maximum(state.tol * state.values, rounding(A) * state.values[0])
+        return jnp.maximum(state.tol * state.values, rounding(A, DIGITS) * state.values[0])
 
     def _with_room(self, A, state):
         """The spaces, restarted where they are full, or with a random start where all seems found."""
@@ -131,29 +135,15 @@ class Search:
         )
         return state._replace(phase=phase.astype(jnp.int32), before=jnp.where(claims, total, state.before))
 
+    def estimates(self, A, state):
+        """Bounds of the residuals of the wanted triplets, and what these are compared with."""
+        return self._wanted(state.residuals), self._wanted(self.tolerance(A, state))
 
-def _is_finite(state):
-    return jnp.all(jnp.isfinite(state.spaces.matrix)) & jnp.isfinite(state.spaces.residual)
-
-
-# What it comes to.
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """Triplets of the last state, as they are returned, and the record."""
-
-    search: Search
-    wide: bool
-    trees: bool
-    marked: bool  # what is not converged as NaN
-
-    def __call__(self, A, state):
-        search, spaces = self.search, state.spaces
-        chosen = slice(search.found - search.wanted, search.found)
-        values, tolerance = (a[chosen][::-1] for a in (state.values, search.tolerance(A, state)))
-        left = krylov.rotated(spaces.left, state.left[:, chosen][:, ::-1].T, in_place=False)
-        right = krylov.rotated(spaces.right, _padded(state.right[:, chosen][:, ::-1].T), in_place=False)
+    def finish(self, A, state):
+        """The wanted values, ascending, left and right vectors as rows, residual norms of real products, tolerances."""
+        values, left, right = (self._wanted(a) for a in (state.values, state.left.T, state.right.T))
+        left = krylov.rotated(state.spaces.left, left, in_place=False)
+        right = krylov.rotated(state.spaces.right, jnp.pad(right, ((0, 0), (0, 1))), in_place=False)
 
         def residual(triplet):
             u, s, v = triplet
@@ -162,54 +152,8 @@ class Result:
             return jnp.maximum(A.codomain.norm(forward), A.domain.norm(backward))
 
         residuals = jax.lax.map(residual, (left, values, right)).astype(values.dtype)
-        record = self._record(state, residuals, tolerance)
-        if self.marked:
-            left, values, right = (_marked(rows, record.converged) for rows in (left, values, right))
-        u, v = (right, left) if self.wide else (left, right)
-        return (u, values, v, record) if self.trees else (_rows(u, A.dtype).T, values, _rows(v, A.dtype).conj(), record)
+        return values, (left, right), residuals, self._wanted(self.tolerance(A, state))
 
-    def _record(self, state, residuals, tolerance):
-        converged = residuals <= tolerance
-        ends = [
-            (~_is_finite(state) | ~jnp.all(jnp.isfinite(residuals)), NOT_FINITE),
-            (jnp.all(converged), CONVERGED),
-            (state.phase == FOUND, ROUNDING),
-            (state.cycles >= state.maxiter, LIMIT),
-        ]
-        code = jnp.select([is_so for is_so, _ in ends], [code for _, code in ends], STOPPED).astype(jnp.int32)
-        return Record(converged, code, state.cycles, state.matvecs + 2 * len(residuals), residuals, tolerance)
-
-
-def _padded(rows):
-    """Coefficients for a basis of one vector more."""
-    return jnp.pad(rows, ((0, 0), (0, 1)))
-
-
-def _marked(rows, known):
-    """Rows that are NaN where nothing is known."""
-    return jax.tree.map(lambda leaf: jnp.where(known.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, jnp.nan), rows)
-
-
-def _rows(basis, dtype):
-    """The rows as an array of shape (rows, size)."""
-    leaves = [leaf.reshape(leaf.shape[0], -1).astype(dtype) for leaf in jax.tree.leaves(basis)]
-    return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves, axis=1)
-
-
-def run(result, A, operands, watch=None):
-    return compute(result, A, iterate(result.search, A, *operands, watch=watch))
-
-
-@dataclasses.dataclass(frozen=True)
-class Glance:
-    """The estimates of a state as a record."""
-
-    search: Search
-
-    def __call__(self, A, state):
-        search = self.search
-        chosen = slice(search.found - search.wanted, search.found)
-        residuals, tolerance = (a[chosen][::-1] for a in (state.residuals, search.tolerance(A, state)))
-        converged = residuals <= tolerance
-        code = jnp.where(jnp.all(converged), CONVERGED, STOPPED)
-        return Record(converged, code, state.cycles, state.matvecs, residuals, tolerance)
+    def _wanted(self, rows):
+        """Of rows that descend the wanted ones, ascending."""
+        return rows[self.found - self.wanted : self.found][::-1]

@@ -8,7 +8,6 @@ above all, of which a Krylov space has but one; the last round is the one that f
 """
 
 import dataclasses
-import math
 from typing import NamedTuple
 
 import jax
@@ -16,10 +15,11 @@ import jax.numpy as jnp
 
 from linops.iterate import maybe
 from linops.krylov import Krylov, appended, begin, couplings, expand, projected, row, shrink, with_row
+from linops.linalg.operands import rounding
 from linops.precision import real_dtype
 
 STRIDE = 5  # expansions between two looks at the projected matrix, at least; its cost grows faster than theirs
-ADDED = 0.0  # of a random vector, to the one that a restart goes on with
+RESTARTED = 32  # times eps of the norm: what restarts add to the rounding of products
 SHORTEST_ROUND = 10  # products of a round that looks for what was missed, and at least
 ROUND_SHARE = 5  # one such part of all those before
 FLOOR = 2  # times eps of the norm: less a bound of a residual is not asked to be
@@ -198,9 +198,9 @@ class ThickRestart:
         )
 
     def estimates(self, A, state):
-        """The values of the k most wanted pairs, ascending, of those locked and those not, and bounds of residuals."""
+        """Bounds of the residuals of the k most wanted pairs, and what these are compared with."""
         values, bounds, _ = self._best(A, state)
-        return values, bounds
+        return bounds, tolerances(state.tol, values, state.norm)
 
     def finish(self, A, state):
         """The same pairs, with values and residual norms of real products, one for each.
@@ -215,7 +215,7 @@ class ThickRestart:
             state.krylov.basis,
         )
         values, rows, residuals = jax.lax.map(lambda v: _pair(A, v), rows, batch_size=_divisor(self.k))
-        reached = rounding(A) * jnp.maximum(state.norm, jnp.max(jnp.abs(values)))
+        reached = rounding(A, RESTARTED) * jnp.maximum(state.norm, jnp.max(jnp.abs(values)))
         return values, rows, residuals, jnp.maximum(tolerances(state.tol, values, state.norm), reached)
 
     def _best(self, A, state):
@@ -238,11 +238,6 @@ class ThickRestart:
 
 def _round_length(state):
     return jnp.maximum(SHORTEST_ROUND, state.before // ROUND_SHARE)
-
-
-def rounding(A):
-    """What rounding in products with A comes to, relative to its norm: of sums of random sign, and of restarts."""
-    return float(jnp.finfo(A.domain.dtype).eps) * (32 + math.sqrt(A.domain.size) / 4)
 
 
 def tolerances(tol, values, norm):

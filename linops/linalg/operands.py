@@ -57,10 +57,23 @@ def block_of(space, vectors, what):
     )
 
 
+def start(A, v0, key):
+    """The block to start from, random where none is given; on devices as products of a square operator are."""
+    if v0 is not None:
+        return block_of(A.domain, v0, "v0")
+    v = A.domain.draw(key)
+    if not is_traced((A, v)) and not is_on_one_device(A):
+        product = A.mv(v)
+        v = jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), v, product)
+    return jax.tree.map(lambda leaf: leaf[None], v)
+
+
 def as_columns(space, block):
     """The array of shape (n, k) of a tree of k vectors."""
     with space.scope():
-        rows = [leaf.reshape(leaf.shape[0], -1).astype(space.dtype) for leaf in jax.tree.leaves(block)]
+        rows = [
+            leaf.reshape(len(leaf), math.prod(leaf.shape[1:])).astype(space.dtype) for leaf in jax.tree.leaves(block)
+        ]
         return (rows[0] if len(rows) == 1 else jnp.concatenate(rows, axis=1)).T
 
 
@@ -72,10 +85,22 @@ def fitting(spaces, wanted, least):
     return max(least, min(wanted, memory_budget(BASIS_SHARE) // max(1, size)))
 
 
+def capacity(spaces, k, ncv, wanted, width=1, held=0):
+    """How many rows bases have that find k vectors, in blocks of a width: those that are held included."""
+    least = held + k + width + 1
+    rows = held + ncv if ncv else fitting(spaces, held + wanted, least)
+    return min(max(rows, least), *(space.size for space in spaces))
+
+
 def is_on_one_device(A):
     """Whether all arrays are known to lie on one device; of arrays in a jit nothing is known."""
     leaves = [leaf for leaf in jax.tree.leaves(A) if isinstance(leaf, jax.Array)]
     return not is_traced(A) and all(len(leaf.sharding.device_set) == 1 for leaf in leaves)
+
+
+def rounding(A, more):
+    """What rounding in products with A comes to, relative to its norm: of sums of random sign, and some more eps."""
+    return float(jnp.finfo(A.dtype).eps) * (more + math.sqrt(max(A.shape)) / 4)
 
 
 def marked(rows, known):

@@ -15,9 +15,9 @@ class Problem(NamedTuple):
     """A standard problem, and how its pairs become those that are asked for."""
 
     A: Operator
-    inverse: Operator | None  # of A - sigma
-    sigma: jax.Array | None
-    scale: Operator | None  # M^-1/2, by which A was multiplied on both sides
+    inverse: Operator | None = None  # of A - sigma
+    sigma: jax.Array | None = None
+    scale: Operator | None = None  # M^-1/2, by which A was multiplied on both sides
 
     @property
     def operator(self):

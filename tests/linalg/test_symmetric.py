@@ -192,7 +192,7 @@ def test_eigenvalues_have_derivatives(compiled):
     gradient = jax.grad(largest)
     expected = jax.grad(lambda x: jnp.linalg.eigvalsh(jax.hessian(f)(x))[-2:].sum())(x)
     np.testing.assert_allclose((jax.jit(gradient) if compiled else gradient)(x), expected, rtol=1e-3, atol=1e-4)
-    with pytest.raises(TypeError, match="eigsh was differentiated with eigenvectors"):
+    with pytest.raises(TypeError, match="eigsh was differentiated with vectors"):
         jax.grad(lambda x: eigsh(linops.Hessian(f, x), k=2)[0].sum())(x)
 
 
@@ -280,7 +280,7 @@ def test_files_that_are_not_read(tmp_path, monkeypatch):
 REFUSED = {
     "which='SM'": ({"which": "SM"}, "Lanczos finds the ends of a spectrum"),
     "which": ({"which": "XX"}, "eigsh got which='XX', expected 'LM', 'LA', 'SA' or 'BE'"),
-    "k": ({"k": 201}, "expected 1 <= k <= n = 200"),
+    "k": ({"k": 201}, "expected 1 <= k <= min.* = 200"),
     "not an integer": ({"k": 2.5}, "expected integers, static in jit"),
     "ncv": ({"ncv": 3}, "eigsh got ncv=3 with k=6"),
     "maxiter": ({"maxiter": 0}, "eigsh got maxiter=0, expected at least 1"),
