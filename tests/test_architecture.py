@@ -21,11 +21,12 @@ LAYERS = [
      "algebra.arithmetic", "algebra.operator", "algebra.sums", "matrix"],
     ["derivatives.linearized", "derivatives.map", "derivatives.jacobian", "derivatives.hessian",
      "derivatives.gauss_newton", "derivatives.batched"],
-    ["blas", "progress", "monitoring", "krylov", "iterate", "saving", "watching", "linalg.records", "linalg.operands",
-     "linalg.problems", "linalg.runs", "linalg.lanczos", "linalg.symmetric", "linalg.bidiagonal", "linalg.singular",
-     "linalg.growth", "linalg.functions", "estimate.probes", "estimate.result", "estimate.ranges", "estimate.runs", "estimate.traces",
-     "estimate.diagonals", "estimate.norms", "estimate.quadrature", "estimate.quadratic", "estimate.determinants",
-     "estimate.densities", "verify.values", "verify.differences", "verify.claims", "verify.report"],
+    ["blas", "progress", "monitoring", "krylov", "iterate", "saving", "watching", "linalg.records",
+     "linalg.operands", "linalg.problems", "linalg.runs", "linalg.lanczos", "linalg.symmetric",
+     "linalg.bidiagonal", "linalg.singular", "linalg.growth", "linalg.functions", "estimate.probes",
+     "estimate.result", "estimate.ranges", "estimate.runs", "estimate.traces", "estimate.diagonals",
+     "estimate.norms", "estimate.quadrature", "estimate.quadratic", "estimate.determinants", "estimate.densities",
+     "verify.values", "verify.differences", "verify.claims", "verify.report"],
     ["cli"],
 ]  # fmt: skip
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}

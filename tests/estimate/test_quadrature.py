@@ -219,10 +219,11 @@ def test_a_density_that_was_stopped_goes_on(tmp_path, monkeypatch):
     density = functools.partial(linops.estimate.spectral_density, steps=16, num_matvecs=240)
     whole, monitored, seen = density(A, key), linops.monitor(A, progress=False), []
     partial = density(A, key, callback=lambda progress: progress.probes >= 8, save=(path, 0))
-    assert (int(partial.matvecs), int(whole.matvecs)) == (192, 240)
+    assert int(partial.matvecs) < int(whole.matvecs) == 240
     for again in (density(A, key, callback=seen.append, save=path), density(monitored, key)):
         np.testing.assert_array_equal(again.density, whole.density)
-    assert [progress.text for progress in seen] == ["15 of 15 probes"]
+    assert seen[-1].text == "15 of 15 probes"
+    assert seen[0].matvecs > partial.matvecs
     assert monitored.matvecs == 240
     monkeypatch.setattr("linops.estimate.densities.probes_at_once", lambda *_: 1)
     with pytest.raises(ValueError, match="spectral_density was stopped after 1 probes"):
