@@ -231,7 +231,9 @@ def couplings(krylov, vectors):
     """The norms of the residuals A V y - V (Vᴴ A V) y of the columns y of `vectors`."""
     places = jnp.arange(krylov.matrix.shape[0])
     beyond = jnp.where((places >= krylov.size)[:, None], krylov.matrix, 0)
-    return jnp.linalg.norm(jnp.matmul(beyond, vectors, precision="highest"), axis=0)
+    largest = jnp.max(jnp.abs(beyond))
+    scale = jnp.where(largest > 0, largest, 1)  # squares of small numbers underflow
+    return scale * jnp.linalg.norm(jnp.matmul(beyond / scale, vectors, precision="highest"), axis=0)
 
 
 # Golub and Kahan.

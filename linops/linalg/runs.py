@@ -28,6 +28,7 @@ from linops.precision import real_dtype
 from linops.products import is_traced
 from linops.watching import watched
 
+DTYPES = ("float32", "float64", "complex64", "complex128")
 MOST_RESTARTS = 10  # times n, as in ARPACK
 
 
@@ -48,6 +49,10 @@ def counts(A, k, ncv, maxiter, tol, kind):
         raise TypeError(
             f"{kind.name} got k={k!r}, ncv={ncv!r} and maxiter={maxiter!r}, expected integers, static in jit"
         ) from None
+    if str(A.dtype) not in DTYPES:
+        raise TypeError(
+            f"{kind.name} got {A!r}, expected an operator in {', '.join(DTYPES)}, which LAPACK has: convert its point"
+        )
     n = min(A.shape)
     if not 1 <= k <= n:
         raise ValueError(f"{kind.name} got k={k} for {A!r}, expected 1 <= k <= min(A.shape) = {n}")

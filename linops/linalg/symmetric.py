@@ -132,6 +132,8 @@ def eigsh(
     held = None if lock is None else block_of(A.domain, lock, "lock")
     block = start(problem.operator, v0, key)
     count, width = (0 if vectors is None else rows_of(vectors) for vectors in (held, block))
+    if k + count > A.domain.size:
+        raise ValueError(f"eigsh got k={k} and {count} vectors to lock for {A!r}, expected n = {A.shape[0]} at most")
     rows = capacity([A.domain], k, ncv, max(2 * k + 1, k + MORE), width, count)
     if width > 1 and rows + width > A.domain.size:  # no room for blocks
         block = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0, keepdims=True), block)

@@ -46,7 +46,7 @@ MATRICES = {
     "Laplacian in 2-D": np.kron(laplacian(10), np.eye(20)) + np.kron(np.eye(10), laplacian(20)),
     "Wilkinson": np.diag(np.abs(np.arange(N) - 100.0)) + np.eye(N, k=1) + np.eye(N, k=-1),
     "large": 1e12 * laplacian(N),
-    "small": 1e-12 * laplacian(N),
+    "small": 1e-30 * laplacian(N),
 }
 
 
@@ -303,6 +303,10 @@ def test_what_is_refused(name):
 def test_operators_that_are_refused():
     with pytest.raises(ValueError, match="whose matrix is not Hermitian"):
         eigsh(np.triu(np.ones((N, N), np.float32)))
+    with pytest.raises(TypeError, match="which LAPACK has: convert its point"):
+        eigsh(linops.Diagonal(jnp.ones(N, jnp.bfloat16)))
+    with pytest.raises(ValueError, match="vectors to lock for"):
+        eigsh(np.eye(N, dtype=np.float32), k=3, lock=np.eye(N, dtype=np.float32)[:, 2:])
     with pytest.raises(ValueError, match="expected a square one"):
         eigsh(np.ones((3, 2), np.float32))
     with pytest.raises(TypeError, match="expected an operator of linops, an array of shape"):
