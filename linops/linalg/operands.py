@@ -71,7 +71,9 @@ def start(A, v0, key):
 def as_columns(space, block):
     """The array of shape (n, k) of a tree of k vectors."""
     with space.scope():
-        rows = [leaf.reshape(len(leaf), math.prod(leaf.shape[1:])).astype(space.dtype) for leaf in jax.tree.leaves(block)]
+        rows = [
+            leaf.reshape(len(leaf), math.prod(leaf.shape[1:])).astype(space.dtype) for leaf in jax.tree.leaves(block)
+        ]
         return (rows[0] if len(rows) == 1 else jnp.concatenate(rows, axis=1)).T
 
 
