@@ -6,21 +6,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from linops.algebra.operator import Operator
-from linops.arrays import as_array
-from linops.budget import memory_budget
 from linops.iterate import scope_of
-from linops.linalg.growth import Growth, Products, differentiable
+from linops.krylov import rows_of
+from linops.linalg.growth import Growth, Products, differentiable, together
+from linops.linalg.operands import as_columns, as_square, block_of, fitting
+from linops.linalg.records import NoConvergence
 from linops.precision import is_complex, real_dtype
 from linops.products import is_traced
 
-BASIS_SHARE = 1 / 4  # of memory
 MOST = 400  # vectors of a basis that is not restarted, as many products as SciPy makes at most
 KINDS = {"general": False, "gen": False, "hermitian": True, "her": True}
 
 
 def funm_multiply_krylov(
-    f, A, b, *, assume_a="general", t=1.0, atol=0.0, rtol=1e-6, restart_every_m=None, max_restarts=20
+    f,
+    A,
+    b,
+    *,
+    assume_a="general",
+    t=1.0,
+    atol=0.0,
+    rtol=1e-6,
+    restart_every_m=None,
+    max_restarts=20,
+    space=None,
+    full_output=False,
 ):
     """f(t A) b, from f of the small matrix that A is on a Krylov space, on the device.
 
@@ -28,22 +38,28 @@ def funm_multiply_krylov(
     ----------
     f : callable
         A function of matrices in JAX, as `jax.scipy.linalg.expm`: of a square array, a small one.
-    A : Operator
-        Square, on one Space.
+    A : Operator, array of shape (n, n), or callable
+        Square; a callable is linear on `space`, in JAX.
     b : array or pytree
-        A vector of shape (n,), a block (n, k), whose columns are taken one by one, or an element of the domain.
+        A vector of shape (n,), a block (n, k), whose columns have a Krylov space each, multiplied at once, or an
+        element of the domain, or with a leading axis of k.
     assume_a : {"general", "gen", "hermitian", "her"}
         Hermitian: f is handed a Hermitian matrix, unless the space is restarted.
     t : float
         What A is multiplied by.
     atol, rtol : float
-        The error, as it is estimated, is at most max(rtol |b|, atol), or 16 eps |f(t A) b| where that is more. What
-        rounding in A moves the result by is not in it, unless it takes half of the digits.
+        The error, as it is estimated, is at most max(rtol |b|, atol), or eps (16 + sqrt(n) / 4) |f(t A) b| where that
+        is more: in float32 the default is mostly below it, and less than it is not estimated. What rounding in A moves
+        the result by is not in it, unless it takes half of the digits.
     restart_every_m : int, optional
         How many vectors the basis has, which is then restarted up to `max_restarts` times. By default it is not
         restarted, and has up to 400, as far as n and a fourth of the memory let it.
     max_restarts : int
         How many bases at most.
+    space : Space, optional
+        The Space of a callable A.
+    full_output : bool
+        Return a `Record` as well, whose residual norms are the errors as they are estimated, one for each column.
 
     Returns
     -------
@@ -52,8 +68,8 @@ def funm_multiply_krylov(
 
     Raises
     ------
-    RuntimeError
-        Where the error is not as small.
+    NoConvergence
+        A RuntimeError, where the error is not as small; it has the record.
     TypeError, ValueError
         Where an argument is none of these; where f cannot be traced, or A is differentiated.
 
@@ -74,30 +90,33 @@ def funm_multiply_krylov(
     >>> funm_multiply_krylov(sqrtm, A, np.ones(3, np.float32), assume_a="her").round(4)
     Array([1., 2., 3.], dtype=float32)
     """
-    _require(A, "funm_multiply_krylov")
+    A = as_square(A, space, "funm_multiply_krylov")
     if assume_a not in KINDS:
         raise ValueError(f"funm_multiply_krylov got assume_a={assume_a!r}, expected one of {', '.join(KINDS)}")
     if not callable(f):
         raise TypeError(f"funm_multiply_krylov got f={f!r}, expected a function of matrices")
-    capacity, most = _sizes(A, restart_every_m, max_restarts)
-    plan = Growth(f, KINDS[assume_a], capacity, most)
-    return _applied(plan, A, b, (t, atol, rtol), "funm_multiply_krylov")
+    plan = Growth(f, KINDS[assume_a], *_sizes(A, restart_every_m, max_restarts))
+    y, record = _applied(plan, A.linearize(), block_of(A.domain, b, "b"), (t, atol, rtol), "funm_multiply_krylov")
+    y = _like(A.domain, b, y)
+    return (y, record) if full_output else y
 
 
-def expm_multiply(A, B, start=None, stop=None, num=None, endpoint=None, traceA=None):
+def expm_multiply(A, B, start=None, stop=None, num=None, endpoint=None, traceA=None, *, space=None, full_output=False):
     """exp(A) B, or exp(t A) B at times of which the arguments are those of `numpy.linspace`, on the device.
 
     Parameters
     ----------
-    A : Operator
-        Square, on one Space; nothing is assumed of it but what it claims: of one that is Hermitian the small matrices
-        are.
+    A : Operator, array of shape (n, n), or callable
+        Square; nothing is assumed of it but what it claims: of one that is Hermitian the small matrices are. A callable
+        is linear on `space`, in JAX.
     B : array or pytree
-        A vector (n,), a block (n, k), or an element of the domain.
+        A vector (n,), a block (n, k), or an element of the domain, or with a leading axis of k.
     start, stop, num, endpoint : optional
         The times, of which there are 50 by default.
     traceA : optional
         Is not used: SciPy shifts A by a mean eigenvalue, which a Krylov space has no need of.
+    space, full_output : optional
+        As `funm_multiply_krylov` has them; the errors are those of steps from one time to the next.
 
     Returns
     -------
@@ -106,9 +125,9 @@ def expm_multiply(A, B, start=None, stop=None, num=None, endpoint=None, traceA=N
 
     Raises
     ------
-    RuntimeError
-        Where the error of a step, as it is estimated, is more than 64 eps of what it starts from or comes to, after
-        400 products: more times make shorter steps.
+    NoConvergence
+        A RuntimeError, where the error of a step, as it is estimated, is more than 64 eps of what it starts from or
+        comes to, after 400 products: more times make shorter steps.
     TypeError, ValueError
         Where an argument is none of these, or A is differentiated.
 
@@ -125,15 +144,18 @@ def expm_multiply(A, B, start=None, stop=None, num=None, endpoint=None, traceA=N
            [ 0., -1.],
            [-1.,  0.]], dtype=float32)
     """
-    _require(A, "expm_multiply")
+    A = as_square(A, space, "expm_multiply")
     plan = Growth(jax.scipy.linalg.expm, bool(A.hermitian or (A.symmetric and not is_complex(A.dtype))), *_sizes(A))
-    rtol = 64 * float(jnp.finfo(A.dtype).eps)
+    rtol, linear = 64 * float(jnp.finfo(A.dtype).eps), A.linearize()
 
-    def after(t, B):
-        return _applied(plan, A, B, (t, 0.0, rtol), "expm_multiply")
+    def after(t, block):
+        return _applied(plan, linear, block, (t, 0.0, rtol), "expm_multiply")
 
+    block = block_of(A.domain, B, "B")
     if start is None and stop is None and num is None and endpoint is None:
-        return after(1.0, B)
+        y, record = after(1.0, block)
+        y = _like(A.domain, B, y)
+        return (y, record) if full_output else y
     times, step = np.linspace(
         0 if start is None else start,
         1 if stop is None else stop,
@@ -141,24 +163,16 @@ def expm_multiply(A, B, start=None, stop=None, num=None, endpoint=None, traceA=N
         endpoint=True if endpoint is None else endpoint,
         retstep=True,
     )
-    results = []
+    parts = []
     for i, time in enumerate(times):
-        results.append(after(time, B) if i == 0 else after(step, results[-1]))
+        block, record = after(time if i == 0 else step, block)
+        parts.append((_like(A.domain, B, block), record))
     with scope_of(A).entered():
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+        y, record = together(parts, jnp.stack)
+    return (y, record) if full_output else y
 
 
 # What is asked for.
-
-
-def _require(A, name):
-    if not isinstance(A, Operator):
-        raise TypeError(
-            f"{name} got a {type(A).__name__}, expected an operator of linops: linops.Matrix makes one of a dense "
-            f"array, and scipy.sparse.linalg.{name} takes what NumPy multiplies"
-        )
-    if A.domain.layout != A.codomain.layout:
-        raise ValueError(f"{name} got {A!r}, which leads to another Space, expected one from a Space to itself")
 
 
 def _sizes(A, restart_every_m=None, max_restarts=20):
@@ -166,8 +180,7 @@ def _sizes(A, restart_every_m=None, max_restarts=20):
     if operator.index(max_restarts) < 1:
         raise ValueError(f"funm_multiply_krylov got max_restarts={max_restarts}, expected at least 1")
     if restart_every_m is None:
-        held = int(memory_budget(BASIS_SHARE) // (A.shape[0] * A.dtype.itemsize))
-        capacity = max(1, min(A.shape[0], MOST, held))
+        capacity = fitting([A.domain], min(A.shape[0], MOST), 1)
         return capacity, capacity
     if operator.index(restart_every_m) < 1:
         raise ValueError(f"funm_multiply_krylov got restart_every_m={restart_every_m}, expected at least 1")
@@ -175,43 +188,33 @@ def _sizes(A, restart_every_m=None, max_restarts=20):
     return capacity, capacity * max_restarts
 
 
-def _applied(plan, A, b, numbers, name):
-    """f(t A) b for vectors, blocks and elements of the domain."""
-    real = real_dtype(A.dtype)
-    is_block = (
-        _is_array(b) and jnp.ndim(b) == 2 and jnp.shape(b)[0] == A.shape[0] and A.domain.shapes != (jnp.shape(b),)
-    )
-    is_vector = not is_block and _is_array(b) and jnp.ndim(b) == 1
-    linear = A.linearize()
-    t = numbers[0]
+def _applied(plan, A, block, numbers, name):
+    """f(t A) b for the rows b of a tree, and the record."""
+    real, t = real_dtype(A.dtype), numbers[0]
     with scope_of(A).entered():
-        columns = [A.domain.point(column, "b") for column in as_array(b).T] if is_block else [A.domain.point(b, "b")]
         t = jnp.asarray(t, A.dtype if jnp.iscomplexobj(t) else real)
-        bounds = tuple(jnp.asarray(number, real) for number in numbers[1:])
-        block = jax.tree.map(lambda *leaves: jnp.stack(leaves), *columns)
-    traced = is_traced((A, block, t, bounds))
-    product = Products(plan, marked=traced)
+        numbers = t, *(jnp.asarray(number, real) for number in numbers[1:])
+    traced = is_traced((A, block, numbers))
+    product = Products(plan, traced, at_once=fitting([A.domain] * (plan.capacity + 1), rows_of(block), 1))
     if traced:
-        y, errors = differentiable(product, linear, block, (t, *bounds))
-    else:
-        y, errors = product(linear, block, (t, *bounds))
-        _require_converged(errors, A, name)
-    with scope_of(A).entered():
-        if is_block:
-            return jax.vmap(A.domain.ravel, out_axes=1)(y)
-        y = jax.tree.map(lambda leaf: leaf[0], y)
-        return A.domain.ravel(y) if is_vector else y
-
-
-def _is_array(b):
-    return isinstance(b, np.ndarray | jax.Array)
-
-
-def _require_converged(errors, A, name):
-    error, tolerance, products = (np.asarray(a) for a in errors)
-    if not np.all(error <= tolerance):
-        raise RuntimeError(
-            f"{name} of {A!r} did not converge: the error is about {error.max():.1e} after {products.max()} products, "
-            f"expected at most {tolerance.min():.1e}; f may not be smooth on the spectrum, or takes a larger rtol, "
-            "more restarts or, in time, shorter steps"
+        return differentiable(product, A, block, numbers)
+    y, record = product(A, block, numbers)
+    if not np.all(record.converged):
+        raise NoConvergence(
+            f"{name} of {A!r} did not converge: {record.reason}; the error is about "
+            f"{np.max(record.residual_norms):.1e} after {int(record.matvecs)} products, expected at most "
+            f"{np.min(record.tolerance):.1e}; f may not be smooth on the spectrum, or takes a larger rtol, more "
+            "restarts or, in time, shorter steps",
+            None,
+            None,
+            record,
         )
+    return y, record
+
+
+def _like(space, b, block):
+    """A tree of vectors as the array, the element, or the tree of some that was given."""
+    if isinstance(b, np.ndarray | jax.Array) and b.ndim in (1, 2) and b.shape[0] == space.size:
+        return as_columns(space, block).reshape(b.shape)
+    is_element = jnp.shape(jax.tree.leaves(b)[0]) == space.shapes[0]
+    return jax.tree.map(lambda leaf: leaf[0], block) if is_element else block

@@ -11,17 +11,19 @@ from jax.custom_derivatives import SymbolicZero
 
 from linops import krylov
 from linops.iterate import compute, iterate, maybe, scope_of
-from linops.linalg.records import no_tangent
+from linops.linalg.operands import marked, rounding
+from linops.linalg.records import CONVERGED, LIMIT, NOT_FINITE, ROUNDING, Record, no_tangent
 from linops.precision import is_complex
 
 STRIDE = 5  # products between two looks, at least
-FLOOR = 16  # times eps of the norm of the result: less is rounding
+FLOOR = 16  # times eps of the norm of the result, beside sums of random sign: less is rounding
 
 
 class _State(NamedTuple):
-    """A Krylov space, the small matrix of all of them so far, and what the result is in them.
+    """A Krylov space of each column, the small matrix of all of its spaces so far, and what the result is in them.
 
-    `y` is the part in the spaces before this one, `result` has the coefficients in all of them.
+    `y` is the part in the spaces before this one, `result` has the coefficients in all of them. Of all arrays the first
+    axis is that of columns, which grow together: only sizes are the same for all.
     """
 
     space: krylov.Krylov
@@ -36,27 +38,53 @@ class _State(NamedTuple):
     numbers: tuple
 
 
+AXES = _State(krylov.Krylov(0, 0, None, 0), 0, None, *[0] * 6, None)
+
+
+def _of_columns(function, x, axes, out=0):
+    """What a function makes of each column; of one alone without vmap, in which both branches are computed."""
+    if krylov.rows_of(x) > 1:
+        return jax.vmap(function, in_axes=(axes,), out_axes=out)(x)
+    alone = _along(lambda leaf: leaf[0], axes, x)
+    return _along(lambda leaf: leaf[None], out, function(alone))
+
+
+def _along(change, axes, x):
+    """What has an axis of columns changed, the rest as it is."""
+    return jax.tree.map(
+        lambda axis, part: part if axis is None else jax.tree.map(change, part), axes, x, is_leaf=lambda a: a is None
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Growth:
-    """The Krylov space of b, grown until f of its small matrix, times e1, stands still."""
+    """The Krylov spaces of rows b, grown until f of their small matrices, times e1, stands still."""
 
     f: Callable
     hermitian: bool
     capacity: int
     most: int
 
-    def begin(self, A, b, numbers):
-        space = A.domain
-        norm = space.norm(b)
-        small = jnp.zeros((self.most, self.most), A.dtype)
-        key = jax.random.key(0)
-        grown = krylov.begin(space, self.capacity, jax.tree.map(lambda leaf: leaf[None], b), key)
-        inf = jnp.full((), jnp.inf, norm.dtype)
-        error = jnp.where(norm == 0, 0, inf)
-        before = jnp.zeros((), jnp.int32)
-        return _State(grown, small, before, space.zeros(), small[:, 0], inf, error, 0 * norm, norm, numbers)
+    def begin(self, A, rows, numbers):
+        return _of_columns(lambda b: self._begun(A, b, numbers), rows, 0, AXES)
 
     def step(self, A, state):
+        return _of_columns(lambda state: self._grown(A, state), state, AXES, AXES)
+
+    def done(self, A, state):
+        return jnp.all(_is_done(state)) | (self.total(state) >= self.most)
+
+    def _begun(self, A, b, numbers):
+        norm = A.domain.norm(b)
+        small = jnp.zeros((self.most, self.most), A.dtype)
+        key = jax.random.key(0)
+        grown = krylov.begin(A.domain, self.capacity, jax.tree.map(lambda leaf: leaf[None], b), key)
+        inf = jnp.full((), jnp.inf, norm.dtype)
+        error = jnp.where(norm == 0, 0, inf)
+        y = jax.tree.map(jnp.zeros_like, b)
+        return _State(grown, small, jnp.zeros((), jnp.int32), y, small[:, 0], inf, error, 0 * norm, norm, numbers)
+
+    def _grown(self, A, state):
         if self.capacity < self.most:
             state = maybe(state.space.size == self.capacity, lambda state: self._restarted(A, state), state)
         until = jnp.minimum(self.capacity, state.space.size + jnp.maximum(STRIDE, self.total(state) // 8))
@@ -64,9 +92,6 @@ class Growth:
             lambda space: space.size < until, lambda space: krylov.expand(A._mv, A.domain, space), state.space
         )
         return self._judged(A, state._replace(space=grown))
-
-    def done(self, A, state):
-        return ~(state.error > state.tolerance) | (self.total(state) >= self.most)
 
     def product(self, A, state):
         """What the coefficients stand for."""
@@ -98,15 +123,20 @@ class Growth:
         state = state._replace(small=small)
         result = self._coefficients(A, state)
         moved, size = jnp.linalg.norm(result - state.result), jnp.linalg.norm(result)
-        rounding = FLOOR * jnp.finfo(size.dtype).eps * size
+        floor = rounding(A, FLOOR) * size
         ratio = moved / state.moved  # of a geometric series
         still = jnp.where(ratio < 1, moved * jnp.maximum(1, ratio / (1 - ratio)), jnp.inf)
-        error = jnp.where((moved <= rounding) | (moved == 0), moved, still)
+        error = jnp.where((moved <= floor) | (moved == 0), moved, still)
         error = jnp.where(jnp.isnan(moved), jnp.nan, jnp.where(state.space.size == A.shape[0], 0, error))
-        tolerance = jnp.maximum(jnp.maximum(rtol * state.norm, atol), rounding)
+        tolerance = jnp.maximum(jnp.maximum(rtol * state.norm, atol), floor)
+        found = result, moved, jnp.maximum(error, floor), tolerance
+        before = state.result, state.moved, state.error, state.tolerance
+        result, moved, error, tolerance = (
+            jnp.where(_is_done(state), *pair) for pair in zip(before, found, strict=True)
+        )
         return state._replace(result=result, moved=moved, error=error, tolerance=tolerance)
 
-    def rounding(self, A, state):
+    def noise(self, A, state):
         """How far the result moves when the small matrix does in its last digits."""
         small = state.small
         noise = jax.random.normal(state.space.key, small.shape, small.real.dtype)
@@ -132,44 +162,62 @@ class Growth:
         return jnp.where(used, state.norm.astype(A.dtype) * column, 0).astype(A.dtype)
 
 
+def _is_done(state):
+    """Whether a column stands still; what is not a number stays so."""
+    return ~(state.error > state.tolerance)
+
+
 # What it comes to.
 
 
 @dataclasses.dataclass(frozen=True)
 class _Outcome:
-    """The product of the last state, with its error, what that may be, and how many products it took."""
-
-    growth: Growth
-    marked: bool
-
-    def __call__(self, A, state):
-        y = self.growth.product(A, state)
-        rounding, result = self.growth.rounding(A, state), jnp.linalg.norm(state.result)
-        error = jnp.where(
-            rounding <= jnp.sqrt(jnp.finfo(result.dtype).eps) * result, state.error, state.error + rounding
-        )
-        if self.marked:
-            y = jax.tree.map(lambda leaf: jnp.where(error <= state.tolerance, leaf, jnp.nan), y)
-        return y, (error, state.tolerance, self.growth.total(state))
-
-
-@dataclasses.dataclass(frozen=True)
-class Products:
-    """f(t A) b for each of the rows b of a tree."""
+    """The products of the last state, and the record, with what they are likely to be off by for residual norms."""
 
     growth: Growth
     marked: bool  # what is not converged as NaN
 
-    def __call__(self, A, rows, numbers):
-        def one(b):
-            return compute(_Outcome(self.growth, self.marked), A, iterate(self.growth, A, b, numbers))
+    def __call__(self, A, state):
+        y, noise = _of_columns(lambda state: (self.growth.product(A, state), self.growth.noise(A, state)), state, AXES)
+        size = jnp.linalg.norm(state.result, axis=1)
+        is_noise = noise > jnp.sqrt(jnp.finfo(size.dtype).eps) * size
+        error = jnp.where(is_noise, state.error + noise, state.error)
+        converged = error <= state.tolerance
+        if self.marked:
+            y = marked(y, converged)
+        ends = [(jnp.any(jnp.isnan(error)), NOT_FINITE), (jnp.all(converged), CONVERGED)]
+        ends += [(jnp.all(_is_done(state)), ROUNDING)]
+        code = jnp.select([is_so for is_so, _ in ends], [code for _, code in ends], LIMIT).astype(jnp.int32)
+        restarts, matvecs = state.before // self.growth.capacity, self.growth.total(state) * len(size)
+        return y, Record(converged, code, restarts, matvecs, error, state.tolerance)
 
-        count = jax.tree.leaves(rows)[0].shape[0]
-        if self.marked and count > 1:
-            return jax.lax.map(one, rows)
+
+@dataclasses.dataclass(frozen=True)
+class Products:
+    """f(t A) b for each of the rows b of a tree, some at once."""
+
+    growth: Growth
+    marked: bool
+    at_once: int
+
+    def __call__(self, A, rows, numbers):
+        parts = []
+        for start in range(0, krylov.rows_of(rows), self.at_once):
+            part = jax.tree.map(lambda leaf, start=start: leaf[start : start + self.at_once], rows)
+            parts.append(compute(_Outcome(self.growth, self.marked), A, iterate(self.growth, A, part, numbers)))
         with scope_of(A).entered():
-            products = [one(krylov.row(rows, i)) for i in range(count)]
-            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *products)
+            return parts[0] if len(parts) == 1 else together(parts, jnp.concatenate)
+
+
+def together(parts, join):
+    """Products and records of several runs as one: the worst code, and all products."""
+    codes, iterations, matvecs = (
+        jnp.stack([getattr(record, name) for _, record in parts]) for name in ("code", "iterations", "matvecs")
+    )
+    y, record = jax.tree.map(lambda *leaves: join([jnp.atleast_1d(leaf) for leaf in leaves]), *parts)
+    return y, dataclasses.replace(
+        record, code=jnp.max(codes), iterations=jnp.max(iterations), matvecs=jnp.sum(matvecs, dtype=jnp.int32)
+    )
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -191,8 +239,8 @@ def _derivative(product, primals, tangents):
         solve=lambda _, rows: product(A, rows, numbers)[0],
         transpose_solve=lambda _, rows: product(A.T, rows, numbers)[0],
     )
-    y, errors = product(A, rows, numbers)
-    return (y, errors), (change, jax.tree.map(no_tangent, errors))
+    y, record = product(A, rows, numbers)
+    return (y, record), (change, jax.tree.map(no_tangent, record))
 
 
 def _instantiated(tangent):

@@ -24,6 +24,7 @@ SHORTEST_ROUND = 10  # products of a round that looks for what was missed, and a
 ROUND_SHARE = 5  # one such part of all those before
 FLOOR = 2  # times eps of the norm: less a bound of a residual is not asked to be
 MARGIN = 0.8  # of a tolerance, for bounds: rounding makes residuals of products a little larger
+SYMMETRIC = 0.25  # a power of eps: that far from Hermitian, relative to the norm, is not by rounding
 APART = 16  # times eps of the norm: what eigenvalues differ by that are told from each other
 
 
@@ -55,6 +56,11 @@ class State(NamedTuple):
     found: jax.Array  # of the wanted pairs, how many had converged at the last look
     bound: jax.Array  # the largest residual bound of the wanted pairs then
     finished: jax.Array
+
+    @property
+    def is_symmetric(self):
+        """Whether the matrix may be Hermitian."""
+        return ~(self.asymmetry > jnp.finfo(self.norm.dtype).eps ** SYMMETRIC * self.norm)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +96,8 @@ class ThickRestart:
         )
 
     def done(self, A, state):
-        """Whether a round has found nothing more, or no restart is left."""
-        return state.finished | (state.restarts >= self.maxiter)
+        """Whether a round has found nothing more, no restart is left, or it is no Hermitian problem."""
+        return state.finished | ~state.is_symmetric | (state.restarts >= self.maxiter)
 
     def step(self, A, state):
         """Some expansions and a look; where a round is over, or the basis is full, the next start."""

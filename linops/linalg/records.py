@@ -66,7 +66,8 @@ class Record:
 class NoConvergence(ArpackNoConvergence):
     """Not all that was asked for converged: what did is in `eigenvalues` and `eigenvectors`, the rest in `record`.
 
-    Of `svds` the eigenvalues are singular values, and the eigenvectors a pair of left and right singular vectors.
+    Of `svds` the eigenvalues are singular values, and the eigenvectors a pair of left and right singular vectors; of
+    functions of an operator there are none, both are None.
     """
 
     def __init__(self, message, eigenvalues, eigenvectors, record):

@@ -13,7 +13,6 @@ from linops.linalg.records import NO_INVERSE, NOT_SYMMETRIC
 from linops.linalg.runs import Kind, Outcome, counts, found
 
 WHICH = ("LM", "LA", "SA", "BE")
-SYMMETRIC = 0.25  # a power of eps: that far from Hermitian, relative to the norm, is not by rounding
 MORE = 80  # vectors than pairs, in a basis by default: its size beats every rule of restarts
 WRONG = 0.1  # relative error of OPinv on an eigenvector
 
@@ -174,8 +173,7 @@ class _Pairs(Outcome):
 
     def finish(self, problem, state):
         found, rows, residuals, tolerance = self.algorithm.finish(problem.operator, state)
-        eps = jnp.finfo(found.dtype).eps
-        faults = [(state.asymmetry > eps**SYMMETRIC * state.norm, NOT_SYMMETRIC)]
+        faults = [(~state.is_symmetric, NOT_SYMMETRIC)]
         values = found
         if problem.inverse is not None:
             values = problem.sigma + 1 / found

@@ -35,10 +35,6 @@ inverse_sqrt = functools.partial(of_values, inverse_sqrt_of_values)
 expm = jax.scipy.linalg.expm
 
 
-def cube(X):
-    return X @ X @ X - X
-
-
 def phi(X):
     return jnp.linalg.solve(X, expm(X) - jnp.eye(len(X), dtype=X.dtype))
 
@@ -49,13 +45,11 @@ COMPLEX = (lambda Z: Z @ np.diag(np.linspace(0.5, 2, N)) @ Z.conj().T)(np.linalg
 GENERAL = RNG.normal(size=(N, N)) / 4
 CASES = {
     "inverse square root": (inverse_sqrt, POSITIVE, {"assume_a": "her"}),
-    "square root": (sqrt, POSITIVE, {"assume_a": "hermitian", "t": 2.0}),
-    "complex square root": (sqrt, COMPLEX, {"assume_a": "her"}),
+    "complex square root": (sqrt, COMPLEX, {"assume_a": "hermitian", "t": 2.0}),
     "exponential": (expm, GENERAL, {"t": 0.5}),
     "complex exponential": (expm, 1j * COMPLEX + GENERAL, {}),
     "restarts": (expm, GENERAL, {"restart_every_m": 7}),
     "Hermitian restarts": (expm, POSITIVE, {"restart_every_m": 4, "assume_a": "her", "t": -3.0}),
-    "polynomial": (cube, GENERAL, {}),
     "phi": (phi, GENERAL, {"assume_a": "gen"}),
 }
 
@@ -102,7 +96,7 @@ def test_what_did_not_converge():
     A = linops.Matrix(POSITIVE.astype(np.float32))
     b = np.ones(N, np.float32)
     few = functools.partial(funm_multiply_krylov, inverse_sqrt, assume_a="her", restart_every_m=6, max_restarts=1)
-    with pytest.raises(RuntimeError, match="did not converge: the error is about"):
+    with pytest.raises(RuntimeError, match="did not converge: the limit of iterations was reached; the error is about"):
         few(A, b)
     assert np.all(np.isnan(jax.jit(few)(A, b)))
     singular = linops.Diagonal(np.r_[np.zeros(20), np.ones(20)].astype(np.float32))
@@ -118,10 +112,12 @@ def test_it_is_linear_in_b_and_refused_in_the_operator():
     def total(M, b):
         return jnp.sum(jnp.sin(expm_multiply(linops.Matrix(M), b)))
 
+    def derivatives(M, b):
+        return jax.grad(total, argnums=1)(M, b), jax.jvp(lambda b: expm_multiply(A, b), (b,), (b,))[1]
+
     expected = jax.grad(lambda b: jnp.sum(jnp.sin(expm(jnp.asarray(M)) @ b)))(b)
-    np.testing.assert_allclose(jax.grad(lambda b: total(M, b))(b), expected, atol=1e-5)
-    np.testing.assert_allclose(jax.jit(jax.grad(total, argnums=1))(M, b), expected, atol=1e-5)
-    change = jax.jvp(lambda b: expm_multiply(A, b), (b,), (b,))[1]
+    gradient, change = jax.jit(derivatives)(M, b)
+    np.testing.assert_allclose(gradient, expected, atol=1e-5)
     np.testing.assert_allclose(change, scipy.linalg.expm(M) @ b, rtol=1e-4, atol=1e-5)
     with pytest.raises(TypeError, match="differentiated in the operator, or in t"):
         jax.grad(total)(M, b)
@@ -130,8 +126,8 @@ def test_it_is_linear_in_b_and_refused_in_the_operator():
 def refused():
     A = linops.Matrix(np.eye(3, dtype=np.float32))
     b = np.ones(3, np.float32)
-    yield TypeError, "expected an operator of linops", lambda: expm_multiply(np.eye(3), b)
-    yield ValueError, "which leads to another Space", lambda: expm_multiply(linops.Matrix(np.ones((2, 3), "f")), b)
+    yield TypeError, "expected an operator of linops", lambda: expm_multiply("A", b)
+    yield ValueError, "expected a square one", lambda: expm_multiply(linops.Matrix(np.ones((2, 3), "f")), b)
     yield ValueError, "got assume_a='sym'", lambda: funm_multiply_krylov(expm, A, b, assume_a="sym")
     yield TypeError, "expected a function of matrices", lambda: funm_multiply_krylov("exp", A, b)
     yield ValueError, "got max_restarts=0", lambda: funm_multiply_krylov(expm, A, b, max_restarts=0)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 from problems import POINT, jacobian, values
-from processes import in_subprocess
 
 import linops
 from linops import krylov
@@ -213,28 +212,3 @@ def test_golub_kahan_spaces_are_what_they_say_after_restarts(dtype):
         np.testing.assert_allclose(residuals, krylov.couplings_golub_kahan(spaces, X), atol=1e-4)
         kept = np.arange(8) < 5
         spaces = krylov.shrink_golub_kahan(spaces, X * kept, Y * kept, jnp.int32(5))
-
-
-SHARDED = """
-import jax, jax.numpy as jnp, numpy as np, re
-from jax.sharding import NamedSharding, PartitionSpec as P
-import linops
-from linops.linalg import svds
-from linops.linalg.bidiagonal import Search
-mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
-M = np.random.default_rng(0).normal(size=(40, 64)).astype(np.float32)
-f = lambda x, M: jnp.sin(M[:, :32] @ x["a"]) + M[:, 32:] @ x["b"]
-def values(sharding):
-    x = {"a": jax.device_put(jnp.ones(32), sharding), "b": jax.device_put(jnp.ones(32), sharding)}
-    J = linops.Jacobian(f, x, args=(M,))
-    return svds(J, k=3, ncv=12, trees=True)
-u, s, v = values(NamedSharding(mesh, P("d")))
-_, t, w = values(jax.devices()[0])
-np.testing.assert_allclose(s, t, rtol=1e-5)
-print(v["a"].sharding.spec, len(v["a"].sharding.device_set), v["a"].sharding.is_fully_replicated)
-"""
-
-
-def test_sharded_leaves():
-    said = in_subprocess("-c", SHARDED, XLA_FLAGS="--xla_force_host_platform_device_count=8")
-    assert "8 False" in said, "on eight devices, and not as copies"
