@@ -23,5 +23,6 @@ from linops.monitoring import MatvecLimit as MatvecLimit
 from linops.monitoring import monitor as monitor
 from linops import linalg as linalg
 from linops import estimate as estimate
+from linops.analysis import spectrum as spectrum
 
 __version__ = "0.1.0"

@@ -7,68 +7,246 @@ import importlib.metadata
 import json
 import operator
 import os
+import stat
 import sys
+import sysconfig
+import tempfile
 import time
+import traceback
+import warnings
 
 import jax
 import jax.monitoring
-import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
-from scipy.optimize import minimize
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
+import linops
+from linops.analysis import TOL, spectrum
 from linops.arrays import float64_if
 from linops.blas import one_blas_thread
 from linops.derivatives.hessian import Hessian
+from linops.embedded import digits_problem
+from linops.precision import PrecisionWarning
+from linops.report import SpectrumInterrupted
+
+INTERRUPTED = 130  # as shells have it
+
+
+class CallError(Exception):
+    """What is wrong is how the script was called."""
 
 
 def main(arguments=None):
-    """Run the console script; returns its exit status."""
+    """Run the console script; returns its exit status: 0, 1 where not all converged or an error was said, or 130."""
+    parser, command = _parsers()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return 0
+    if options.k < 1:
+        command.error(f"-k is {options.k}, expected at least 1")
+    if bool(options.target) != bool(options.at):
+        command.error("a target and --at go together: linops spectrum MODULE:FUNCTION --at MODULE:POINT")
+    try:
+        return _spectrum(options)
+    except KeyboardInterrupt:
+        _say("interrupted, before anything was known")
+        return INTERRUPTED
+    except CallError as error:
+        _say(error)
+        return 1
+    except Exception as error:
+        if not _is_of_linops(error):
+            raise
+        _say(error)
+        return 1
+
+
+def _parsers():
     parser = argparse.ArgumentParser(
         prog="linops", description="Matrix-free operators from derivatives of JAX functions."
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {importlib.metadata.version('linops')}")
-    commands = parser.add_subparsers(required=True, metavar="command")
-    spectrum = commands.add_parser(
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    command = commands.add_parser(
         "spectrum",
-        help="extreme Hessian eigenvalues of a scalar JAX function",
-        description="Extreme Hessian eigenvalues of a scalar JAX function at a point, by SciPy's eigsh, with "
-        "residuals. Without a target: a small network trained on scikit-learn's digits, in float64. For your own "
-        "function in float64, set the environment variable JAX_ENABLE_X64=1.",
+        help="the Hessian spectrum of a scalar JAX function",
+        description="The Hessian spectrum of a scalar JAX function at a point: eigenvalues at both ends with their "
+        "residuals; trace, Frobenius norm, share of negative curvature and density with standard errors. Without a "
+        "target: a small network trained on scikit-learn's digits, in float64. For your own function in float64, set "
+        "the environment variable JAX_ENABLE_X64=1. The exit status is 0 where all converged.",
     )
-    spectrum.add_argument("target", nargs="?", metavar="MODULE:FUNCTION", help="a scalar JAX function of a pytree")
-    spectrum.add_argument("--at", metavar="MODULE:POINT", help="the point: a pytree, or a function that returns it")
-    spectrum.add_argument("-k", type=int, default=5, help="how many eigenvalues at each end (default: %(default)s)")
-    spectrum.add_argument("--json", metavar="FILE", help="write the report to a file as well")
-    options = parser.parse_args(arguments)
-    if options.k < 1:
-        spectrum.error(f"-k is {options.k}, expected at least 1")
-    if bool(options.target) != bool(options.at):
-        spectrum.error("a target and --at go together: linops spectrum MODULE:FUNCTION --at MODULE:POINT")
+    command.add_argument("target", nargs="?", metavar="MODULE:FUNCTION", help="a scalar JAX function of a pytree")
+    command.add_argument("--at", metavar="MODULE:POINT", help="the point: a pytree, or a function that returns it")
+    command.add_argument("-k", type=int, default=5, help="how many eigenvalues at each end (default: %(default)s)")
+    command.add_argument("--plot", metavar="FILE", help="draw the density into a file, such as spectrum.png")
+    command.add_argument("--json", metavar="FILE", help="write the report to a file as well")
+    command.add_argument(
+        "--tol", type=float, default=TOL, help="residuals, relative to each eigenvalue (default: %(default)s)"
+    )
+    command.add_argument("--maxiter", type=int, help="how often the Lanczos basis may be filled")
+    command.add_argument("--seed", type=int, default=0, help="of what is random (default: %(default)s)")
+    return parser, command
+
+
+def _spectrum(options):
+    """Find, show and write; the exit status."""
+    _require_plots(options.plot)
     compilations = _listen_to_compilations()
-    try:
-        with _writable(options.json) as file, float64_if(not options.target), one_blas_thread():
-            title, f, x = _user_problem(options) if options.target else digits_problem()
-            report = {"title": title, **extreme_eigenvalues(f, x, options.k, compilations)}
-            print(format_report(report))
-            if file:
-                file.write(json.dumps(report, indent=2) + "\n")
-    except (ImportError, AttributeError, TypeError, ValueError, FloatingPointError, OSError) as error:
-        print(f"linops: {error}", file=sys.stderr)
-        return 1
-    return 0 if report["converged"] else 1
+    start = time.perf_counter()
+    with (
+        _replaced(options.json) as json_path,
+        _replaced(options.plot) as plot_path,
+        float64_if(not options.target),
+        one_blas_thread(),
+    ):
+        title, f, x = _user_problem(options) if options.target else digits_problem()
+        H = _hessian(f, x)
+        try:
+            key = jax.random.key(options.seed)
+            report = spectrum(H, options.k, key=key, tol=options.tol, maxiter=options.maxiter, progress=True)
+        except SpectrumInterrupted as interrupt:
+            _show(f"Hessian of {title}\n{interrupt.report}")
+            _say("interrupted; no file was written" if options.json or options.plot else "interrupted")
+            return INTERRUPTED
+        cost = {
+            "seconds": time.perf_counter() - start,
+            "compilations": len(compilations),
+            "seconds_compiling": sum(compilations),
+        }
+        _show(
+            f"Hessian of {title}\n{report}\n\n  {cost['seconds']:.1f} s on {report.device}, "
+            f"{cost['compilations']} compilations of {cost['seconds_compiling']:.1f} s in it"
+        )
+        if json_path:
+            with open(json_path, "w") as file:
+                json.dump({"title": title, **report.to_dict(), **cost}, file, indent=2, allow_nan=False)
+                file.write("\n")
+        if plot_path:
+            report.plot(plot_path)
+    return 0 if report.converged else 1
 
 
-def _writable(path):
-    """A file to write, opened before any work is done, or a context without one."""
-    return open(path, "w") if path else contextlib.nullcontext()
+# What the user names.
 
 
 def _user_problem(options):
     """The name, the function and the point that a user gives."""
-    x = _load(options.at)
-    return options.target, _load(options.target), x() if callable(x) else x
+    f, x = _load(options.target), _load(options.at)
+    if not callable(f):
+        raise CallError(f"{options.target} is {type(f).__name__}, expected a function")
+    return options.target, f, x() if callable(x) else x
+
+
+def _load(name):
+    """The attribute that MODULE:ATTRIBUTE names; modules of the current folder are found too."""
+    module, _, attribute = name.rpartition(":")
+    as_module = (module or name).removesuffix(".py").replace(os.sep, ".").strip(".")
+    if not module or not attribute or module.endswith(".py") or os.sep in module:
+        example = f"{as_module}:{attribute if module and attribute else 'loss'}"
+        raise CallError(f"got {name!r}, expected MODULE:ATTRIBUTE, as Python imports it, such as {example}")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        loaded = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # one that the user's module imports
+        raise CallError(f"{error}, looked for in {os.getcwd()} and where Python looks") from None
+    try:
+        return operator.attrgetter(attribute)(loaded)
+    except AttributeError as error:
+        raise CallError(error) from None
+
+
+def _hessian(f, x):
+    """The Hessian; float64 that is asked for and not had is said."""
+    dtypes = {np.dtype(getattr(leaf, "dtype", type(leaf))) for leaf in jax.tree.leaves(x)}
+    enabled, wide = jax.config.jax_enable_x64, any(dtype in (np.float64, np.complex128) for dtype in dtypes)
+    if wide and not enabled:
+        _say("the point is in float64, and float32 is what is computed in: set JAX_ENABLE_X64=1 for float64")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PrecisionWarning)
+            return Hessian(f, x)
+    if enabled and not wide:
+        _say("float64 is enabled, but the point is not in float64, and what is computed in is what the point is in")
+    return Hessian(f, x)
+
+
+# Files.
+
+
+def _require_plots(path):
+    """Refuse a figure that could not be written in the end."""
+    if path is None:
+        return
+    try:
+        from linops.plot import FORMATS
+    except ImportError:
+        raise CallError("--plot needs Matplotlib, which is not installed: pip install 'linops[plot]'") from None
+    if os.path.splitext(path)[1][1:].lower() not in FORMATS:
+        raise CallError(f"got --plot {path}, expected a name that ends as one of .{', .'.join(FORMATS)}")
+
+
+@contextlib.contextmanager
+def _replaced(path):
+    """A new file in the same folder, which takes the place of `path` at the end, if something was written to it."""
+    if path is None or (os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)):
+        yield path  # or a device, or a pipe
+        return
+    target = os.path.realpath(path)
+    if os.path.isdir(target):
+        raise CallError(f"{path} is a folder, expected a file")
+    try:
+        handle, temporary = tempfile.mkstemp(
+            prefix=".", suffix=os.path.splitext(target)[1], dir=os.path.dirname(target)
+        )
+    except OSError as error:
+        raise CallError(f"{path} cannot be written: {error.strerror}") from None
+    os.close(handle)
+    try:
+        yield temporary
+        if os.path.getsize(temporary):
+            os.chmod(temporary, _mode(target))
+            os.replace(temporary, target)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def _mode(path):
+    """The permissions of a file, or of a new one."""
+    with contextlib.suppress(FileNotFoundError):
+        return stat.S_IMODE(os.stat(path).st_mode)
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
+# What is said.
+
+
+def _show(text):
+    """Print to stdout, in silence where nobody reads it."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes in the end goes there
+
+
+def _say(text):
+    print(f"linops: {text}", file=sys.stderr)
+
+
+def _is_of_linops(error):
+    """Whether linops raised it, and no code of the user's was on the way: then its message says all."""
+    ours, theirs = (os.path.dirname(package.__file__) for package in (linops, jax))
+    standard = sysconfig.get_path("stdlib")
+
+    def is_no_user(file):
+        return file.startswith((ours, theirs)) or (file.startswith(standard) and "site-packages" not in file)
+
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    return files[-1].startswith(ours) and all(map(is_no_user, files))
 
 
 def _listen_to_compilations():
@@ -81,128 +259,3 @@ def _listen_to_compilations():
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     return compilations
-
-
-def extreme_eigenvalues(f, x, k, compilations):
-    """The k largest and k smallest Hessian eigenvalues with residuals, and what they cost, as a dict for JSON."""
-    H = Hessian(f, x)
-    n = H.shape[0]
-    v0 = np.random.default_rng(0).normal(size=n).astype(H.dtype)
-    H @ v0
-    counted = _Counted(H)
-    ends, converged = {}, True
-    for name, which in (("largest", "LA"), ("smallest", "SA")):
-        try:
-            pairs = _eigenpairs(counted, k, which, v0)
-        except ArpackNoConvergence as error:
-            pairs, converged = (error.eigenvalues, error.eigenvectors), False
-        ends[name] = [
-            {"eigenvalue": float(value), "residual": float(np.linalg.norm(H @ vector - value * vector))}
-            for value, vector in sorted(
-                zip(pairs[0], pairs[1].T, strict=True), key=lambda p: p[0], reverse=which == "LA"
-            )
-        ]
-    return {
-        "n": n,
-        "dtype": str(H.dtype),
-        "device": str(jax.devices()[0]),
-        "converged": converged,
-        "products": len(counted.seconds),
-        "seconds_per_product": float(np.median(counted.seconds)),
-        "compilations": len(compilations),
-        "seconds_compiling": sum(compilations),
-        **ends,
-    }
-
-
-def _eigenpairs(A, k, which, v0):
-    n = A.shape[0]
-    if n > 3 * k:
-        return eigsh(A, k=k, which=which, v0=v0)
-    values, vectors = np.linalg.eigh(A @ np.eye(n, dtype=A.dtype))  # too small for Lanczos: all of them, densely
-    chosen = slice(max(n - k, n // 2), None) if which == "LA" else slice(min(k, n // 2))
-    return values[chosen], vectors[:, chosen]
-
-
-class _Counted(LinearOperator):
-    """An operator that times its products."""
-
-    def __init__(self, operator):
-        super().__init__(operator.dtype, operator.shape)
-        self._operator = operator
-        self.seconds = []
-
-    def _matvec(self, v):
-        start = time.perf_counter()
-        product = self._operator.matvec(v)
-        self.seconds.append(time.perf_counter() - start)
-        return product
-
-    _rmatvec = _matvec
-
-
-def format_report(report):
-    """The report as text."""
-    lines = [
-        f"Hessian spectrum of {report['title']}",
-        f"  {report['n']:,} x {report['n']:,} {report['dtype']} on {report['device']}",
-        f"  {report['products']:,} products, {1e3 * report['seconds_per_product']:.2f} ms each (median); "
-        f"{report['compilations']} compilations, {report['seconds_compiling']:.2f} s in all",
-    ]
-    for end in ("largest", "smallest"):
-        lines += ["", f"  {end + ' eigenvalues':>20}   residual |Av - lv|"]
-        lines += [f"  {pair['eigenvalue']:20.6g}   {pair['residual']:.1e}" for pair in report[end]]
-    if not report["converged"]:
-        lines += ["", "  ARPACK did not converge on all eigenvalues asked for; those that it found are shown"]
-    return "\n".join(lines)
-
-
-def digits_problem():
-    """A title, the loss and the weights of a small network, trained on scikit-learn's digits by SciPy's Newton-CG."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise ImportError(
-            "the embedded problem needs scikit-learn, which is not installed; pip install 'linops[examples]', or give "
-            "a target: linops spectrum MODULE:FUNCTION --at MODULE:POINT"
-        ) from None
-    inputs, labels = load_digits(return_X_y=True)
-    inputs, labels = jnp.asarray(inputs / 16), jnp.asarray(labels)
-    rng = np.random.default_rng(0)
-    layers = [(rng.normal(size=size) / np.sqrt(size[0]), np.zeros(size[1])) for size in ((64, 32), (32, 10))]
-    x, unravel = ravel_pytree(layers)
-
-    def outputs(x):
-        (W1, b1), (W2, b2) = unravel(x)
-        return jnp.tanh(inputs @ W1 + b1) @ W2 + b2
-
-    def loss(x):
-        z = outputs(x)
-        return jnp.mean(jax.nn.logsumexp(z, axis=1) - jnp.take_along_axis(z, labels[:, None], axis=1)[:, 0])
-
-    start = time.perf_counter()
-    result = minimize(
-        jax.jit(jax.value_and_grad(loss)),
-        np.asarray(x),
-        jac=True,
-        hess=Hessian(loss, x).at,
-        method="Newton-CG",
-        options={"maxiter": 15},
-    )
-    seconds = time.perf_counter() - start
-    accuracy = float(jnp.mean(outputs(result.x).argmax(axis=1) == labels))
-    title = (
-        f"a 64-32-10 network on scikit-learn's {len(labels):,} digits\n  trained by {result.nit} steps of "
-        f"scipy.optimize Newton-CG in {seconds:.1f} s to a loss of {result.fun:.4f}, accuracy {accuracy:.1%}"
-    )
-    return title, loss, result.x
-
-
-def _load(name):
-    """The attribute that MODULE:ATTRIBUTE names; modules of the current folder are found too."""
-    module, _, attribute = name.partition(":")
-    if not attribute:
-        raise ValueError(f"got {name!r}, expected MODULE:ATTRIBUTE, such as mypackage.model:loss")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    return operator.attrgetter(attribute)(importlib.import_module(module))

@@ -27,7 +27,7 @@ LAYERS = [
      "estimate.result", "estimate.ranges", "estimate.runs", "estimate.traces", "estimate.diagonals",
      "estimate.norms", "estimate.quadrature", "estimate.quadratic", "estimate.determinants", "estimate.densities",
      "verify.values", "verify.differences", "verify.claims", "verify.report"],
-    ["cli"],
+    ["plot", "report", "probing", "analysis", "embedded", "cli"],
 ]  # fmt: skip
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 MODULES = {
@@ -85,7 +85,7 @@ def _below(other, module):
 
 def test_the_core_imports_only_the_card():
     card = {"linops", "jax", "numpy", "scipy"}
-    optional = {"sklearn", "threadpoolctl", "tqdm"}  # which are done without where they are not installed
+    optional = {"matplotlib", "sklearn", "threadpoolctl", "tqdm"}  # which are done without where they are not installed
     used = {name.split(".")[0] for path in MODULES.values() for name in imports(path)}
     assert used <= card | optional | sys.stdlib_module_names
 

@@ -1,122 +1,253 @@
-"""The console script, in this process: its report against dense eigenvalues, and its errors."""
+"""The console script, most of it in this process: its report, its files, its errors, and how it ends."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.sparse.linalg import ArpackNoConvergence
 
+import linops
 from linops import cli
-from linops.cli import digits_problem, main
+from linops.cli import main
+from linops.embedded import digits_problem
 
 pytestmark = pytest.mark.usefixtures("optimized")
 
 A = np.random.default_rng(0).normal(size=(30, 30)).astype(np.float32)
+MODULE = """
+import jax.numpy as jnp, numpy as np
+A = np.random.default_rng(0).normal(size=(30, 30)).astype(np.float32)
+def f(x): return 0.5 * x['v'] @ jnp.asarray(A + A.T) @ x['v']
+def small(x): return jnp.sum(x**4)
+def vector(x): return x['v']
+def of_two(x, y): return 0.0
+def wrong_type(x): return jnp.sum(x['v']) + 'a'
+def wrong_name(x): return x['v'].nothing
+def wrong_value(x): raise ValueError('of mine')
+def interrupted(x): raise KeyboardInterrupt
+def on_a_line(x): return jnp.sum(jnp.linspace(-1, 1, 2000) * x**2)
+LINE = np.ones(2000, np.float32)
+POINT = {'v': np.ones(30, np.float32)}
+WIDE = {'v': np.ones(30)}
+def make_small(): return np.float32([1, 2, 3])
+def make_nothing(): return missing
+"""
 
 
 @pytest.fixture
 def module(tmp_path, monkeypatch):
     """A user's module in the current folder."""
-    (tmp_path / "mine.py").write_text(
-        "import jax.numpy as jnp, numpy as np\n"
-        "A = np.random.default_rng(0).normal(size=(30, 30)).astype(np.float32)\n"
-        "def f(x): return 0.5 * x['v'] @ jnp.asarray(A + A.T) @ x['v']\n"
-        "def small(x): return jnp.sum(x**4)\n"
-        "def vector(x): return x['v']\n"
-        "POINT = {'v': np.ones(30, np.float32)}\n"
-        "def make_small(): return np.float32([1, 2, 3])\n"
-    )
+    (tmp_path / "mine.py").write_text(MODULE)
+    (tmp_path / "needs.py").write_text("import something_else")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    for name in ("mine", "needs"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     return tmp_path
 
 
 def test_own_function(module, capsys):
-    assert main(["spectrum", "mine:f", "--at", "mine:POINT", "-k", "3", "--json", "out.json"]) == 0
+    (module / "out.json").write_text("of last week")
+    (module / "out.json").chmod(0o640)
+    arguments = ["spectrum", "mine:f", "--at", "mine:POINT", "-k", "3", "--json", "out.json", "--plot", "out.PNG"]
+    assert main(arguments) == 0
     report = json.loads((module / "out.json").read_text())
     expected = np.linalg.eigvalsh(np.float64(A) + A.T)
     np.testing.assert_allclose([p["eigenvalue"] for p in report["largest"]], expected[::-1][:3], rtol=1e-5)
     np.testing.assert_allclose([p["eigenvalue"] for p in report["smallest"]], expected[:3], rtol=1e-5)
     assert all(0 <= p["residual"] < 1e-3 for end in ("largest", "smallest") for p in report[end])
+    np.testing.assert_allclose(report["frobenius_norm"]["value"], np.linalg.norm(A + A.T), rtol=1e-5)
+    assert report["title"] == "mine:f"
     assert report["n"] == 30
-    assert report["products"] > 10
-    assert report["seconds_per_product"] > 0
+    assert report["matvecs"] == 36
+    assert report["seconds"] > report["seconds_compiling"] > 0
     assert report["compilations"] > 0
-    printed = capsys.readouterr().out
-    assert "Hessian spectrum of mine:f" in printed
+    printed, said = capsys.readouterr()
+    assert "Hessian of mine:f" in printed
     assert f"{report['largest'][0]['eigenvalue']:.6g}" in printed
-
-
-def test_function_of_few_numbers(module, capsys):
-    assert main(["spectrum", "mine:small", "--at", "mine:make_small"]) == 0
-    printed = capsys.readouterr().out
-    assert [float(line.split()[0]) for line in printed.splitlines() if "e-" in line or "e+" in line][:3] == [
-        108,
-        48,
-        12,
+    assert said == ""
+    assert (module / "out.PNG").read_bytes().startswith(b"\x89PNG")
+    assert (module / "out.json").stat().st_mode & 0o777 == 0o640
+    assert sorted(path.name for path in module.iterdir() if path.is_file()) == [
+        "mine.py",
+        "needs.py",
+        "out.PNG",
+        "out.json",
     ]
 
 
-@pytest.mark.parametrize(("k", "largest", "smallest"), [("1", [108], [12]), ("2", [108, 48], [12])])
-def test_each_eigenvalue_of_few_is_at_one_end(module, k, largest, smallest):
-    assert main(["spectrum", "mine:small", "--at", "mine:make_small", "-k", k, "--json", "out.json"]) == 0
-    report = json.loads((module / "out.json").read_text())
-    for end, expected in (("largest", largest), ("smallest", smallest)):
-        np.testing.assert_allclose([p["eigenvalue"] for p in report[end]], expected, rtol=1e-5)
-
-
-def test_eigenvalues_that_do_not_converge(module, capsys, monkeypatch):
-    def eigsh(A, k, **_):
-        A @ np.ones(30, np.float32)
-        raise ArpackNoConvergence("No convergence", np.ones(1), np.ones((30, 1), np.float32))
-
-    monkeypatch.setattr(cli, "eigsh", eigsh)
-    assert main(["spectrum", "mine:f", "--at", "mine:POINT"]) == 1
-    assert "ARPACK did not converge on all eigenvalues asked for" in capsys.readouterr().out
+def test_k_that_is_cut(module, capsys):
+    assert main(["spectrum", "mine:small", "--at", "mine:make_small"]) == 0
+    printed = capsys.readouterr().out
+    assert "k = 5 at each end is more than there are: each of the 3 is shown once" in printed
+    assert [float(line.split()[0]) for line in printed.splitlines() if "e-" in line or "e+" in line] == [108, 48, 12]
 
 
 def test_embedded_problem(capsys):
-    assert main(["spectrum", "-k", "2"]) == 0
+    assert main(["spectrum", "-k", "2", "--seed", "3", "--tol", "1e-5"]) == 0
     printed = capsys.readouterr().out
     assert "scikit-learn's 1,797 digits" in printed
-    assert "2,410 x 2,410 float64" in printed
+    assert "2410x2410 Hessian with dtype=float64" in printed
     with jax.enable_x64(True):
         _, loss, x = digits_problem()
-        expected = np.linalg.eigvalsh(jax.jit(jax.hessian(loss))(jnp.asarray(x)))
+        H = jax.jit(jax.hessian(loss))(jnp.asarray(x))
+        expected = np.linalg.eigvalsh(H)
     rows = [float(line.split()[0]) for line in printed.splitlines() if "e-" in line]
     np.testing.assert_allclose(rows, [*expected[::-1][:2], *expected[:2]], rtol=1e-5)
+    trace, error = next(line.split()[1::2] for line in printed.splitlines() if line.strip().startswith("trace"))
+    assert abs(float(trace) - np.sum(expected)) < 3 * float(error)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing:f", "--at", "mine:POINT"], "No module named 'nothing'"),
-        (["mine:g", "--at", "mine:POINT"], "module 'mine' has no attribute 'g'"),
-        (["mine:f", "--at", "mine:POINT", "--json", "no/such/folder.json"], "No such file or directory"),
-        (["mine", "--at", "mine:POINT"], "got 'mine', expected MODULE:ATTRIBUTE"),
+        (["nothing:f", "--at", "mine:POINT"], "and where Python looks"),
+        (["mine.f:f", "--at", "mine:POINT"], "linops: No module named 'mine.f'; 'mine' is not a package"),
+        (["mine:g", "--at", "mine:POINT"], "linops: module 'mine' has no attribute 'g'"),
+        (["mine", "--at", "mine:POINT"], "got 'mine', expected MODULE:ATTRIBUTE, as Python imports it, such as mine:l"),
+        (["my/net.py:f", "--at", "mine:POINT"],
+         "'my/net.py:f', expected MODULE:ATTRIBUTE, as Python imports it, such as my.net:f"),
+        (["mine:POINT", "--at", "mine:POINT"], "mine:POINT is dict, expected a function"),
         (["mine:vector", "--at", "mine:POINT"], "Hessian got f with values of shapes"),
+        (["mine:of_two", "--at", "mine:POINT"], "missing 1 required positional argument: 'y'"),
+        (["mine:on_a_line", "--at", "mine:LINE", "--tol", "2"], "eigsh got tol=2.0, expected 0 <= tol < 1"),
+        (["mine:f", "--at", "mine:POINT", "--json", "no/such/folder.json"],
+         "no/such/folder.json cannot be written: No such file"),
+        (["mine:f", "--at", "mine:POINT", "--json", "."], ". is a folder, expected a file"),
+        (["mine:f", "--at", "mine:POINT", "--plot", "out.xyz"],
+         "got --plot out.xyz, expected a name that ends as one of ."),
+    ],
+)  # fmt: skip
+def test_errors_of_the_call(module, capsys, arguments, message):
+    """One line, and files of last week are whole."""
+    (module / "kept.json").write_text("of last week")
+    assert main(["spectrum", "--json", "kept.json", *arguments]) == 1
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert (module / "kept.json").read_text() == "of last week"
+    assert len(list(module.glob(".*"))) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["mine:wrong_type", "--at", "mine:POINT"], TypeError),
+        (["mine:wrong_name", "--at", "mine:POINT"], AttributeError),
+        (["mine:wrong_value", "--at", "mine:POINT"], ValueError),
+        (["mine:f", "--at", "mine:make_nothing"], NameError),
+        (["needs:f", "--at", "mine:POINT"], ModuleNotFoundError),
     ],
 )
-def test_errors(module, capsys, arguments, message):
-    assert main(["spectrum", *arguments]) == 1
-    assert message in capsys.readouterr().err
+def test_errors_of_the_user_keep_their_traceback(module, arguments, error):
+    with pytest.raises(error) as caught:
+        main(["spectrum", *arguments])
+    assert any(str(entry.path).startswith(str(module)) for entry in caught.traceback)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["mine:f"], "a target and --at go together"), (["-k", "0"], "-k is 0, expected at least 1")],
+    [
+        (["mine:f"], "a target and --at go together"),
+        (["-k", "0"], "-k is 0, expected at least 1"),
+        (["--tol", "small"], "argument --tol: invalid float value"),
+    ],
 )
 def test_usage(module, capsys, arguments, message):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as ended:
         main(["spectrum", *arguments])
+    assert ended.value.code == 2
     assert message in capsys.readouterr().err
 
 
-def test_without_scikit_learn(monkeypatch, capsys):
+def test_alone(capsys):
+    assert main([]) == 0
+    assert "spectrum" in capsys.readouterr().out
+
+
+def test_float64_that_is_not_had(module, capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert main(["spectrum", "mine:f", "--at", "mine:WIDE", "-k", "2"]) == 0
+    printed, said = capsys.readouterr()
+    assert "dtype=float32" in printed
+    assert (
+        said
+        == "linops: the point is in float64, and float32 is what is computed in: set JAX_ENABLE_X64=1 for float64\n"
+    )
+    with jax.enable_x64(True):
+        assert main(["spectrum", "mine:f", "--at", "mine:WIDE", "-k", "2"]) == 0
+        assert capsys.readouterr().err == ""
+        assert main(["spectrum", "mine:f", "--at", "mine:POINT", "-k", "2"]) == 0
+    assert "float64 is enabled, but the point is not in float64" in capsys.readouterr().err
+
+
+def test_not_all_converge(module, capsys):
+    arguments = ["spectrum", "mine:on_a_line", "--at", "mine:LINE", "-k", "1", "--maxiter", "1", "--tol", "1e-7"]
+    assert main(arguments) == 1
+    assert "eigenvalues are known: the limit of iterations was reached" in capsys.readouterr().out
+
+
+def test_interrupted(module, capsys, monkeypatch):
+    """What is known is shown; files are as they were."""
+    (module / "out.json").write_text("of last week")
+    arguments = ["spectrum", "--at", "mine:POINT", "--json", "out.json"]
+    assert main([*arguments, "mine:interrupted"]) == 130
+    assert capsys.readouterr().err == "linops: interrupted, before anything was known\n"
+    report = linops.spectrum(np.eye(4, dtype=np.float32), 1)
+
+    def interrupted(*_, **__):
+        raise cli.SpectrumInterrupted(report)
+
+    monkeypatch.setattr(cli, "spectrum", interrupted)
+    assert main([*arguments, "mine:f"]) == 130
+    printed, said = capsys.readouterr()
+    assert str(report) in printed
+    assert said == "linops: interrupted; no file was written\n"
+    assert (module / "out.json").read_text() == "of last week"
+
+
+def test_without_optional_packages(module, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     assert main(["spectrum"]) == 1
     assert "pip install 'linops[examples]'" in capsys.readouterr().err
+    monkeypatch.delitem(sys.modules, "linops.plot", raising=False)
+    monkeypatch.delattr(linops, "plot", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(["spectrum", "mine:f", "--at", "mine:POINT", "--plot", "out.png"]) == 1
+    assert "--plot needs Matplotlib, which is not installed: pip install 'linops[plot]'" in capsys.readouterr().err
+
+
+def test_in_a_process(module):
+    """A pipe that is closed is no error and no noise, Ctrl-C no traceback; Matplotlib is not imported for nothing."""
+    code = (
+        "import sys, signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from linops.cli import main; code = main(); assert 'matplotlib' not in sys.modules; sys.exit(code)"
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.path.dirname(os.path.dirname(linops.__file__)),
+        "JAX_PLATFORMS": "cpu",
+    }
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    command = [sys.executable, "-c", code, "spectrum", "--at", "mine:POINT"]
+    closed = subprocess.Popen([*command, "mine:f", "--json", "out.json"], **pipes)
+    (module / "waits.py").write_text("import time\nprint('waits', flush=True)\ntime.sleep(100)")
+    waiting = subprocess.Popen([*command, "waits:f"], **pipes)
+    closed.stdout.close()
+    assert closed.stderr.read() == ""
+    assert closed.wait() == 0
+    assert json.loads((module / "out.json").read_text())["converged"]
+    assert waiting.stdout.readline() == "waits\n"
+    waiting.send_signal(signal.SIGINT)
+    assert waiting.stderr.read() == "linops: interrupted, before anything was known\n"
+    assert waiting.wait() == 130
+    for process in (closed, waiting):
+        process.stderr.close()
+        process.stdout.close()
