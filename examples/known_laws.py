@@ -58,7 +58,9 @@ def matrices():
 
 
 def main(plot=None):
-    print(f"L1 distance from the law, n = {SIZE}\n\n{'method, steps, probes':24}" + "".join(f"{law:>18}" for law in LAWS))
+    print(
+        f"L1 distance from the law, n = {SIZE}\n\n{'method, steps, probes':24}" + "".join(f"{law:>18}" for law in LAWS)
+    )
     operators, distances, shown = matrices(), {}, {}
     for run in RUNS:
         method, steps, probes = run
