@@ -9,9 +9,9 @@ Three matrices of n = 1,200, the densities of whose eigenvalues have formulas:
 with a, b = (1 -+ sqrt(1/2))^2. `linops.estimate.spectral_density` multiplies them by random vectors, the probes, makes
 some steps of Lanczos with each and smooths what that gives, by Gaussians ("slq") or as a Chebyshev series ("kpm").
 
-One sees how far the estimate is from the law, in L1 distance, the integral of their difference. Few steps blur, which no
-number of probes mends, as at the ends of the Laplacian, where its density is infinite; of many steps with few probes the
-scatter is left. Both together come close, and the series, which narrows towards the ends, closer there.
+One sees how far the estimate is from the law, in L1 distance, the integral of their difference. Few steps blur, which
+no number of probes mends, as at the ends of the Laplacian, where its density is infinite; of many steps with few
+probes the scatter is left. Both together come close, and the series, which narrows towards the ends, closer there.
 
 Wigner, *On the distribution of the roots of certain symmetric matrices* (1958); Marchenko and Pastur, *Distribution of
 eigenvalues for some sets of random matrices* (1967); Lin, Saad and Yang, *Approximating spectral densities of large
@@ -102,7 +102,7 @@ def check(distances):
         few_steps, few_probes, both, series = (distances[*run, name] for run in RUNS)
         assert both < 0.7 * few_steps, "more steps see finer"
         assert name == "Laplacian" or both < 0.8 * few_probes, "and more probes mend the scatter of that"
-    assert series < 0.6 * both, "the series is narrower at the ends, which for the Laplacian matters most"
+    assert series < 0.6 * both, "of the Laplacian: the series is narrower at the ends"
     assert max(distances[*SHOWN, name] for name in ("semicircle", "Marchenko-Pastur")) < 0.1
 
 

@@ -7,17 +7,17 @@ Gauss-Newton matrix of the loss, summed over all images, and for each alpha ther
     log evidence            -loss(w) - alpha |w|^2 / 2 + (n log alpha - log det(G + alpha I)) / 2
     determined weights      gamma = tr G (G + alpha I)^-1
 
-The largest evidence says how strong a prior the data want. In gamma, the effective number of parameters, an eigenvalue g
-of G counts g / (g + alpha): 1 where the data say more of its direction than the prior.
+The largest evidence says how strong a prior the data want. In gamma, the effective number of parameters, an eigenvalue
+g of G counts g / (g + alpha): 1 where the data say more of its direction than the prior.
 
-`linops.estimate.logdet` has the determinant from 16 random vectors, with a standard error in which the error by truncation
-is contained, for alpha bounds the spectrum from below. gamma is Hutchinson's mean of b^T f(G / alpha) b with f(t) =
-t / (t + 1) over random signs b, each from `linops.estimate.quadratic_form`. G is multiplied by vectors and never formed;
-it is small enough to be, for a comparison with its eigenvalues. Each fit and each alpha are data to the same programs,
-and have the same probes, so that errors next to each other are alike.
+`linops.estimate.logdet` has the determinant from 16 random vectors, with a standard error in which the error by
+truncation is contained, for alpha bounds the spectrum from below. gamma is Hutchinson's mean of b^T f(G / alpha) b with
+f(t) = t / (t + 1) over random signs b, each from `linops.estimate.quadratic_form`. G is multiplied by vectors and not
+formed, but for a comparison with its eigenvalues: at this size that takes no more products, for more weights by far.
+Each fit and each alpha are data to the same programs, and have the same probes, so that neighboring errors are alike.
 
-MacKay, *Bayesian interpolation* (1992); Immer, Bauer, Fortuin, Ratsch and Khan, *Scalable marginal likelihood estimation
-for model selection in deep learning* (2021).
+MacKay, *Bayesian interpolation* (1992); Immer, Bauer, Fortuin, Ratsch and Khan, *Scalable marginal likelihood
+estimation for model selection in deep learning* (2021).
 """
 
 import argparse
@@ -64,7 +64,7 @@ def share(t):
 
 
 def determined(G, alpha, key):
-    """gamma and its standard error: the scatter of the probes, and how far apart the brackets are."""
+    """The mean over probes and its standard error: the scatter of the probes, and how far apart the brackets are."""
     signs = jax.random.rademacher(key, (PROBES, G.shape[0]), G.dtype)
     forms = [quadratic_form(share, G / alpha, b, bounds=(0, None), rtol=1e-3) for b in signs]
     values = np.array([form.value for form in forms])

@@ -6,9 +6,9 @@ fits it to points: the weights make the mean over them of
 
     |grad E|^2 / 2 - tr(Hessian of E),   derivatives in x,
 
-as small as can be. The points of a batch go into one operator, the Hessian of the sum of their energies. Its trace is the
-sum that is needed, and `linops.estimate.trace` estimates it from two products, with random signs of their own at each
-point: sliced score matching. It stands in the loss, inside of `jax.grad`, `jax.lax.scan` and `jax.jit`.
+as small as can be. The points of a batch go into one operator, the Hessian of the sum of their energies. Its trace is
+the sum that is needed, and `linops.estimate.trace` estimates it from two products, with random signs of their own at
+each point: sliced score matching. It stands in the loss, inside of `jax.grad`, `jax.lax.scan` and `jax.jit`.
 
 In two dimensions one can look at what was learned, and sum exp(-E) over a grid for Z. The likelihood of points that
 were not learned from is compared with those of one normal distribution, and of a kernel density estimate.
