@@ -13,7 +13,7 @@ g of G counts g / (g + alpha): 1 where the data say more of its direction than t
 `linops.estimate.logdet` has the determinant from 16 random vectors, with a standard error in which the error by
 truncation is contained, for alpha bounds the spectrum from below. gamma is Hutchinson's mean of b^T f(G / alpha) b with
 f(t) = t / (t + 1) over random signs b, each from `linops.estimate.quadratic_form`. G is multiplied by vectors and not
-formed, but for a comparison with its eigenvalues: at this size that takes no more products, for more weights by far.
+formed, but for a comparison with its eigenvalues: 760 products, fewer than here, but with more weights far too many.
 Each fit and each alpha are data to the same programs, and have the same probes, so that neighboring errors are alike.
 
 MacKay, *Bayesian interpolation* (1992); Immer, Bauer, Fortuin, Ratsch and Khan, *Scalable marginal likelihood
