@@ -113,11 +113,43 @@ def next_vector(space, basis, v, key):
 
 def random_vector(space, basis, key):
     """A random vector orthogonal to the rows; zero, or all rounding, where they span the space."""
-    v = _placed(space.draw(key), row(basis, 0))
+    v = _placed(noise(space, key), row(basis, 0))
     for _ in range(2):
         size = space.norm(v)
         v, _ = orthogonalized(space, basis, space.scale(1 / jnp.where(size > 0, size, 1), v))
     return v
+
+
+def noise(space, key):
+    """An element of entries between -1 and 1, each the hash of its place and of a key.
+
+    Any vector would do here, and one of `Space.draw` takes XLA a second to compile. The hash is of C. Wellons
+    ("Prospecting for hash functions", 2018).
+    """
+    first, second = jax.random.key_data(key).ravel()[-2:]
+
+    def entries(i, shape, dtype):
+        place = jnp.zeros(shape, jnp.uint32)
+        for axis, size in enumerate(shape):
+            place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+        hashed = _hash(_hash(place ^ first) + second + jnp.uint32(i))
+        return (hashed.astype(jnp.float32) / 2.0**31 - 1).astype(dtype)
+
+    def leaf(i, shape, dtype):
+        real = real_dtype(dtype)
+        if real == dtype:
+            return entries(2 * i, shape, real)
+        return jax.lax.complex(entries(2 * i, shape, real), entries(2 * i + 1, shape, real))
+
+    with space.scope():
+        leaves = map(leaf, range(len(space.shapes)), space.shapes, space.dtypes)
+        return space.treedef.unflatten(leaves)
+
+
+def _hash(x):
+    for multiplier in (0x7FEB352D, 0x846CA68B):
+        x = (x ^ (x >> 16)) * jnp.uint32(multiplier)
+    return x ^ (x >> 15)
 
 
 def _placed(v, like):

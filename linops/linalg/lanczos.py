@@ -8,13 +8,14 @@ above all, of which a Krylov space has but one; the last round is the one that f
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from linops.iterate import maybe
-from linops.krylov import Krylov, appended, begin, couplings, expand, projected, row, shrink, with_row
+from linops.krylov import Krylov, appended, begin, couplings, expand, noise, projected, row, shrink, with_row
 from linops.linalg.operands import rounding
 from linops.precision import real_dtype
 
@@ -186,7 +187,7 @@ class ThickRestart:
 
         def anew(krylov):
             """The same with random vectors for its last block, and nothing that couples to it."""
-            block = jax.vmap(A.domain.draw)(jax.random.split(krylov.key, width))
+            block = jax.vmap(functools.partial(noise, A.domain))(jax.random.split(krylov.key, width))
             key = jax.random.fold_in(krylov.key, 1)
             nothing = jax.tree.map(jnp.zeros_like, row(krylov.basis, 0))
             basis = jax.lax.fori_loop(size, size + width, lambda i, b: with_row(b, i, nothing), krylov.basis)
