@@ -12,9 +12,10 @@ from linops.estimate.determinants import probes_at_once
 from linops.estimate.norms import WIDENING
 from linops.estimate.result import FEW, ROUNDINGS, WIDENED, Estimate
 from linops.estimate.runs import as_key, operand, require_square, require_whole
+from linops.linalg.lanczos import SYMMETRIC
 from linops.linalg.operands import block_of
 from linops.linalg.records import CONVERGED, REASONS, STOPPED, Interrupted, NoConvergence
-from linops.linalg.symmetric import MORE, SYMMETRIC, eigsh
+from linops.linalg.symmetric import MORE, eigsh
 from linops.matrix import Matrix
 from linops.monitoring import monitor
 from linops.probing import Probing, measured, measured_whole
