@@ -154,7 +154,8 @@ class Growth:
         used = places < total
         filled = jnp.diag(jnp.where(used, 0, state.small[0, 0]))
         small = jnp.where(used[:, None] & used, state.small, filled)
-        column = sequential_vmap(self.f)(state.numbers[0] * small)[:, 0]  # branches of f, as in expm, are not all taken
+        # Column after column, for of branches of f, as in expm, vmap takes all.
+        column = sequential_vmap(lambda t, X: self.f(t * X))(state.numbers[0], small)[:, 0]
         if is_complex(column.dtype) and not is_complex(A.dtype):
             raise TypeError(
                 f"f(t A) b of {A!r} has complex numbers, expected real ones of a real operator: take the real part in "
