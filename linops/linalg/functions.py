@@ -49,8 +49,8 @@ def funm_multiply_krylov(
         What A is multiplied by.
     atol, rtol : float
         The error, as it is estimated, is at most max(rtol |b|, atol), or eps (16 + sqrt(n) / 4) |f(t A) b| where that
-        is more: in float32 the default is mostly below it, and less than it is not estimated. What rounding in A moves
-        the result by is not in it, unless it takes half of the digits.
+        is more: in float32 the default is mostly below it, and less than it is not estimated. To both is added what
+        rounding in the small matrix moves the result by, unless it takes half of the digits: that is an error.
     restart_every_m : int, optional
         How many vectors the basis has, which is then restarted up to `max_restarts` times. By default it is not
         restarted, and has up to 400, as far as n and a fourth of the memory let it.

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import sequential_vmap
 from jax.custom_derivatives import SymbolicZero
 
 from linops import krylov
@@ -153,7 +154,8 @@ class Growth:
         used = places < total
         filled = jnp.diag(jnp.where(used, 0, state.small[0, 0]))
         small = jnp.where(used[:, None] & used, state.small, filled)
-        column = self.f(state.numbers[0] * small)[:, 0]
+        # Column after column, for of branches of f, as in expm, vmap takes all.
+        column = sequential_vmap(lambda t, X: self.f(t * X))(state.numbers[0], small)[:, 0]
         if is_complex(column.dtype) and not is_complex(A.dtype):
             raise TypeError(
                 f"f(t A) b of {A!r} has complex numbers, expected real ones of a real operator: take the real part in "
@@ -180,16 +182,16 @@ class _Outcome:
     def __call__(self, A, state):
         y, noise = _of_columns(lambda state: (self.growth.product(A, state), self.growth.noise(A, state)), state, AXES)
         size = jnp.linalg.norm(state.result, axis=1)
-        is_noise = noise > jnp.sqrt(jnp.finfo(size.dtype).eps) * size
-        error = jnp.where(is_noise, state.error + noise, state.error)
-        converged = error <= state.tolerance
+        allowed = jnp.where(noise <= jnp.sqrt(jnp.finfo(size.dtype).eps) * size, noise, 0)
+        error, tolerance = state.error + noise, state.tolerance + allowed
+        converged = error <= tolerance
         if self.marked:
             y = marked(y, converged)
         ends = [(jnp.any(jnp.isnan(error)), NOT_FINITE), (jnp.all(converged), CONVERGED)]
         ends += [(jnp.all(_is_done(state)), ROUNDING)]
         code = jnp.select([is_so for is_so, _ in ends], [code for _, code in ends], LIMIT).astype(jnp.int32)
         restarts, matvecs = state.before // self.growth.capacity, self.growth.total(state) * len(size)
-        return y, Record(converged, code, restarts, matvecs, error, state.tolerance)
+        return y, Record(converged, code, restarts, matvecs, error, tolerance)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -75,7 +75,10 @@ def test_blocks_trees_and_one_step_of_scipy():
     B = normal((H.shape[0], 2), np.float32)
     A = 0.1 * H
     expected = scipy.linalg.expm(dense) @ B
-    np.testing.assert_allclose(expm_multiply(A, B), expected, rtol=2e-4, atol=1e-5)
+    result, record = expm_multiply(A, B, full_output=True)
+    np.testing.assert_allclose(result, expected, rtol=2e-4, atol=1e-5)
+    assert np.all(np.linalg.norm(result - expected, axis=0) <= record.residual_norms)
+    assert record.converged.tolist() == [True, True]
     tree = expm_multiply(A, H.domain.unravel(B[:, 0]))
     np.testing.assert_allclose(H.domain.ravel(tree), expected[:, 0], rtol=2e-4, atol=1e-5)
     times = {"start": 0.5, "stop": 1.5, "num": 3, "endpoint": False}
