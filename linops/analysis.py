@@ -63,7 +63,7 @@ def spectrum(
     key : JAX key, optional
         Of all that is random; `jax.random.key(0)` by default.
     tol, maxiter, ncv
-        Of `eigsh`: residual norms are at most tol |w|, or what rounding allows.
+        Of `eigsh`: residual norms are at most tol abs(w), or what rounding allows.
     probes, steps : int
         More probes make standard errors smaller, more steps the density sharper. Each step is a product for each probe.
     width : float, optional

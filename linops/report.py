@@ -17,7 +17,7 @@ from linops.linalg.records import CONVERGED, REASONS
 class Report:
     """What `linops.spectrum` knows of a Hermitian operator of n rows.
 
-    - `eigenvalues`: those at both ends, ascending, NaN where one did not converge; `residuals`, the norms |A v - w v|,
+    - `eigenvalues`: those at both ends, ascending, NaN where one did not converge; `residuals`, the norms ‖A v - w v‖,
       each a bound of the distance to an eigenvalue; `vectors`, a pytree of those that converged, each leaf with a
       leading axis. `largest` and `smallest`, with `_residuals` and `_vectors`, are those of one end, from the outermost
       one on.

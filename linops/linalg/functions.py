@@ -48,7 +48,7 @@ def funm_multiply_krylov(
     t : float
         What A is multiplied by.
     atol, rtol : float
-        The error, as it is estimated, is at most max(rtol |b|, atol), or eps (16 + sqrt(n) / 4) |f(t A) b| where that
+        The error, as it is estimated, is at most max(rtol ‖b‖, atol), or eps (16 + sqrt(n) / 4) ‖f(t A) b‖ where that
         is more: in float32 the default is mostly below it, and less than it is not estimated. To both is added what
         rounding in the small matrix moves the result by, unless it takes half of the digits: that is an error.
     restart_every_m : int, optional
@@ -75,7 +75,7 @@ def funm_multiply_krylov(
 
     Notes
     -----
-    The result is ``|b| V f(t H) e1``, where V has the basis of the space of b, A b, A² b, ... and H = Vᴴ A V. The error
+    The result is ``‖b‖ V f(t H) e1``, where V has the basis of the space of b, A b, A² b, ... and H = Vᴴ A V. The error
     is judged by how far the result moved since the last look, and by how much less that was than before: where
     convergence stalls nothing is believed. It is linear in b, and differentiable in it. Sources: Saad, SIAM J. Numer.
     Anal. 29 (1992); Afanasjew, Eiermann, Ernst and Güttel, Linear Algebra Appl. 429 (2008), for restarts.

@@ -45,7 +45,7 @@ def svds(
         How many vectors each of the two bases has, k < ncv <= min(m, n), or all min(m, n); by default
         max(2 k + 1, k + 60) where a fourth of the memory holds them.
     tol : float
-        Both residual norms, |A v - s u| and |Aᴴ u - s v|, are at most tol s, and with them the error of s. It is raised
+        Both residual norms, ‖A v - s u‖ and ‖Aᴴ u - s v‖, are at most tol s, and with them the error of s. It is raised
         to what rounding leaves of products with A, see Notes; 0 asks for that.
     which : {"LM", "SM"}
         The largest, or the smallest. The smallest take all min(m, n) steps, and are refused where the memory does not
@@ -91,7 +91,7 @@ def svds(
 
     Notes
     -----
-    Residuals are computed anew from products with what is returned. The floor of their tolerance is eps |A|
+    Residuals are computed anew from products with what is returned. The floor of their tolerance is eps ‖A‖
     (8 + sqrt(max(m, n)) / 4), which rounding in products of sums of random sign comes to. After all have converged,
     bases from a random start, orthogonal to what was found, look for values of higher multiplicity.
 

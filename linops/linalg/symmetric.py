@@ -68,7 +68,7 @@ def eigsh(
     maxiter : int, optional
         How often the basis may be filled; 10 n by default.
     tol : float
-        Residual norms |A v - w M v| are at most tol |w|, as in SciPy; raised to what rounding allows, some eps |A|,
+        Residual norms ‖A v - w M v‖ are at most tol abs(w), as in SciPy; raised to what rounding allows, some eps ‖A‖,
         which 0 asks for.
     return_eigenvectors : bool
         Whether to return vectors too. Eigenvalues alone are differentiable, by vᴴ dA v.
