@@ -25,7 +25,12 @@ CHUNK = 2**18  # numbers of a basis that are rotated at once, in place
 
 def empty(like, rows):
     """A basis of rows of zeros, which lie where the leaves of a vector do."""
-    return jax.tree.map(lambda leaf: jnp.broadcast_to(jnp.zeros_like(leaf), (rows, *leaf.shape)), like)
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (rows, *leaf.shape)), zeros_like(like))
+
+
+def zeros_like(v):
+    """The zero vector, where another one lies: `jnp.zeros_like` forgets an explicit mesh, of JAX 0.12."""
+    return jax.tree.map(lambda leaf: jnp.where(False, leaf, jnp.zeros((), leaf.dtype)), v)
 
 
 def row(basis, i):
@@ -333,7 +338,7 @@ def restart_golub_kahan(domain, spaces):
     right, size = spaces.right, spaces.size
     fresh, spare, key = jax.random.split(spaces.key, 3)
     v = row(right, size)
-    right = with_row(right, size, jax.tree.map(jnp.zeros_like, v))
+    right = with_row(right, size, zeros_like(v))
     unit, _, _ = next_vector(domain, right, _placed(domain.draw(fresh), v), spare)
     return spaces._replace(right=with_row(right, size, unit), key=key)
 

@@ -15,7 +15,19 @@ import jax
 import jax.numpy as jnp
 
 from linops.iterate import maybe
-from linops.krylov import Krylov, appended, begin, couplings, expand, noise, projected, row, shrink, with_row
+from linops.krylov import (
+    Krylov,
+    appended,
+    begin,
+    couplings,
+    expand,
+    noise,
+    projected,
+    row,
+    shrink,
+    with_row,
+    zeros_like,
+)
 from linops.linalg.operands import rounding
 from linops.precision import real_dtype
 
@@ -189,7 +201,7 @@ class ThickRestart:
             """The same with random vectors for its last block, and nothing that couples to it."""
             block = jax.vmap(functools.partial(noise, A.domain))(jax.random.split(krylov.key, width))
             key = jax.random.fold_in(krylov.key, 1)
-            nothing = jax.tree.map(jnp.zeros_like, row(krylov.basis, 0))
+            nothing = zeros_like(row(krylov.basis, 0))
             basis = jax.lax.fori_loop(size, size + width, lambda i, b: with_row(b, i, nothing), krylov.basis)
             basis = appended(A.domain, basis, size, block, key)
             rows = jnp.arange(self.ncv + width)[:, None]
