@@ -152,9 +152,10 @@ class ThickRestart:
         valid = places < count
         norm = jnp.maximum(state.norm, jnp.max(jnp.where(valid, jnp.abs(values), 0)))
         converged = valid & (bounds <= MARGIN * tolerances(state.tol, values, norm))
+        margin = jnp.maximum(APART * eps * norm, tolerances(state.tol, values, norm))  # of what is locked
         priority = _priority(self.which, values, count)
         first = priority < self.k
-        wanted = valid & jnp.where(state.round == 0, first, self._beats(state, values, APART * eps * norm))
+        wanted = valid & jnp.where(state.round == 0, first, self._beats(state, values, margin))
         order = jnp.argsort(jnp.where(wanted, priority, priority + 4 * self.ncv))
         square = krylov.matrix[: self.ncv]
         skew = jnp.where(active[:, None] & active[None, :], jnp.abs(square - square.conj().T), 0)
