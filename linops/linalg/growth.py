@@ -82,7 +82,7 @@ class Growth:
         grown = krylov.begin(A.domain, self.capacity, jax.tree.map(lambda leaf: leaf[None], b), key)
         inf = jnp.full((), jnp.inf, norm.dtype)
         error = jnp.where(norm == 0, 0, inf)
-        y = jax.tree.map(jnp.zeros_like, b)
+        y = krylov.zeros_like(b)
         return _State(grown, small, jnp.zeros((), jnp.int32), y, small[:, 0], inf, error, 0 * norm, norm, numbers)
 
     def _grown(self, A, state):
