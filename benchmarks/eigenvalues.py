@@ -32,7 +32,10 @@ def trained(loss_of, weights):
         g = jax.grad(loss_of)(x)
         mean = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, mean, g)
         square = jax.tree.map(lambda s, g: 0.999 * s + 0.001 * g**2, square, g)
-        move = lambda x, m, s: x - RATE * (m / (1 - 0.9**t)) / (jnp.sqrt(s / (1 - 0.999**t)) + 1e-8)  # noqa: E731
+
+        def move(x, m, s):
+            return x - RATE * (m / (1 - 0.9**t)) / (jnp.sqrt(s / (1 - 0.999**t)) + 1e-8)
+
         return jax.tree.map(move, x, mean, square), mean, square
 
     nothing = jax.tree.map(jnp.zeros_like, weights)

@@ -12,7 +12,7 @@ from linops.estimate.determinants import probes_at_once
 from linops.estimate.norms import WIDENING
 from linops.estimate.result import FEW, ROUNDINGS, WIDENED, Estimate
 from linops.estimate.runs import as_key, operand, require_square, require_whole
-from linops.linalg.lanczos import SYMMETRIC
+from linops.linalg.lanczos import SYMMETRIC, of_each_end
 from linops.linalg.operands import block_of
 from linops.linalg.records import CONVERGED, REASONS, STOPPED, Interrupted, NoConvergence
 from linops.linalg.symmetric import MORE, eigsh
@@ -224,7 +224,7 @@ def _whole(A, described, width):
         raise ValueError(f"spectrum got {A!r}, whose matrix is not Hermitian; expected a Hermitian one")
     wide = M.astype(np.result_type(M.dtype, np.float64))
     values, V = np.linalg.eigh((wide + wide.conj().T) / 2)
-    high, low = _of_each_end(described["k"], n)
+    high, low = of_each_end("BE", min(2 * described["k"], n))
     shown = np.r_[0:low, n - high : n]
     V = V[:, shown].astype(M.dtype)
     R = A.matmat(V).astype(wide.dtype) - V * values[shown]
@@ -254,12 +254,6 @@ def _described(A, linear, k):
 def _device(A):
     devices = set().union(*(leaf.devices() for leaf in jax.tree.leaves(A))) or {jax.devices()[0]}
     return str(*devices) if len(devices) == 1 else f"{len(devices)} devices"
-
-
-def _of_each_end(k, n):
-    """How many eigenvalues are shown of the largest, and of the smallest."""
-    wanted = min(2 * k, n)
-    return wanted - wanted // 2, wanted // 2
 
 
 def _spacing(measure, steps):

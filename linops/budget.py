@@ -4,10 +4,12 @@ import os
 
 import jax
 
-# Shares of memory: residuals kept for one operator, and the intermediates of one block of columns. On CPUs wider
-# blocks are slower: a column of a network's Hessian at n = 2,410 took 0.5 ms in blocks of 8 to 16, 1.2 ms in 32, one
-# of a network with max-pooling 1.5 ms in blocks of 8, 2.7 ms in 16, where its products one by one take 2.3 ms.
+# Shares of memory: residuals kept for one operator, the vectors of a basis, and the intermediates of one block of
+# columns. On CPUs wider blocks are slower: a column of a network's Hessian at n = 2,410 took 0.5 ms in blocks of 8 to
+# 16, 1.2 ms in 32, one of a network with max-pooling 1.5 ms in blocks of 8, 2.7 ms in 16, where its products one by
+# one take 2.3 ms.
 RESIDUAL_SHARE = 1 / 4
+BASIS_SHARE = 1 / 4
 BLOCK_SHARE = 1 / 64
 CACHE_BYTES = 12 * 2**20
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from linops.precision import real_dtype
+from linops.space import contracted
 
 BREAKDOWN = 10  # times eps of the vector before: less is left of it by rounding alone
 TOLD = 1000  # times eps of the norm: values that far apart have vectors that can be told
@@ -45,15 +46,9 @@ def with_row(basis, i, v):
 
 def inner_products(space, basis, v):
     """The inner products of all rows with v, as an array of shape (rows,): Vᴴ v."""
-
-    def of_leaf(leaf, part):
-        if any(
-            jax.typeof(part).sharding.spec
-        ):  # an explicit mesh, on which sums say where they lie and products do not
-            return jnp.sum(leaf.conj() * part, axis=tuple(range(1, leaf.ndim)), dtype=space.dtype)
-        return jnp.tensordot(leaf.conj(), part, axes=part.ndim, precision="highest", preferred_element_type=space.dtype)
-
-    products = map(of_leaf, jax.tree.leaves(basis), jax.tree.leaves(v))
+    products = map(
+        lambda leaf, part: contracted(leaf, part, part.ndim, space.dtype), jax.tree.leaves(basis), jax.tree.leaves(v)
+    )
     return sum(products, start=jnp.zeros((), space.dtype))
 
 
@@ -82,12 +77,17 @@ def rotated(basis, R, in_place=True):
             start = jnp.minimum(i * width, flat.shape[1] - width)
             fresh = i * width - start  # columns that the last piece, which ends at the end, has in common with another
             old = jax.lax.dynamic_slice_in_dim(flat, start, width, axis=1)
-            new = jnp.where(jnp.arange(width) < fresh, old, jnp.matmul(matrix, old, precision="highest"))
+            new = jnp.where(jnp.arange(width) < fresh, old, product(matrix, old))
             return jax.lax.dynamic_update_slice_in_dim(flat, new, start, axis=1)
 
         return jax.lax.fori_loop(0, -(-flat.shape[1] // width), piece, flat).reshape(leaf.shape)
 
     return jax.tree.map(of_leaf, basis)
+
+
+def product(A, B):
+    """The product of matrices, in all digits."""
+    return jnp.matmul(A, B, precision="highest")
 
 
 def orthogonalized(space, basis, v):
@@ -252,7 +252,7 @@ def shrink(krylov, vectors, keep, in_place=True):
     places = jnp.arange(width)
     R = jnp.zeros((rows, rows), matrix.dtype).at[: krylov.capacity, : krylov.capacity].set(vectors.T)
     R = R.at[keep + places, size + places].set(1)
-    matrix = jnp.matmul(R.conj(), jnp.matmul(matrix, vectors, precision="highest"), precision="highest")
+    matrix = product(R.conj(), product(matrix, vectors))
     return Krylov(rotated(basis, R, in_place), matrix, keep, key)
 
 
@@ -270,7 +270,7 @@ def couplings(krylov, vectors):
     beyond = jnp.where((places >= krylov.size)[:, None], krylov.matrix, 0)
     largest = jnp.max(jnp.abs(beyond))
     scale = jnp.where(largest > 0, largest, 1)  # squares of small numbers underflow
-    return scale * jnp.linalg.norm(jnp.matmul(beyond / scale, vectors, precision="highest"), axis=0)
+    return scale * jnp.linalg.norm(product(beyond / scale, vectors), axis=0)
 
 
 # Golub and Kahan.
@@ -378,11 +378,6 @@ def polished(B, X, Y):
 def orthonormal(Q):
     """A square matrix that is nearly orthonormal as one that is more so."""
     return Q - product(Q, product(Q.conj().T, Q) - jnp.eye(len(Q), dtype=Q.dtype)) / 2
-
-
-def product(A, B):
-    """Of small matrices, in all digits."""
-    return jnp.matmul(A, B, precision="highest")
 
 
 def couplings_golub_kahan(spaces, X):

@@ -196,17 +196,9 @@ class Space:
         >>> float(space.inner({"a": jnp.array([1.0, 2.0]), "b": 3.0}, {"a": jnp.ones(2), "b": 1.0}))
         6.0
         """
-
-        def product(u, v):
-            if any(
-                jax.typeof(v).sharding.spec
-            ):  # on an explicit mesh, where a sum says where it lies and vdot does not
-                return jnp.sum(jnp.conj(u) * v, dtype=self.dtype)
-            return jnp.vdot(u, v, precision="highest", preferred_element_type=self.dtype)
-
         with self.scope():
-            products = map(product, jax.tree.leaves(self._element(u)), jax.tree.leaves(self._element(v)))
-            return functools.reduce(operator.add, products)
+            leaves = zip(jax.tree.leaves(self._element(u)), jax.tree.leaves(self._element(v)), strict=True)
+            return functools.reduce(operator.add, (contracted(u, v, jnp.ndim(v), self.dtype) for u, v in leaves))
 
     def norm(self, v):
         """The Euclidean norm of v, a real scalar; it neither overflows nor underflows where the result does not."""
@@ -232,6 +224,17 @@ class Space:
     @functools.cached_property
     def _ends(self):
         return np.cumsum([math.prod(shape) for shape in self.shapes])
+
+
+def contracted(u, v, axes, dtype):
+    """The sum of conj(u) v over their last `axes` axes, in all digits; what remains are the others of u, then of v.
+
+    On an explicit mesh a product has to say where it lies: here all of it on each device.
+    """
+    sharding = jax.typeof(v).sharding
+    whole = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec()) if any(sharding.spec) else None
+    last = [list(range(jnp.ndim(a) - axes, jnp.ndim(a))) for a in (u, v)]
+    return jnp.tensordot(jnp.conj(u), v, last, precision="highest", preferred_element_type=dtype, out_sharding=whole)
 
 
 def skeleton(treedef):

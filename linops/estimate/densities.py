@@ -107,13 +107,11 @@ def spectral_density(
         return _Density(method, probing)(A, key, grid, width)
     state, watch = watched(probing, A, (key,), probing.progress, listeners, callback, save)
     known = int(state.count)
+    if known < 2 and watch.interrupted:
+        raise KeyboardInterrupt
     if known < 2:
-        raise (
-            KeyboardInterrupt
-            if watch.interrupted
-            else ValueError(
-                f"spectral_density was stopped after {known} probes, expected two at least, whose scatter is the band"
-            )
+        raise ValueError(
+            f"spectral_density was stopped after {known} probes, expected two at least, whose scatter is the band"
         )
     return compute(_Smoothed(method, steps), A, *(a[:known] for a in state[:4]), grid, width)
 

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from linops.krylov import appended
+from linops.krylov import appended, rows_of
 from linops.precision import real_dtype
+from linops.space import contracted
 
 
 def rademacher(space, key):
@@ -77,19 +78,15 @@ def in_blocks(function, items, width):
 
 def columns(V):
     """How many columns a block has; None has none."""
-    return 0 if V is None else len(jax.tree.leaves(V)[0])
+    return 0 if V is None else rows_of(V)
 
 
 def gram(space, U, V):
     """The matrix Uᴴ V of two blocks, or the vector Uᴴ v of a block and an element."""
     wide = jnp.promote_types(space.dtype, jnp.float32)  # in which LAPACK has its functions
 
-    def product(u, v, shape):
-        axes = [list(range(leaf.ndim - len(shape), leaf.ndim)) for leaf in (u, v)]
-        return jnp.tensordot(u.conj(), v, axes, precision="highest", preferred_element_type=wide)
-
-    products = map(product, jax.tree.leaves(U), jax.tree.leaves(V), space.shapes)
-    return functools.reduce(operator.add, products)
+    leaves = zip(jax.tree.leaves(U), jax.tree.leaves(V), space.shapes, strict=True)
+    return functools.reduce(operator.add, (contracted(u, v, len(shape), wide) for u, v, shape in leaves))
 
 
 def joined(first, second):

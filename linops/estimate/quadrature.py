@@ -121,5 +121,8 @@ def projection(width, A, V):
 @projection.defjvp
 def _(width, primals, tangents):
     A, V = primals
-    project = lambda A: gram(A.domain, V, in_blocks(A._mv, V, width))  # noqa: E731
+
+    def project(A):
+        return gram(A.domain, V, in_blocks(A._mv, V, width))
+
     return projection(width, A, V), jax.jvp(project, (A,), (tangents[0],))[1].astype(A.domain.dtype)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from linops.arrays import brief
-from linops.budget import RESIDUAL_SHARE, memory_budget
+from linops.budget import BASIS_SHARE, memory_budget
 from linops.estimate.probes import columns, in_blocks, keys_of
 from linops.estimate.result import Estimate, standard_error, with_rounding
 from linops.iterate import compute, iterate
@@ -57,7 +57,7 @@ def require_whole(what, count):
 
 def fits(A, vectors):
     """Whether the memory budget holds so many vectors."""
-    return vectors * A.shape[1] * A.dtype.itemsize <= memory_budget(RESIDUAL_SHARE)
+    return vectors * A.shape[1] * A.dtype.itemsize <= memory_budget(BASIS_SHARE)
 
 
 def run(estimator, A, key, rtol, num_matvecs, *data):

@@ -23,6 +23,7 @@ from linops.krylov import (
     expand,
     noise,
     projected,
+    rotated,
     row,
     shrink,
     with_row,
@@ -66,8 +67,6 @@ class State(NamedTuple):
     before: jax.Array  # products before this round
     matvecs: jax.Array
     restarts: jax.Array
-    found: jax.Array  # of the wanted pairs, how many had converged at the last look
-    bound: jax.Array  # the largest residual bound of the wanted pairs then
     finished: jax.Array
 
     @property
@@ -103,8 +102,6 @@ class ThickRestart:
             before=none,
             matvecs=none,
             restarts=none,
-            found=none,
-            bound=jnp.full((), jnp.inf, real),
             finished=jnp.zeros((), bool),
         )
 
@@ -159,12 +156,7 @@ class ThickRestart:
         order = jnp.argsort(jnp.where(wanted, priority, priority + 4 * self.ncv))
         square = krylov.matrix[: self.ncv]
         skew = jnp.where(active[:, None] & active[None, :], jnp.abs(square - square.conj().T), 0)
-        state = state._replace(
-            norm=norm,
-            asymmetry=jnp.maximum(state.asymmetry, jnp.max(skew)),
-            found=jnp.where(state.round == 0, jnp.sum(wanted & converged, dtype=jnp.int32), state.found),
-            bound=jnp.max(jnp.where(wanted, bounds, 0)),
-        )
+        state = state._replace(norm=norm, asymmetry=jnp.maximum(state.asymmetry, jnp.max(skew)))
         return Look(values, vectors, bounds, count, order, wanted, converged), state
 
     def _beats(self, state, values, margin):
@@ -176,7 +168,7 @@ class ThickRestart:
             size = jnp.sort(jnp.where(locked, -jnp.abs(state.values), jnp.inf))
             return jnp.abs(values) > -size[self.k - 1] + margin
         ascending = jnp.sort(jnp.where(locked, state.values, jnp.inf))
-        high, low = _of_each_end(self.which, self.k)
+        high, low = of_each_end(self.which, self.k)
         beats = jnp.zeros(self.ncv, bool)
         if high:
             beats |= values > ascending[jnp.maximum(count - high, 0)] + margin
@@ -228,12 +220,8 @@ class ThickRestart:
         Returns values, vectors as rows, residual norms, and how small these were to be.
         """
         _, _, coefficients = self._best(A, state)
-        rows = jax.tree.map(
-            lambda leaf: jnp.tensordot(
-                coefficients.T.astype(leaf.dtype), leaf[: self.ncv], axes=1, precision="highest"
-            ),
-            state.krylov.basis,
-        )
+        coefficients = jnp.pad(coefficients.T, ((0, 0), (0, state.krylov.width)))
+        rows = rotated(state.krylov.basis, coefficients, in_place=False)
         values, rows, residuals = jax.lax.map(lambda v: _pair(A, v), rows, batch_size=_divisor(self.k))
         reached = rounding(A, RESTARTED) * jnp.maximum(state.norm, jnp.max(jnp.abs(values)))
         return values, rows, residuals, jnp.maximum(tolerances(state.tol, values, state.norm), reached)
@@ -266,7 +254,7 @@ def tolerances(tol, values, norm):
     return jnp.maximum(tol * jnp.maximum(jnp.abs(values), eps ** (2 / 3) * norm), FLOOR * eps * norm)
 
 
-def _of_each_end(which, k):
+def of_each_end(which, k):
     """How many values are wanted of the largest, and of the smallest."""
     return {"LA": (k, 0), "SA": (0, k), "BE": (k - k // 2, k // 2)}[which]
 

@@ -1,5 +1,6 @@
 """What the algorithms of `linops.linalg` are given, and give: operators, vectors and blocks as trees, and as arrays."""
 
+import functools
 import math
 
 import jax
@@ -7,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from linops.algebra.operator import Operator
-from linops.budget import memory_budget
+from linops.arrays import as_leaf
+from linops.budget import BASIS_SHARE, memory_budget
 from linops.derivatives.jacobian import Jacobian
 from linops.matrix import Matrix
 from linops.products import is_traced
-
-BASIS_SHARE = 1 / 4  # of memory, that the vectors of a basis may take
 
 
 def as_operator(A, space, what):
@@ -49,7 +49,7 @@ def block_of(space, vectors, what):
     many = {shape[0] for shape in shapes if shape}
     if treedef == space.treedef and len(many) == 1 and shapes == [(*many, *shape) for shape in space.shapes]:
         with space.scope():
-            return treedef.unflatten(jnp.asarray(leaf, dtype) for leaf, dtype in zip(leaves, space.dtypes, strict=True))
+            return treedef.unflatten(map(functools.partial(as_leaf, what=what), leaves, space.dtypes))
     raise ValueError(
         f"{what} is a tree of structure {treedef} and shapes {shapes}, expected an array of shape ({space.size},) or "
         f"({space.size}, p), or a tree like the operator's domain, {space.treedef} with shapes {list(space.shapes)}, "

@@ -51,7 +51,8 @@ def counts(A, k, ncv, maxiter, tol, kind):
         ) from None
     if str(A.dtype) not in DTYPES:
         raise TypeError(
-            f"{kind.name} got {A!r}, expected an operator in {', '.join(DTYPES)}, which LAPACK has: convert its point"
+            f"{kind.name} got an operator in {A.dtype}, expected one in {', '.join(DTYPES)}, which LAPACK has: convert "
+            "its point"
         )
     n = min(A.shape)
     if not 1 <= k <= n:
