@@ -73,8 +73,12 @@ class Watch:
 
 @contextlib.contextmanager
 def _interrupts(watch):
-    """A context in which the first Ctrl-C stops the algorithm at the next look, the second one at once."""
-    if threading.current_thread() is not threading.main_thread():
+    """A context in which the first Ctrl-C stops the algorithm at the next look, the second one at once.
+
+    Where Ctrl-C is ignored, as in the background of a shell, or is not Python's, it stays so.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
         yield
         return
 
@@ -82,7 +86,7 @@ def _interrupts(watch):
         watch.interrupted = True
         signal.signal(signal.SIGINT, before)
 
-    before = signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ other, so that what they multiply by is compiled once.
 """
 
 import collections
+import signal
 import zlib
 
 import jax
@@ -17,6 +18,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which it is not in the background of a shell
     if jax.__version_info__ < (0, 11):
         _without_fusion_emitters()
     jax.config.update("jax_disable_most_optimizations", not config.getoption("--whole"))

@@ -247,6 +247,12 @@ def test_ctrl_c_hands_back_what_is_known():
         SLOW(callback=interrupt)
     assert isinstance(error.value, NoConvergence)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a shell's background
+    try:
+        ignored, _ = SLOW(callback=interrupt)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    np.testing.assert_array_equal(ignored, SLOW()[0])
 
 
 def test_monitors_see_the_products():
