@@ -115,18 +115,18 @@ def _is_done(algorithm, A, state):
     return algorithm.done(A, state[1])
 
 
-def iterate(algorithm, A, *operands, max_steps=MOST_STEPS, watch=None, state=None):
+def iterate(algorithm, A, *operands, max_steps=MOST_STEPS, watch=None, every=None, state=None):
     """The last state of an algorithm: done, after `max_steps`, or stopped by the one who looks.
 
-    `watch(state)` sees the state between chunks of steps, says True to stop, and changes no number: the same program
-    runs with it and without. A `state` from before goes on where it was.
+    `watch(state)` sees the state between chunks of steps, of `every` many where that is given, says True to stop, and
+    changes no number: the same program runs with it and without. A `state` from before goes on where it was.
     """
     begin, advance, is_done = (_Method(algorithm, f) for f in (_begin, _advance, _is_done))
     state = compute(begin, A, *operands) if state is None else (jnp.int32(0), state)
     state = _apart(state, (A, operands))
     if watch is None or is_traced(state):
         return compute(advance, A, jnp.int32(max_steps), state, donated=1)[1]
-    steps, size = 0, 1
+    steps, size = 0, every or 1
     while steps < max_steps and not compute(is_done, A, state):
         start = time.perf_counter()
         steps = min(steps + size, max_steps)
@@ -134,6 +134,8 @@ def iterate(algorithm, A, *operands, max_steps=MOST_STEPS, watch=None, state=Non
         if watch(state[1]):
             break
         seconds = time.perf_counter() - start
+        if every is not None:
+            continue
         size = 2 * size if seconds < CHUNK_SECONDS / 2 else max(1, size // 2) if seconds > 2 * CHUNK_SECONDS else size
     return state[1]
 

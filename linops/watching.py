@@ -18,12 +18,13 @@ SAVE_SECONDS = 60  # between two files, by default
 TRIED = 4  # vectors by which an operator is known again
 
 
-def watched(algorithm, A, operands, glance, heard=(), callback=None, save=None, with_adjoint=False):
+def watched(algorithm, A, operands, glance, heard=(), callback=None, save=None, with_adjoint=False, every=None):
     """The last state of an algorithm, and the `Watch` that saw it.
 
     `glance`, a function that is code, gives the record of a state: its `matvecs`, and a `text` for a bar. `heard` are
     the listeners of the operator that a user gave, `callback(record)` says True to stop, and `save` is a path, or a
-    pair of one and seconds. Half of the products are the adjoint's where it is said so.
+    pair of one and seconds. Half of the products are the adjoint's where it is said so. It is looked at from time to
+    time, or after `every` so many steps.
     """
     watch = Watch(A, glance, [record for record, _ in heard], callback, with_adjoint)
     if not heard and callback is None and save is None:
@@ -36,7 +37,7 @@ def watched(algorithm, A, operands, glance, heard=(), callback=None, save=None, 
         found = watch.saved.read(state)
         state = state if found is None else found
     with _interrupts(watch):
-        state = iterate(algorithm, A, *operands, watch=watch, state=state)
+        state = iterate(algorithm, A, *operands, watch=watch, every=every, state=state)
     if watch.saved:
         watch.saved.write(state)
     return state, watch

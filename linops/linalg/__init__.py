@@ -1,5 +1,6 @@
 """`linops.linalg`: SciPy's sparse linear algebra on the device, on trees, under jit."""
 
+from linops.linalg.definite import cg as cg
 from linops.linalg.functions import expm_multiply as expm_multiply
 from linops.linalg.functions import funm_multiply_krylov as funm_multiply_krylov
 from linops.linalg.records import NoConvergence as NoConvergence

@@ -17,8 +17,24 @@ REASONS = (
     "it was stopped",
     "the matrix is not Hermitian",
     "OPinv is not the inverse",
+    "the matrix is not positive definite",
+    "the preconditioner is not positive definite",
+    "the boundary of the trust region was reached",
+    "the matrix is singular, and the right-hand side not in its range",
 )
-CONVERGED, LIMIT, ROUNDING, NOT_FINITE, STOPPED, NOT_SYMMETRIC, NO_INVERSE = range(len(REASONS))
+(
+    CONVERGED,
+    LIMIT,
+    ROUNDING,
+    NOT_FINITE,
+    STOPPED,
+    NOT_SYMMETRIC,
+    NO_INVERSE,
+    NOT_DEFINITE,
+    NO_PRECONDITIONER,
+    BOUNDARY,
+    INCONSISTENT,
+) = range(len(REASONS))
 
 
 @jax.tree_util.register_dataclass
@@ -45,18 +61,27 @@ class Record:
     @property
     def reason(self):
         """Why it ended, in words; under jit their place in `linops.linalg.records.REASONS`."""
-        return self.code if is_traced(self.code) else REASONS[int(self.code)]
+        if is_traced(self.code):
+            return self.code
+        codes = np.unique(self.code)  # of many right-hand sides each has one
+        return "; ".join(REASONS[code] for code in codes)
 
     @property
     def text(self):
         """How far a run is, in a few words."""
+        if np.size(self.converged) == 1:
+            return f"residual {np.max(self.residual_norms):.1e}"
         return f"{np.sum(self.converged)} of {np.size(self.converged)} converged"
+
+    def after(self, iterations, matvecs):
+        """The same run with what was spent before it."""
+        return dataclasses.replace(self, iterations=self.iterations + iterations, matvecs=self.matvecs + matvecs)
 
     def __repr__(self):
         if is_traced(self):
             return f"Record(converged={self.converged!r}, ...)"
         residuals, tolerance = np.ravel(self.residual_norms), np.ravel(self.tolerance)
-        text = f"{self.text}: {self.reason}\n  iterations {int(self.iterations)}, products {int(self.matvecs)}"
+        text = f"{self.text}: {self.reason}\n  iterations {int(np.max(self.iterations))}, products {int(self.matvecs)}"
         if residuals.size == 0:
             return text
         worst = np.argmax(residuals - tolerance)

@@ -1,0 +1,308 @@
+"""`linops.linalg.cg`: conjugate gradients, on the device."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from linops.linalg.records import (
+    BOUNDARY,
+    CONVERGED,
+    LIMIT,
+    NO_PRECONDITIONER,
+    NOT_DEFINITE,
+    NOT_FINITE,
+    ROUNDING,
+)
+from linops.krylov import rows_of
+from linops.linalg.shifted import from_one_space
+from linops.linalg.solves import (
+    RUNNING,
+    Right,
+    combined,
+    either,
+    info_of,
+    limits,
+    preconditioned,
+    solve,
+    square_system,
+)
+from linops.precision import real_dtype
+from linops.products import is_traced
+
+RENEWED = 50  # steps after which the residual is computed anew
+
+
+def cg(
+    A,
+    b,
+    x0=None,
+    *,
+    rtol=1e-5,
+    atol=0.0,
+    maxiter=None,
+    M=None,
+    callback=None,
+    shifts=None,
+    radius=None,
+    space=None,
+    full_output=False,
+):
+    """Solve A x = b with a Hermitian positive definite A, on the device.
+
+    SciPy's `cg`, jittable and differentiable, for one right-hand side or many in one loop.
+
+    Parameters
+    ----------
+    A : Operator, array of shape (n, n), or callable
+        Hermitian and positive definite; a callable is linear on `space`, in JAX.
+    b : array or pytree
+        A vector of shape (n,), a block (n, k), an element of the domain, or a tree of k of them on a leading axis.
+    x0 : like b, optional
+        Where to begin; zero by default.
+    rtol, atol : float
+        Converged is what has ‖b - A x‖ <= max(rtol ‖b‖, atol).
+    maxiter : int, optional
+        How many iterations; 10 n by default.
+    M : Operator, optional
+        A preconditioner, Hermitian and positive definite, close to the inverse of A. See `linops.precondition`.
+    callback : callable, optional
+        `callback(xk)` is called after each iteration, as in SciPy, with what will be returned.
+    shifts : array of shape (k,), optional
+        Solve (A + s) x = b for each of the shifts s, from one Krylov space: as many products as for the smallest of
+        them, and some to check. Without M, x0 and radius, and for one right-hand side.
+    radius : float, optional
+        Stay in the trust region ‖x‖ <= radius, in the norm of the inverse of M. A may be indefinite: a direction of
+        negative curvature is followed to the boundary. That is the step of Steihaug and Toint.
+    space : Space, optional
+        The Space of a callable A.
+    full_output : bool
+        Return a `Record` as well.
+
+    Returns
+    -------
+    x : jax.Array or pytree
+        Like b; with shifts of shape (n, k), or a tree with a leading axis of k.
+    info : int, or array of shape (k,)
+        0: converged. From 1 to maxiter: so many iterations were not enough. maxiter + 1: rounding keeps the residual
+        above the tolerance. -1: A is not positive definite, -2: M is not. -4: x is on the boundary of the trust region.
+    record : Record
+        With `full_output`: `converged`, `reason`, `iterations`, `matvecs`, `residual_norms`, `tolerance`.
+
+    Raises
+    ------
+    FloatingPointError
+        Where b, a product, or the solution has NaN or infinite numbers. Within `jit` info is -3.
+    TypeError, ValueError
+        Where an argument is none of these.
+
+    Notes
+    -----
+    Before x is called converged its residual is computed anew, with one more product, as it is every 50 iterations:
+    the one that is carried along drifts from it. Within `jit` what did not converge is NaN, unless the record is
+    asked for. x is differentiable in b and in A, by another solve with a relative tolerance as large.
+
+    Sources: Hestenes and Stiefel, J. Res. NBS 49 (1952); Jegerlehner, hep-lat/9612014 (1996), for shifts; Steihaug, SIAM
+    J. Numer. Anal. 20 (1983); van der Vorst and Ye, SIAM J. Sci. Comput. 22 (2000), for residuals that are replaced.
+
+    Examples
+    --------
+    >>> from linops.linalg import cg
+    >>> x, info = cg(linops.Diagonal(np.array([1.0, 2.0, 4.0], np.float32)), np.ones(3, np.float32))
+    >>> x.tolist(), info
+    ([1.0, 0.5, 0.25], 0)
+    """
+    A, M = operators = square_system("cg", A, M, space)
+    bounds = limits("cg", A, rtol, atol, 10 * A.shape[0] if maxiter is None else maxiter)
+    right = Right.of(A.domain, b, "cg")
+    guesses = right.beginning(A.domain, x0, "cg")
+    spent = 0, 0
+    if shifts is not None:
+        shifts = _shifts(A, right, shifts, M, x0, radius)
+        right, guesses, spent = from_one_space(operators, right, shifts, bounds)
+    inside = None if radius is None else _radii(A, right, radius, x0)
+    solver, marked = ConjugateGradients(), not full_output
+    x, record = solve(
+        "cg", solver, operators, right, guesses, bounds, shifts, inside, callback=callback, marked=marked
+    )
+    record = right.counted(record.after(*spent))
+    results = right.shaped(A.domain, x), info_of(record, bounds.iterations)
+    return (*results, record) if full_output else results
+
+
+# What is asked for.
+
+
+def _shifts(A, right, shifts, M, x0, radius):
+    given = {"M": M, "x0": x0, "radius": radius}
+    others = [name for name, value in given.items() if value is not None]
+    if others or right.is_block:
+        raise ValueError(
+            f"cg got shifts= with {', '.join(others) or 'a block of right-hand sides'}, expected one right-hand side, and "
+            "none of M, x0 and radius: these have another Krylov space for each shift"
+        )
+    with A.domain.scope():
+        shifts = jnp.asarray(shifts, real_dtype(A.dtype))
+    if shifts.ndim != 1 or len(shifts) == 0:
+        raise ValueError(f"cg got shifts of shape {shifts.shape}, expected a vector of real numbers")
+    return shifts
+
+
+def _radii(A, right, radius, x0):
+    if x0 is not None:
+        raise ValueError("cg got radius= with x0, expected one of them: a trust region is around zero")
+    if not is_traced(radius) and not (np.ndim(radius) == 0 and radius > 0):
+        raise ValueError(f"cg got radius={radius!r}, expected a positive number")
+    with A.domain.scope():
+        return jnp.full(rows_of(right.rows), radius, real_dtype(A.dtype))
+
+
+# The algorithm.
+
+
+@dataclasses.dataclass(frozen=True)
+class ConjugateGradients:
+    """A step multiplies a direction, or, to compute the residual anew, x: there is one product in it."""
+
+    renewed: int | None = RENEWED  # None: the residual that is carried along is believed
+
+    def product(self, A, x, shift=None, radius=None):
+        """(A + shift) x."""
+        product = A._mv(x)
+        return product if shift is None else combined(A.domain, shift, x, product)
+
+    def begin(self, operators, given, shift=None, radius=None):
+        A, M = operators
+        space, b = A.domain, given.b
+        zero, real = space.scale(0, b), given.tolerance.dtype
+        none, number = jnp.zeros((), jnp.int32), jnp.zeros((), real)
+        if given.x is None:
+            x, r, z, norm = zero, b, preconditioned(M, b), space.norm(b)
+        else:  # the first step computes the residual
+            x, r, z, norm = given.x, zero, zero, jnp.full((), jnp.inf, real)
+        rho = space.inner(r, z).real
+        fault = NONE if given.x is not None else _fault(M, norm, rho, number)
+        region = None if radius is None else Region.begin(radius / given.size, rho)
+        checks = jnp.full((), given.x is not None)
+        code = jnp.where(norm <= given.tolerance, CONVERGED, RUNNING).astype(jnp.int32)
+        return State(
+            b, x, r, z, z, rho, norm, jnp.full((), jnp.inf, real), checks, none + fault, none, none, none, code,
+            given.tolerance, given.limit, shift, region,
+        )  # fmt: skip
+
+    def step(self, operators, s):
+        A, M = operators
+        space = A.domain
+        product = self.product(A, either(s.checks, s.x, s.p), s.shift)
+        curvature = space.inner(s.p, product).real
+        length, region, fault = self._length(s, curvature)
+        x = combined(space, length, s.p, s.x)
+        anew = space.add(s.b, space.scale(-1, product))
+        r = either(s.checks, anew, combined(space, -length, product, s.r))
+        z = preconditioned(M, r)
+        rho, norm = space.inner(r, z).real, space.norm(r)
+        # The direction keeps what it knows when the residual is replaced.
+        beta = jnp.where(s.checks, 1, rho / jnp.where(s.rho > 0, s.rho, 1))
+        fresh = either(s.checks, space.add(z, space.scale(-1, s.z)), z)
+        p = either(fault == NONE, combined(space, beta, s.p, fresh), s.p)
+        fault = jnp.where(fault == NONE, _fault(M, norm, rho, length), fault)
+        iterations = s.iterations + ~s.checks
+        since = jnp.where(s.checks, 0, s.since + 1)
+        ends = (norm <= s.tolerance) | (iterations >= s.limit) | (fault != NONE)
+        if self.renewed is None:
+            checks, code = s.checks, jnp.where(ends, _code(norm <= s.tolerance, fault, False), RUNNING)
+        else:
+            checks = ~s.checks & (ends | (since >= self.renewed))
+            drift = space.norm(space.add(r, space.scale(-1, s.r)))
+            stuck = (drift > norm / 2) & (norm > s.checked / 2)
+            ended = ends | stuck
+            code = jnp.where(s.checks & ended, _code(norm <= s.tolerance, fault, stuck), RUNNING)
+        return State(
+            s.b, x, r, z, p, rho, norm, jnp.where(s.checks, jnp.minimum(norm, s.checked), s.checked), checks, fault,
+            since, iterations, s.matvecs + 1, code.astype(jnp.int32), s.tolerance, s.limit, s.shift,
+            region if region is None else region.after(beta, rho, s.checks),
+        )  # fmt: skip
+
+    def _length(self, s, curvature):
+        """How far to go along p, where that is in the trust region, and what is wrong or ends there."""
+        bends = curvature > 0
+        length = jnp.where(s.checks | ~bends, 0, s.rho / jnp.where(bends, curvature, 1))
+        fault = jnp.where(s.checks | bends, s.fault, NOT_DEFINITE)
+        if s.region is None:
+            return length, None, fault
+        most = s.region.to_boundary()
+        leaves = ~s.checks & (~bends | (length >= most))
+        length = jnp.where(leaves, most, length)
+        return length, s.region.along(length), jnp.where(leaves & bends, BOUNDARY, fault)
+
+
+NONE = 0  # no fault
+
+
+class State(NamedTuple):
+    """Of a system with one right-hand side of length 1."""
+
+    b: Any
+    x: Any
+    r: Any
+    z: Any
+    p: Any
+    rho: jax.Array
+    norm: jax.Array
+    checked: jax.Array
+    checks: jax.Array
+    fault: jax.Array
+    since: jax.Array
+    iterations: jax.Array
+    matvecs: jax.Array
+    code: jax.Array
+    tolerance: jax.Array
+    limit: jax.Array
+    shift: Any
+    region: Any
+
+
+class Region(NamedTuple):
+    """The trust region, and where x and p are in it: inner products in the norm of the inverse of M.
+
+    They follow from the others (Conn, Gould and Toint, "Trust Region Methods", 2000, 7.5.1).
+    """
+
+    radius: jax.Array
+    xx: jax.Array
+    xp: jax.Array
+    pp: jax.Array
+
+    @classmethod
+    def begin(cls, radius, rho):
+        return cls(radius, jnp.zeros_like(rho), jnp.zeros_like(rho), rho)
+
+    def to_boundary(self):
+        """How far it is along p, from x inside: the larger root of a quadratic, without cancellation."""
+        room = jnp.maximum(self.radius**2 - self.xx, 0)
+        root = jnp.sqrt(self.xp**2 + self.pp * room)
+        apart = room / jnp.where(self.xp + root > 0, self.xp + root, 1)
+        return jnp.where(self.xp > 0, apart, (root - self.xp) / jnp.where(self.pp > 0, self.pp, 1))
+
+    def along(self, length):
+        xx = self.xx + 2 * length * self.xp + length**2 * self.pp
+        return self._replace(xx=xx, xp=self.xp + length * self.pp)
+
+    def after(self, beta, rho, same):
+        """With the next direction; one that was only corrected is about the same."""
+        xp, pp = beta * self.xp, rho + beta**2 * self.pp
+        return self._replace(xp=jnp.where(same, self.xp, xp), pp=jnp.where(same, self.pp, pp))
+
+
+def _fault(M, norm, rho, length):
+    """What is wrong with a residual: nothing, most often."""
+    fault = jnp.where(jnp.isfinite(norm) & jnp.isfinite(length), NONE, NOT_FINITE)
+    if M is None:
+        return fault.astype(jnp.int32)
+    return jnp.where((fault == NONE) & (norm > 0) & ~(rho > 0), NO_PRECONDITIONER, fault).astype(jnp.int32)
+
+
+def _code(converged, fault, stuck):
+    return jnp.select([converged, fault != NONE, stuck], [CONVERGED, fault, ROUNDING], LIMIT)

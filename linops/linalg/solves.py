@@ -1,0 +1,328 @@
+"""Solving A x = b: what the solvers of `linops.linalg` share: what they are given, columns, derivatives, and the end.
+
+A solver is an algorithm of `linops.iterate` for one right-hand side of length 1, whose operators are the pair (A, M),
+M None where there is no preconditioner. Its states are named tuples that have
+
+- `x`: the solution so far,
+- `norm`, `tolerance`: the norm of the residual b - A x, and what it is to come down to,
+- `code`: why it ended, or `RUNNING`. That it converged is said of a residual that was just computed anew,
+- `iterations`, `matvecs`.
+"""
+
+import dataclasses
+import functools
+import operator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from linops.iterate import compute, iterate, scope_of
+from linops.linalg.operands import as_columns, as_square, block_of
+from linops.linalg.records import (
+    BOUNDARY,
+    CONVERGED,
+    INCONSISTENT,
+    LIMIT,
+    NO_PRECONDITIONER,
+    NOT_DEFINITE,
+    NOT_FINITE,
+    NOT_SYMMETRIC,
+    ROUNDING,
+    STOPPED,
+    Record,
+    no_tangent,
+)
+from linops.linalg.runs import DTYPES
+from linops.precision import real_dtype
+from linops.products import is_traced
+from linops.watching import watched
+
+RUNNING = -1
+INFO = {
+    NOT_DEFINITE: -1,
+    NO_PRECONDITIONER: -2,
+    NOT_FINITE: -3,
+    BOUNDARY: -4,
+    INCONSISTENT: -5,
+    NOT_SYMMETRIC: -6,
+}  # as breakdowns are in SciPy
+
+
+class Limits(NamedTuple):
+    """When a solver stops: residual norms of max(rtol ‖b‖, atol), or so many iterations."""
+
+    rtol: jax.Array
+    atol: jax.Array
+    iterations: jax.Array
+
+
+def square_system(name, A, M, space):
+    """A and its preconditioner, as operators of one Space."""
+    A = as_square(A, space, name)
+    if str(A.dtype) not in DTYPES:
+        raise TypeError(f"{name} got an operator in {A.dtype}, expected one in {', '.join(DTYPES)}: convert its point")
+    if M is None:
+        return A.linearize(), None
+    M = as_square(M, A.domain, f"M of {name}")
+    if M.shape != A.shape:
+        raise ValueError(f"{name} got M of shape {M.shape} for {A!r}, expected {A.shape}")
+    return A.linearize(), (M if M.domain == A.domain else M._on(A.domain, A.domain)).linearize()
+
+
+def limits(name, A, rtol, atol, maxiter):
+    """The limits as arrays."""
+    for what, value in (("rtol", rtol), ("atol", atol)):
+        if not is_traced(value) and not (np.ndim(value) == 0 and value >= 0):
+            raise ValueError(f"{name} got {what}={value!r}, expected a number that is not negative")
+    if not is_traced(maxiter) and operator.index(maxiter) < 1:
+        raise ValueError(f"{name} got maxiter={maxiter}, expected at least 1")
+    real = real_dtype(A.dtype)
+    with scope_of(A).entered():
+        return Limits(jnp.asarray(rtol, real), jnp.asarray(atol, real), jnp.asarray(maxiter, jnp.int32))
+
+
+class Given(NamedTuple):
+    """What a solver is given: b of length 1, or zero, where its length was `size`, and a guess scaled alike, or None."""
+
+    b: Any
+    x: Any
+    size: jax.Array
+    tolerance: jax.Array
+    limit: jax.Array
+
+
+class Right(NamedTuple):
+    """Right-hand sides as rows of a tree, and how solutions are handed back: like what was given."""
+
+    rows: Any
+    is_block: bool
+    as_array: bool
+
+    @classmethod
+    def of(cls, space, b, name):
+        """Of an array of shape (n,) or (n, k), an element, or a tree of k of them."""
+        rows = block_of(space, b, f"b of {name}")
+        if isinstance(b, np.ndarray | jax.Array) and b.ndim in (1, 2) and b.shape[0] == space.size:
+            return cls(rows, b.ndim == 2, True)
+        return cls(rows, jnp.shape(jax.tree.leaves(b)[0]) != space.shapes[0], False)
+
+    def beginning(self, space, x0, name):
+        """The guess x0, rows of as many, or None."""
+        if x0 is None:
+            return None
+        rows = block_of(space, x0, f"x0 of {name}")
+        counts = [jax.tree.leaves(tree)[0].shape[0] for tree in (rows, self.rows)]
+        if counts[0] != counts[1]:
+            raise ValueError(f"{name} got x0 with {counts[0]} columns for b with {counts[1]}, expected as many")
+        return rows
+
+    def shaped(self, space, rows):
+        """Rows as what was given: of the domain of A, a Space that is not always that of b."""
+        if self.as_array:
+            columns = as_columns(space, rows)
+            return columns if self.is_block else columns[:, 0]
+        return rows if self.is_block else jax.tree.map(lambda leaf: leaf[0], rows)
+
+    def counted(self, record):
+        """The record of all columns, or of the only one."""
+        return record if self.is_block else jax.tree.map(lambda leaf: leaf[0] if jnp.ndim(leaf) else leaf, record)
+
+
+# Columns.
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """A solver of right-hand sides in one loop, each of which is scaled to norm 1, and rests when it is done."""
+
+    solver: Any
+
+    def begin(self, operators, rows, guesses, limits, *more):
+        begin = functools.partial(self._begin, operators, limits)
+        return jax.vmap(begin)(rows, guesses, *more)
+
+    def _begin(self, operators, limits, b, guess, *more):
+        A = operators[0]
+        size = A.codomain.norm(b)
+        scale = jnp.where(size > 0, size, 1)
+        unit = A.codomain.scale(1 / scale, b)
+        guess = None if guess is None else A.domain.scale(jnp.where(size > 0, 1 / scale, 0), guess)
+        tolerance = jnp.where(size > 0, jnp.maximum(limits.rtol, limits.atol / scale), 1)
+        return size, self.solver.begin(operators, Given(unit, guess, scale, tolerance, limits.iterations), *more)
+
+    def step(self, operators, state):
+        size, inner = state
+        after = jax.vmap(functools.partial(self.solver.step, operators))(inner)
+        return size, either(inner.code == RUNNING, after, inner)
+
+    def done(self, operators, state):
+        return jnp.all(state[1].code != RUNNING)
+
+
+def either(condition, one, other):
+    """Leaf by leaf of two trees, by a condition on what leads: of a vector, or of each of some rows."""
+
+    def of_leaf(a, b):
+        return jnp.where(condition.reshape(condition.shape + (1,) * (jnp.ndim(a) - condition.ndim)), a, b)
+
+    return jax.tree.map(of_leaf, one, other)
+
+
+def combined(space, a, x, y):
+    """a x + y, of a real number and two elements."""
+    return space.add(space.scale(a, x), y)
+
+
+def preconditioned(M, r):
+    """M r, or r."""
+    return r if M is None else M._mv(r)
+
+
+# What it comes to.
+
+
+@dataclasses.dataclass(frozen=True)
+class _End:
+    """The solutions of the last state, and the record; residuals of one that was stopped are computed anew."""
+
+    stopped: bool
+
+    def __call__(self, operators, rows, state):
+        A, (size, inner) = operators[0], state
+        x = jax.vmap(A.domain.scale)(size, inner.x)
+        norms, matvecs = size * inner.norm, jnp.sum(inner.matvecs)
+        if self.stopped:
+            norms = jax.vmap(lambda x, b: A.codomain.norm(jax.tree.map(jnp.subtract, b, A._mv(x))))(x, rows)
+            matvecs = matvecs + len(size)
+        code = jnp.where(inner.code == RUNNING, STOPPED, inner.code)
+        finite = functools.reduce(operator.and_, [jnp.isfinite(jnp.sum(abs(leaf))) for leaf in jax.tree.leaves(x)])
+        code = jnp.where((code == CONVERGED) & ~(finite & jnp.isfinite(norms)), NOT_FINITE, code)
+        record = Record(code == CONVERGED, code, inner.iterations, matvecs, norms, size * inner.tolerance)
+        return x, record
+
+
+@dataclasses.dataclass(frozen=True)
+class _Glance:
+    """The state on the way: the solutions, and the record of them."""
+
+    def __call__(self, operators, state):
+        size, inner = state
+        x = jax.vmap(operators[0].domain.scale)(size, inner.x)
+        code = jnp.where(inner.code == RUNNING, STOPPED, inner.code)
+        norms = size * inner.norm
+        record = Record(
+            code == CONVERGED, code, inner.iterations, jnp.sum(inner.matvecs), norms, size * inner.tolerance
+        )
+        return Glimpse(x, record)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Glimpse:
+    """What a watch is shown."""
+
+    x: Any
+    record: Record
+
+    matvecs = property(lambda self: self.record.matvecs)
+    text = property(lambda self: self.record.text)
+
+
+def solve(name, solver, operators, right, guesses, limits, *more, callback=None, with_adjoint=False, marked=True):
+    """The solutions, rows of a tree, and the record, with one number for each.
+
+    In a jit they are NaN where they did not converge and are `marked`. `more` has leading axes as the rows have.
+    """
+    algorithm = Columns(solver)
+    operands = right.rows, guesses, limits, *more
+    if is_traced((operators, operands)):
+        if callback is not None:
+            raise TypeError(f"{name} got callback= within jit, vmap or grad, expected none: it takes arrays")
+        x, record = _solutions(algorithm, operators, operands)
+        keep = record.converged if marked else jnp.ones_like(record.converged)
+        return either(keep, x, jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), x)), record
+    A = operators[0]
+    told = None if callback is None else _Told(callback, lambda x: right.shaped(A.domain, x))
+    state, watch = watched(
+        algorithm, operators, operands, _Glance(), A._listeners(), told, with_adjoint=with_adjoint,
+        every=None if told is None else 1,
+    )  # fmt: skip
+    running = bool(jnp.any(state[1].code == RUNNING))
+    x, record = compute(_End(running), operators, right.rows, state)
+    watch.report(record)
+    if np.any(np.asarray(record.code) == NOT_FINITE):
+        raise FloatingPointError(
+            f"{name} came upon NaN or infinite numbers with {A!r}, expected finite ones in b and x0, in products with "
+            "A and M, and in the solution: multiply by a vector, A @ b, to see where they come from"
+        )
+    return x, record
+
+
+class _Told:
+    """SciPy's `callback(xk)`, called after each iteration."""
+
+    def __init__(self, callback, shaped):
+        self.callback, self.shaped, self.seen = callback, shaped, 0
+
+    def __call__(self, glimpse):
+        iterations = int(np.max(glimpse.record.iterations))
+        if iterations > self.seen:
+            self.seen = iterations
+            self.callback(self.shaped(glimpse.x))
+
+
+def info_of(record, limit):
+    """SciPy's `info`: 0, or how many iterations were too few; one more than `maxiter` where rounding was in the way."""
+    cases = {CONVERGED: 0, ROUNDING: limit + 1, **INFO}
+    code = record.code
+    info = jnp.select([code == case for case in cases], list(cases.values()), jnp.maximum(record.iterations, 1))
+    return info if is_traced(info) or np.ndim(info) else int(info)
+
+
+# Derivatives.
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _solutions(algorithm, operators, operands):
+    state = iterate(algorithm, operators, *operands)
+    return _End(False)(operators, operands[0], state)
+
+
+@_solutions.defjvp
+def _derivative(algorithm, primals, tangents):
+    """A dx = db - dA x, solved to the same tolerance, relative to its own right-hand side."""
+    (operators, (rows, _, bounds, *more)), (changes, (change, _, _, *more_changes)) = primals, tangents
+    x, record = _solutions(algorithm, *primals)
+    product = algorithm.solver.product
+
+    def products(A, more):
+        return jax.vmap(functools.partial(product, A))(x, *more)
+
+    _, moved = jax.jvp(products, (operators[0], more), (changes[0], more_changes))
+    sizes = jax.vmap(operators[0].codomain.norm)(rows)
+    relative = jnp.min(record.tolerance / jnp.where(sizes > 0, sizes, 1), where=sizes > 0, initial=1)
+    bounds = bounds._replace(rtol=jnp.maximum(bounds.rtol, relative), atol=jnp.zeros_like(bounds.atol))
+    dx = _linear_solutions(algorithm, operators, jax.tree.map(jnp.subtract, change, moved), bounds, more)
+    return (x, record), (dx, jax.tree.map(no_tangent, record))
+
+
+def _linear_solutions(algorithm, operators, rows, bounds, more):
+    """The solutions, of which JAX knows that they are linear in b, and how to transpose that."""
+
+    def solver_with(operators):
+        def solve(_, rows):
+            x, record = _solutions(algorithm, operators, (rows, None, bounds, *more))
+            return either(record.converged, x, jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), x))
+
+        return solve
+
+    A, M = operators
+    transposed = A.T, None if M is None else M.T
+    return jax.lax.custom_linear_solve(
+        lambda x: jax.vmap(functools.partial(algorithm.solver.product, A))(x, *more),
+        rows,
+        solve=solver_with(operators),
+        transpose_solve=solver_with(transposed),
+    )
