@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from linops.iterate import maybe
+from linops.krylov import empty, rows_of
 from linops.linalg.records import (
     BOUNDARY,
     CONVERGED,
@@ -16,7 +18,6 @@ from linops.linalg.records import (
     NOT_FINITE,
     ROUNDING,
 )
-from linops.krylov import rows_of
 from linops.linalg.shifted import from_one_space
 from linops.linalg.solves import (
     RUNNING,
@@ -104,8 +105,8 @@ def cg(
     the one that is carried along drifts from it. Within `jit` what did not converge is NaN, unless the record is
     asked for. x is differentiable in b and in A, by another solve with a relative tolerance as large.
 
-    Sources: Hestenes and Stiefel, J. Res. NBS 49 (1952); Jegerlehner, hep-lat/9612014 (1996), for shifts; Steihaug, SIAM
-    J. Numer. Anal. 20 (1983); van der Vorst and Ye, SIAM J. Sci. Comput. 22 (2000), for residuals that are replaced.
+    Sources: Hestenes and Stiefel, J. Res. NBS 49 (1952); Jegerlehner, hep-lat/9612014 (1996), for shifts; Steihaug,
+    SIAM J. Numer. Anal. 20 (1983); van der Vorst and Ye, SIAM J. Sci. Comput. 22 (2000), for residuals that are replaced.
 
     Examples
     --------
@@ -124,9 +125,7 @@ def cg(
         right, guesses, spent = from_one_space(operators, right, shifts, bounds)
     inside = None if radius is None else _radii(A, right, radius, x0)
     solver, marked = ConjugateGradients(), not full_output
-    x, record = solve(
-        "cg", solver, operators, right, guesses, bounds, shifts, inside, callback=callback, marked=marked
-    )
+    x, record = solve("cg", solver, operators, right, guesses, bounds, shifts, inside, callback=callback, marked=marked)
     record = right.counted(record.after(*spent))
     results = right.shaped(A.domain, x), info_of(record, bounds.iterations)
     return (*results, record) if full_output else results
@@ -140,8 +139,8 @@ def _shifts(A, right, shifts, M, x0, radius):
     others = [name for name, value in given.items() if value is not None]
     if others or right.is_block:
         raise ValueError(
-            f"cg got shifts= with {', '.join(others) or 'a block of right-hand sides'}, expected one right-hand side, and "
-            "none of M, x0 and radius: these have another Krylov space for each shift"
+            f"cg got shifts= with {', '.join(others) or 'a block of right-hand sides'}, expected one right-hand side, "
+            "and none of M, x0 and radius: these have another Krylov space for each shift"
         )
     with A.domain.scope():
         shifts = jnp.asarray(shifts, real_dtype(A.dtype))
@@ -173,7 +172,7 @@ class ConjugateGradients:
         product = A._mv(x)
         return product if shift is None else combined(A.domain, shift, x, product)
 
-    def begin(self, operators, given, shift=None, radius=None):
+    def begin(self, operators, given, shift=None, radius=None, path=None):
         A, M = operators
         space, b = A.domain, given.b
         zero, real = space.scale(0, b), given.tolerance.dtype
@@ -184,7 +183,7 @@ class ConjugateGradients:
             x, r, z, norm = given.x, zero, zero, jnp.full((), jnp.inf, real)
         rho = space.inner(r, z).real
         fault = NONE if given.x is not None else _fault(M, norm, rho, number)
-        region = None if radius is None else Region.begin(radius / given.size, rho)
+        region = None if radius is None else Region.begin(radius / given.size, rho, path)
         checks = jnp.full((), given.x is not None)
         code = jnp.where(norm <= given.tolerance, CONVERGED, RUNNING).astype(jnp.int32)
         return State(
@@ -232,10 +231,12 @@ class ConjugateGradients:
         fault = jnp.where(s.checks | bends, s.fault, NOT_DEFINITE)
         if s.region is None:
             return length, None, fault
-        most = s.region.to_boundary()
+        region = s.region.sized(length, bends)
+        most = region.to_boundary(region.radius)
         leaves = ~s.checks & (~bends | (length >= most))
         length = jnp.where(leaves, most, length)
-        return length, s.region.along(length), jnp.where(leaves & bends, BOUNDARY, fault)
+        fault = jnp.where(leaves & bends, BOUNDARY, fault)
+        return length, region.along(length, s.x, s.p, s.rho, curvature), fault
 
 
 NONE = 0  # no fault
@@ -267,33 +268,82 @@ class State(NamedTuple):
 class Region(NamedTuple):
     """The trust region, and where x and p are in it: inner products in the norm of the inverse of M.
 
-    They follow from the others (Conn, Gould and Toint, "Trust Region Methods", 2000, 7.5.1).
+    They follow from the others (Conn, Gould and Toint, "Trust Region Methods", 2000, 7.5.1), as does by how much x has
+    decreased the model xᴴ A x / 2 - bᴴ x. An infinite radius is set by the first step.
     """
 
     radius: jax.Array
     xx: jax.Array
     xp: jax.Array
     pp: jax.Array
+    decrease: jax.Array
+    path: Any  # None, or where x left smaller regions
 
     @classmethod
-    def begin(cls, radius, rho):
-        return cls(radius, jnp.zeros_like(rho), jnp.zeros_like(rho), rho)
+    def begin(cls, radius, rho, path):
+        none = jnp.zeros_like(rho)
+        return cls(radius, none, none, rho, none, path)
 
-    def to_boundary(self):
+    def sized(self, length, bends):
+        """With a radius of some steepest descents, of which the first step is one; along which it must bend."""
+        first = jnp.where(bends, FIRST * length * jnp.sqrt(self.pp), 1)
+        return self._replace(radius=jnp.where(jnp.isinf(self.radius), first, self.radius))
+
+    def to_boundary(self, radius):
         """How far it is along p, from x inside: the larger root of a quadratic, without cancellation."""
-        room = jnp.maximum(self.radius**2 - self.xx, 0)
+        room = jnp.maximum(radius**2 - self.xx, 0)
         root = jnp.sqrt(self.xp**2 + self.pp * room)
         apart = room / jnp.where(self.xp + root > 0, self.xp + root, 1)
         return jnp.where(self.xp > 0, apart, (root - self.xp) / jnp.where(self.pp > 0, self.pp, 1))
 
-    def along(self, length):
+    def along(self, length, x, p, rho, curvature):
+        """After a step of this length."""
         xx = self.xx + 2 * length * self.xp + length**2 * self.pp
-        return self._replace(xx=xx, xp=self.xp + length * self.pp)
+        gain = self._gain(length, rho, curvature)
+        path = None if self.path is None else self._passed(xx, x, p, rho, curvature)
+        return self._replace(xx=xx, xp=self.xp + length * self.pp, decrease=gain, path=path)
+
+    def _gain(self, length, rho, curvature):
+        return self.decrease + length * (rho - length * curvature / 2)
+
+    def _passed(self, xx, x, p, rho, curvature):
+        """The path with the points at which a step that ends at a norm of sqrt(xx) leaves smaller regions."""
+        radii = self.radius * self.path.shares
+        passed = (self.xx < radii**2) & (radii**2 <= xx)
+
+        def add(path):
+            lengths = self.to_boundary(radii)
+            points = jax.tree.map(
+                lambda old, x, p: either(passed, x + jnp.multiply.outer(lengths, p).astype(x.dtype), old),
+                path.points, x, p,
+            )  # fmt: skip
+            gains = jnp.where(passed, self._gain(lengths, rho, curvature), path.decreases)
+            return path._replace(points=points, decreases=gains)
+
+        return maybe(jnp.any(passed), add, self.path)
 
     def after(self, beta, rho, same):
         """With the next direction; one that was only corrected is about the same."""
         xp, pp = beta * self.xp, rho + beta**2 * self.pp
         return self._replace(xp=jnp.where(same, self.xp, xp), pp=jnp.where(same, self.pp, pp))
+
+
+FIRST = 10  # times a step of steepest descent
+
+
+class Path(NamedTuple):
+    """Where x left the regions of these shares of the radius, rows of a tree, and by how much the model was less there.
+
+    A method that finds the radius too large has the solutions for smaller ones at hand. 0 is said where there is none.
+    """
+
+    shares: jax.Array
+    points: Any
+    decreases: jax.Array
+
+    @classmethod
+    def begin(cls, x, shares):
+        return cls(shares, empty(x, len(shares)), jnp.zeros_like(shares))
 
 
 def _fault(M, norm, rho, length):

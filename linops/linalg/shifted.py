@@ -15,7 +15,7 @@ def from_one_space(operators, right, shifts, bounds):
     """Right-hand sides, one for each shift, guesses that should be the solutions, and iterations and products."""
     operators, rows, shifts = jax.lax.stop_gradient((operators, right.rows, shifts))
     A = operators[0]
-    state, watch = watched(_Shifted(), operators, (rows, shifts, bounds), _Glance(), A._listeners())
+    state, _ = watched(_Shifted(), operators, (rows, shifts, bounds), _Glance(), A._listeners())
     count = len(shifts)
     rows = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape[1:])), right.rows)
     return Right(rows, True, right.as_array), state.x, (state.iterations, state.iterations)

@@ -24,7 +24,6 @@ from linops.linalg.records import (
     BOUNDARY,
     CONVERGED,
     INCONSISTENT,
-    LIMIT,
     NO_PRECONDITIONER,
     NOT_DEFINITE,
     NOT_FINITE,
@@ -84,7 +83,7 @@ def limits(name, A, rtol, atol, maxiter):
 
 
 class Given(NamedTuple):
-    """What a solver is given: b of length 1, or zero, where its length was `size`, and a guess scaled alike, or None."""
+    """What a solver is given: b of length 1, or zero, which was `size` times that, and a guess scaled alike, or None."""
 
     b: Any
     x: Any
@@ -171,7 +170,7 @@ def either(condition, one, other):
 
 
 def combined(space, a, x, y):
-    """a x + y, of a real number and two elements."""
+    """The sum a x + y, of a real number and two elements."""
     return space.add(space.scale(a, x), y)
 
 
