@@ -140,6 +140,21 @@ def iterate(algorithm, A, *operands, max_steps=MOST_STEPS, watch=None, every=Non
     return state[1]
 
 
+def finished(algorithm, finish, A, *operands):
+    """`finish(A, state)` of the last state, by a function that is code: all in one program."""
+    return compute(_Whole(algorithm, finish), A, *operands)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Whole:
+    algorithm: Any
+    finish: Callable
+
+    def __call__(self, A, *operands):
+        _, state = _advance(self.algorithm, A, MOST_STEPS, _begin(self.algorithm, A, *operands))
+        return self.finish(A, state)
+
+
 def maybe(condition, change, x):
     """`change(x)` or x, in the memory of x: a branch would copy it."""
     return jax.lax.while_loop(

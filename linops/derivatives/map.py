@@ -18,7 +18,7 @@ from linops.program.jaxpr.evaluate import place
 from linops.program.missing import differentiating
 from linops.program.settings import Scope
 from linops.program.staged import Flat, run_once
-from linops.realify import any_complex, realified_space
+from linops.realify import any_complex, join, realified_space
 from linops.space import Space, space_of
 
 
@@ -70,6 +70,10 @@ class Map(Node):
         if treedef == structure and all(map(_is_like, leaves, before)):
             return x
         return place_like(self.points.point(x), self.x, x)
+
+    def given(self, x):
+        """An element of the Space of points as a user gives one: complex, where that is a pair."""
+        return join(x, self.realified) if self.realified else x
 
     def push(self, v, f=None):
         """The slope along v of the function, or of another one that is computed with it."""

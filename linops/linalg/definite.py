@@ -106,7 +106,8 @@ def cg(
     asked for. x is differentiable in b and in A, by another solve with a relative tolerance as large.
 
     Sources: Hestenes and Stiefel, J. Res. NBS 49 (1952); Jegerlehner, hep-lat/9612014 (1996), for shifts; Steihaug,
-    SIAM J. Numer. Anal. 20 (1983); van der Vorst and Ye, SIAM J. Sci. Comput. 22 (2000), for residuals that are replaced.
+    SIAM J. Numer. Anal. 20 (1983), for trust regions; van der Vorst and Ye, SIAM J. Sci. Comput. 22 (2000), for
+    residuals that are replaced.
 
     Examples
     --------
@@ -191,6 +192,9 @@ class ConjugateGradients:
             given.tolerance, given.limit, shift, region,
         )  # fmt: skip
 
+    def done(self, operators, state):
+        return state.code != RUNNING
+
     def step(self, operators, s):
         A, M = operators
         space = A.domain
@@ -269,7 +273,8 @@ class Region(NamedTuple):
     """The trust region, and where x and p are in it: inner products in the norm of the inverse of M.
 
     They follow from the others (Conn, Gould and Toint, "Trust Region Methods", 2000, 7.5.1), as does by how much x has
-    decreased the model xᴴ A x / 2 - bᴴ x. An infinite radius is set by the first step.
+    decreased the model xᴴ A x / 2 - bᴴ x. A negative radius is to be set by the first step,
+    in units of which it is then; where the matrix does not bend along that, it is the positive number.
     """
 
     radius: jax.Array
@@ -285,9 +290,9 @@ class Region(NamedTuple):
         return cls(radius, none, none, rho, none, path)
 
     def sized(self, length, bends):
-        """With a radius of some steepest descents, of which the first step is one; along which it must bend."""
-        first = jnp.where(bends, FIRST * length * jnp.sqrt(self.pp), 1)
-        return self._replace(radius=jnp.where(jnp.isinf(self.radius), first, self.radius))
+        """With a radius, set by the first step if it has to be."""
+        first = jnp.where(bends, FIRST * length * jnp.sqrt(self.pp), -self.radius)
+        return self._replace(radius=jnp.where(self.radius < 0, first, self.radius))
 
     def to_boundary(self, radius):
         """How far it is along p, from x inside: the larger root of a quadratic, without cancellation."""
@@ -328,7 +333,7 @@ class Region(NamedTuple):
         return self._replace(xp=jnp.where(same, self.xp, xp), pp=jnp.where(same, self.pp, pp))
 
 
-FIRST = 10  # times a step of steepest descent
+FIRST = 10  # steps of steepest descent: a first radius
 
 
 class Path(NamedTuple):

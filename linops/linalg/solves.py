@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from linops.iterate import compute, iterate, scope_of
+from linops.iterate import compute, finished, scope_of
 from linops.linalg.operands import as_columns, as_square, block_of
 from linops.linalg.records import (
     BOUNDARY,
@@ -83,7 +83,7 @@ def limits(name, A, rtol, atol, maxiter):
 
 
 class Given(NamedTuple):
-    """What a solver is given: b of length 1, or zero, which was `size` times that, and a guess scaled alike, or None."""
+    """What a solver is given: b of length 1, or zero, once `size` times that, and a guess scaled alike, or None."""
 
     b: Any
     x: Any
@@ -186,15 +186,18 @@ def preconditioned(M, r):
 class _End:
     """The solutions of the last state, and the record; residuals of one that was stopped are computed anew."""
 
-    stopped: bool
+    solver: Any
 
-    def __call__(self, operators, rows, state):
+    def __call__(self, operators, state, rows=None, *more):
         A, (size, inner) = operators[0], state
         x = jax.vmap(A.domain.scale)(size, inner.x)
         norms, matvecs = size * inner.norm, jnp.sum(inner.matvecs)
-        if self.stopped:
-            norms = jax.vmap(lambda x, b: A.codomain.norm(jax.tree.map(jnp.subtract, b, A._mv(x))))(x, rows)
-            matvecs = matvecs + len(size)
+        if rows is not None:
+
+            def norm(x, b, *more):
+                return A.codomain.norm(jax.tree.map(jnp.subtract, b, self.solver.product(A, x, *more)))
+
+            norms, matvecs = jax.vmap(norm)(x, rows, *more), matvecs + len(size)
         code = jnp.where(inner.code == RUNNING, STOPPED, inner.code)
         finite = functools.reduce(operator.and_, [jnp.isfinite(jnp.sum(abs(leaf))) for leaf in jax.tree.leaves(x)])
         code = jnp.where((code == CONVERGED) & ~(finite & jnp.isfinite(norms)), NOT_FINITE, code)
@@ -242,15 +245,18 @@ def solve(name, solver, operators, right, guesses, limits, *more, callback=None,
         x, record = _solutions(algorithm, operators, operands)
         keep = record.converged if marked else jnp.ones_like(record.converged)
         return either(keep, x, jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), x)), record
-    A = operators[0]
-    told = None if callback is None else _Told(callback, lambda x: right.shaped(A.domain, x))
-    state, watch = watched(
-        algorithm, operators, operands, _Glance(), A._listeners(), told, with_adjoint=with_adjoint,
-        every=None if told is None else 1,
-    )  # fmt: skip
-    running = bool(jnp.any(state[1].code == RUNNING))
-    x, record = compute(_End(running), operators, right.rows, state)
-    watch.report(record)
+    A, end = operators[0], _End(solver)
+    if callback is None and not A._listeners():
+        x, record = finished(algorithm, end, operators, *operands)
+    else:
+        told = None if callback is None else _Told(callback, lambda x: right.shaped(A.domain, x))
+        state, watch = watched(
+            algorithm, operators, operands, _Glance(), A._listeners(), told, with_adjoint=with_adjoint,
+            every=None if told is None else 1,
+        )  # fmt: skip
+        stopped = bool(jnp.any(state[1].code == RUNNING))
+        x, record = compute(end, operators, state, *(right.rows, *more) * stopped)
+        watch.report(record)
     if np.any(np.asarray(record.code) == NOT_FINITE):
         raise FloatingPointError(
             f"{name} came upon NaN or infinite numbers with {A!r}, expected finite ones in b and x0, in products with "
@@ -285,8 +291,7 @@ def info_of(record, limit):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _solutions(algorithm, operators, operands):
-    state = iterate(algorithm, operators, *operands)
-    return _End(False)(operators, operands[0], state)
+    return finished(algorithm, _End(algorithm.solver), operators, *operands)
 
 
 @_solutions.defjvp

@@ -1,0 +1,96 @@
+"""What the optimizers on the device hand back: SciPy's OptimizeResult, which is a pytree within jit."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from scipy.optimize import OptimizeResult
+
+from linops.iterate import compute, finished
+from linops.monitoring import Record
+from linops.products import is_traced
+from linops.watching import watched
+
+RUNNING = -1
+MESSAGES = (
+    "The gradient is as small as gtol asks for.",
+    "The limit of iterations, maxiter, was reached.",
+    "Limited by precision: no step makes the gradient smaller, or f by more than rounding.",
+    "The function or its gradient is not finite.",
+    "The limit of products, max_matvecs, was reached.",
+    "The callback stopped it.",
+)
+CONVERGED, LIMIT, PRECISION, NOT_FINITE, PRODUCTS, STOPPED = range(len(MESSAGES))
+
+
+class Result(OptimizeResult):
+    """SciPy's, and a pytree."""
+
+    # What a watch reads.
+    matvecs = property(lambda self: self["nhev"])
+    text = property(lambda self: f"f = {float(self['fun']):.6g}")
+
+
+def _flatten(result):
+    keys = tuple(sorted(result))
+    return [(jax.tree_util.DictKey(key), result[key]) for key in keys], keys
+
+
+jax.tree_util.register_pytree_with_keys(Result, _flatten, lambda keys, values: Result(zip(keys, values, strict=True)))
+
+
+def optimized(name, algorithm, operators, operands, to_user, callback=None, save=None, progress=False):
+    """The result of an algorithm, whose `result(operators, state)` is one; in jit a pytree of arrays.
+
+    `to_user(result)` makes its trees those of the user.
+    """
+    finish = _Finish(algorithm)
+    if is_traced((operators, operands)):
+        if callback is not None or save is not None or progress:
+            raise TypeError(f"{name} got callback=, save= or progress= within jit, vmap or grad, expected none of them")
+        return to_user(finished(algorithm, finish, operators, *operands))
+    if callback is None and save is None and not progress:
+        result = finished(algorithm, finish, operators, *operands)
+    else:
+        told = None if callback is None else lambda result: callback(said(to_user(result), ended=False))
+        monitor = Record(progress=progress)
+        state, watch = watched(
+            algorithm, operators, operands, finish, [(monitor, False)], told, save, every=None if told is None else 1
+        )
+        result = compute(finish, operators, state)
+        watch.report(result)
+        monitor.close()
+    result = said(to_user(result))
+    if result.status == NOT_FINITE and result.nit == 0:
+        raise ValueError(
+            f"{name} got a function that is not finite at x0, or whose gradient is not: f(x0) = {result.fun}, expected "
+            "finite numbers: begin at another point"
+        )
+    return result
+
+
+def said(result, ended=True):
+    """A result of arrays as SciPy has it: numbers, and a message where it ended."""
+    numbers = {key: value.item() for key, value in result.items() if key in NUMBERS}
+    if not ended:
+        return Result({key: value for key, value in (result | numbers).items() if key not in ("status", "success")})
+    return Result(result | numbers | {"message": MESSAGES[numbers["status"]]})
+
+
+NUMBERS = {"cost", "fun", "nfev", "nhev", "nit", "njev", "optimality", "status", "success"}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Finish:
+    """The result of a state; one of a run that goes on was stopped there."""
+
+    algorithm: Any
+
+    def __call__(self, operators, state):
+        return self.algorithm.result(operators, state._replace(code=ended(state.code)))
+
+
+def ended(code):
+    """Why it ended, if it did by itself."""
+    return jnp.where(code == RUNNING, STOPPED, code)
