@@ -20,16 +20,17 @@ MESSAGES = (
     "The function or its gradient is not finite.",
     "The limit of products, max_matvecs, was reached.",
     "The callback stopped it.",
+    "The step is as small as xtol asks for.",
 )
-CONVERGED, LIMIT, PRECISION, NOT_FINITE, PRODUCTS, STOPPED = range(len(MESSAGES))
+CONVERGED, LIMIT, PRECISION, NOT_FINITE, PRODUCTS, STOPPED, STEP = range(len(MESSAGES))
 
 
 class Result(OptimizeResult):
     """SciPy's, and a pytree."""
 
     # What a watch reads.
-    matvecs = property(lambda self: self["nhev"])
-    text = property(lambda self: f"f = {float(self['fun']):.6g}")
+    matvecs = property(lambda self: self["nhev"] if "nhev" in self else self["njev"])
+    text = property(lambda self: f"f = {float(self['cost'] if 'cost' in self else self['fun']):.6g}")
 
 
 def _flatten(result):
@@ -64,21 +65,23 @@ def optimized(name, algorithm, operators, operands, to_user, callback=None, save
     result = said(to_user(result))
     if result.status == NOT_FINITE and result.nit == 0:
         raise ValueError(
-            f"{name} got a function that is not finite at x0, or whose gradient is not: f(x0) = {result.fun}, expected "
-            "finite numbers: begin at another point"
+            f"{name} got a function that is not finite at x0, or whose derivative is not, expected finite numbers: "
+            "begin at another point"
         )
     return result
 
 
 def said(result, ended=True):
     """A result of arrays as SciPy has it: numbers, and a message where it ended."""
-    numbers = {key: value.item() for key, value in result.items() if key in NUMBERS}
+    numbers = {key: result[key].item() for key in NUMBERS & result.keys()}
+    if "cost" not in result:
+        numbers["fun"] = result["fun"].item()
     if not ended:
         return Result({key: value for key, value in (result | numbers).items() if key not in ("status", "success")})
     return Result(result | numbers | {"message": MESSAGES[numbers["status"]]})
 
 
-NUMBERS = {"cost", "fun", "nfev", "nhev", "nit", "njev", "optimality", "status", "success"}
+NUMBERS = {"cost", "nfev", "nhev", "nit", "njev", "optimality", "status", "success"}
 
 
 @dataclasses.dataclass(frozen=True)

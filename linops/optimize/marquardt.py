@@ -1,0 +1,267 @@
+"""`linops.optimize.levenberg_marquardt`: nonlinear least squares on the device."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from linops.derivatives.jacobian import Jacobian
+from linops.iterate import scope_of
+from linops.linalg.solves import either
+from linops.optimize.results import CONVERGED, LIMIT, NOT_FINITE, PRECISION, RUNNING, STEP, Result, optimized
+from linops.precision import real_dtype
+from linops.products import dense_matrix
+from linops.realify import any_complex
+
+FIRST = 100  # times the scaled norm of x0: the first radius, as in MINPACK
+ACCEPTED = 1e-3  # of the decrease that the model has
+TRIES = 20  # radii, each a fourth of the one before, in one iteration
+NEWTON_STEPS = 100  # on the secular equation, at most
+CLOSE = 0.1  # to the radius, relative
+ROUNDING = 10  # times eps of the cost: a decrease that is smaller is not seen in it
+
+
+def levenberg_marquardt(
+    fun,
+    x0,
+    args=(),
+    *,
+    gtol=None,
+    xtol=None,
+    maxiter=None,
+    callback=None,
+    save=None,
+    progress=False,
+):
+    """Minimize the sum of squares of residuals, ‖f(x)‖² / 2, by Levenberg and Marquardt's method on the device.
+
+    Parameters
+    ----------
+    fun : callable
+        `fun(x, *args)`, a JAX function from a pytree of n real numbers to a pytree of m residuals.
+    x0 : pytree
+        Where to begin.
+    args : tuple
+        Further arguments; arrays in it are data.
+    gtol : float, optional
+        Converged is where the residuals are orthogonal to all columns of the Jacobian: cosines are at most gtol, by
+        default eps^(2/3), 3.7e-11 in float64 and 2.4e-5 in float32.
+    xtol : float, optional
+        Converged is, too, what a whole Gauss-Newton step changes by xtol ‖D x‖ at most, D the norms of columns; the
+        same by default.
+    maxiter : int, optional
+        How many iterations, 100 (n + 1) by default.
+    callback : callable, optional
+        `callback(intermediate_result)` is called after each iteration, an OptimizeResult; True stops.
+    save : path, or (path, seconds), optional
+        A file in which the state is kept, and from which a run that was stopped goes on.
+    progress : bool
+        Whether to show a bar of products on a terminal.
+
+    Returns
+    -------
+    OptimizeResult
+        SciPy's, of `least_squares`: `x` and the gradient `grad` like x0, `cost`, `fun`, the residuals, `optimality`,
+        the largest cosine, `status`, `success`, `message`, `nit`, `nfev`, `njev`. Status 0: the cosines are below gtol.
+        6: the step is below xtol. 1: maxiter. 2: limited by precision: no step decreases the cost by more than
+        rounding. 3: residuals or Jacobian are not finite at x. 5: stopped by the callback.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument is none of these, or f is not finite at x0.
+
+    Notes
+    -----
+    Steps minimize ‖f + J s‖ within ‖D s‖ <= radius, from the singular values of J D^-1, D the largest norms of columns
+    so far; after one that is rejected shorter ones come from the same. Source: More, "The Levenberg-Marquardt
+    algorithm: implementation and theory", Lecture Notes in Math. 630 (1978).
+
+    Examples
+    --------
+    >>> from linops.optimize import levenberg_marquardt
+    >>> t = jnp.arange(4.0)
+    >>> fit = levenberg_marquardt(lambda p: p["a"] * jnp.exp(-p["b"] * t) - 2 * jnp.exp(-t), {"a": 1.0, "b": 0.5})
+    >>> {name: round(float(value), 4) for name, value in fit.x.items()}
+    {'a': 2.0, 'b': 1.0}
+    """
+    J = Jacobian(fun, x0, args=args)
+    if any_complex(J.domain) or any_complex(J.codomain):
+        raise TypeError("levenberg_marquardt got complex residuals, expected real ones: stack real and imaginary parts")
+    real = real_dtype(J.dtype)
+    smallest = float(jnp.finfo(real).eps) ** (2 / 3)
+    with scope_of(J).entered():
+        bounds = Bounds(
+            jnp.asarray(smallest if gtol is None else gtol, real),
+            jnp.asarray(smallest if xtol is None else xtol, real),
+            jnp.int32(100 * (J.shape[1] + 1) if maxiter is None else maxiter),
+        )
+
+    def to_user(result):
+        return Result(result | {name: J.map.given(result[name]) for name in ("x", "grad")})
+
+    return optimized("levenberg_marquardt", LevenbergMarquardt(), (J,), (bounds,), to_user, callback, save, progress)
+
+
+class Bounds(NamedTuple):
+    """When to stop."""
+
+    gtol: jax.Array
+    xtol: jax.Array
+    iterations: jax.Array
+
+
+class State(NamedTuple):
+    """A point, as a vector, the residuals there, and the trust region."""
+
+    x: jax.Array
+    residuals: jax.Array
+    jacobian: jax.Array
+    scale: jax.Array
+    radius: jax.Array
+    iterations: jax.Array
+    evaluations: jax.Array
+    jacobians: jax.Array
+    code: jax.Array
+    bounds: Bounds
+
+
+@dataclasses.dataclass(frozen=True)
+class LevenbergMarquardt:
+    """A step is one of the method's: the Jacobian, its singular values, and radii until one is accepted."""
+
+    def begin(self, operators, bounds):
+        (J,) = operators
+        x = J.domain.ravel(J.x)
+        residuals, jacobian = _values(J, x), _matrix(J, x)
+        norms = jnp.linalg.norm(jacobian, axis=0)
+        scale = jnp.where(norms > 0, norms, 1)
+        size = jnp.linalg.norm(scale * x)
+        radius = FIRST * jnp.where(size > 0, size, 1)
+        one = jnp.ones((), jnp.int32)
+        state = State(x, residuals, jacobian, scale, radius, 0 * one, one, one, one, bounds)
+        finite = jnp.isfinite(jnp.sum(residuals**2)) & jnp.all(jnp.isfinite(norms))
+        ends = [(~finite, NOT_FINITE), (_optimality(state) <= bounds.gtol, CONVERGED)]
+        return state._replace(code=jnp.select(*zip(*ends, strict=True), RUNNING).astype(jnp.int32))
+
+    def done(self, operators, state):
+        return state.code != RUNNING
+
+    def step(self, operators, s):
+        (J,) = operators
+        trial = _tried(J, s)
+        x, residuals = either(trial.accepted, (trial.x, trial.residuals), (s.x, s.residuals))
+        jacobian = _matrix(J, x)
+        scale = jnp.maximum(s.scale, jnp.linalg.norm(jacobian, axis=0))
+        after = s._replace(
+            x=x, residuals=residuals, jacobian=jacobian, scale=scale, radius=trial.radius, iterations=s.iterations + 1,
+            evaluations=s.evaluations + trial.count, jacobians=s.jacobians + 1,
+        )  # fmt: skip
+        optimality = _optimality(after)
+        small = trial.whole & (trial.length <= s.bounds.xtol * jnp.linalg.norm(scale * x))
+        still = ~trial.accepted | (trial.gain <= trial.rounding) & ~(optimality < _optimality(s))
+        ends = [
+            (~jnp.all(jnp.isfinite(jacobian)), NOT_FINITE),
+            (optimality <= s.bounds.gtol, CONVERGED),
+            (small, STEP),
+            (still, PRECISION),
+            (after.iterations >= s.bounds.iterations, LIMIT),
+        ]
+        return after._replace(code=jnp.select(*zip(*ends, strict=True), RUNNING).astype(jnp.int32))
+
+    def result(self, operators, s):
+        """What is handed back of a state."""
+        (J,) = operators
+        return Result(
+            x=J.domain.unravel(s.x), cost=_cost(s.residuals), fun=J.codomain.unravel(s.residuals),
+            grad=J.domain.unravel(s.residuals @ s.jacobian), optimality=_optimality(s), status=s.code,
+            success=(s.code == CONVERGED) | (s.code == STEP), nit=s.iterations, nfev=s.evaluations, njev=s.jacobians,
+        )  # fmt: skip
+
+
+def _values(J, x):
+    return J.codomain.ravel(J.map.function(J.domain.unravel(x)))
+
+
+def _matrix(J, x):
+    """The Jacobian, by columns or rows, whichever are fewer."""
+    J = J._replace(map=J.map._replace(x=J.domain.unravel(x)))
+    return dense_matrix(J.T).T if J.shape[0] < J.shape[1] else dense_matrix(J)
+
+
+def _cost(residuals):
+    return jnp.sum(residuals**2) / 2
+
+
+def _optimality(s):
+    """The largest cosine of the residuals with a column."""
+    norms = jnp.linalg.norm(s.jacobian, axis=0) * jnp.linalg.norm(s.residuals)
+    return jnp.max(abs(s.residuals @ s.jacobian) / jnp.where(norms > 0, norms, 1))
+
+
+class _Trial(NamedTuple):
+    """A step that was tried, by how much the model was less there, and what follows."""
+
+    x: jax.Array
+    residuals: jax.Array
+    gain: jax.Array
+    rounding: jax.Array
+    length: jax.Array
+    whole: jax.Array  # the step of Gauss and Newton
+    radius: jax.Array
+    accepted: jax.Array
+    count: jax.Array
+
+
+def _tried(J, s):
+    """The first step that is accepted, each in a fourth of the region before."""
+    U, values, Vh = jnp.linalg.svd(s.jacobian / s.scale, full_matrices=False)
+    tiny = values <= max(s.jacobian.shape) * jnp.finfo(values.dtype).eps * values[0]
+    values, along = jnp.where(tiny, 0, values), s.residuals @ U
+    cost = _cost(s.residuals)
+    rounding = ROUNDING * jnp.finfo(cost.dtype).eps * cost
+
+    def attempt(trial):
+        y, whole = _within(values, along, trial.radius)
+        length = jnp.linalg.norm(y)
+        x = s.x + (y @ Vh) / s.scale
+        residuals = _values(J, x)
+        gain = -jnp.sum(y * values * (along + y * values / 2))
+        ratio = (cost - _cost(residuals) + rounding) / (gain + rounding)
+        accepted = (ratio >= ACCEPTED) & ~jnp.all(x == s.x)
+        grown = jnp.where((ratio > 0.75) & ~whole, 2 * trial.radius, trial.radius)
+        radius = jnp.where(accepted & (ratio >= 0.25), grown, length / 4)
+        return _Trial(x, residuals, gain, rounding, length, whole, radius, accepted, trial.count + 1)
+
+    none = jnp.zeros_like(cost)
+    no = jnp.zeros((), bool)
+    first = _Trial(s.x, s.residuals, none, rounding, none, no, s.radius, no, jnp.zeros((), jnp.int32))
+    return jax.lax.while_loop(lambda t: ~t.accepted & (t.count < TRIES) & (t.radius > 0), attempt, first)
+
+
+def _within(values, along, radius):
+    """The y with the least ‖along + values y‖ of length `radius` at most, and whether the least of all is as short.
+
+    Otherwise it is -values along / (values² + mu), whose length is decreasing in mu: Newton's method for one over it.
+    """
+    nonzero = values > 0
+
+    def at(mu):
+        below = values**2 + mu
+        return jnp.where(nonzero, -values * along / jnp.where(nonzero, below, 1), 0)
+
+    def improve(state):
+        _, mu, count = state
+        y, below = at(mu), jnp.where(nonzero, values**2 + mu, 1)
+        length = jnp.linalg.norm(y)
+        slope = jnp.sum(y**2 / below) / jnp.where(length > 0, length, 1)  # minus that of the length
+        after = mu + (length - radius) / radius * length / jnp.where(slope > 0, slope, 1)
+        return y, jnp.where(length > (1 + CLOSE) * radius, after, mu), count + 1
+
+    def is_long(state):
+        return (jnp.linalg.norm(state[0]) > (1 + CLOSE) * radius) & (state[2] < NEWTON_STEPS)
+
+    y, none = at(0.0), jnp.zeros((), jnp.int32)
+    whole = jnp.linalg.norm(y) <= radius
+    return jax.lax.while_loop(is_long, improve, (y, jnp.zeros_like(radius), none))[0], whole
