@@ -9,6 +9,7 @@ from linops.algebra.operator import Operator as Operator
 
 from linops.matrix import Diagonal as Diagonal
 from linops.matrix import Identity as Identity
+from linops.matrix import LowRank as LowRank
 from linops.matrix import Matrix as Matrix
 from linops.derivatives.jacobian import Jacobian as Jacobian
 from linops.derivatives.hessian import Hessian as Hessian
@@ -23,6 +24,8 @@ from linops.monitoring import MatvecLimit as MatvecLimit
 from linops.monitoring import monitor as monitor
 from linops import linalg as linalg
 from linops import estimate as estimate
+from linops import optimize as optimize
+from linops import precondition as precondition
 from linops.analysis import spectrum as spectrum
 
 __version__ = "0.1.0"

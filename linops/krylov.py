@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from linops.precision import real_dtype
-from linops.space import contracted
+from linops.space import combination, inner_products
 
 BREAKDOWN = 10  # times eps of the vector before: less is left of it by rounding alone
 TOLD = 1000  # times eps of the norm: values that far apart have vectors that can be told
@@ -42,21 +42,6 @@ def row(basis, i):
 def with_row(basis, i, v):
     """The basis with another vector at row i."""
     return jax.tree.map(lambda leaf, new: jax.lax.dynamic_update_index_in_dim(leaf, new, i, 0), basis, v)
-
-
-def inner_products(space, basis, v):
-    """The inner products of all rows with v, as an array of shape (rows,): Vᴴ v."""
-    products = map(
-        lambda leaf, part: contracted(leaf, part, part.ndim, space.dtype), jax.tree.leaves(basis), jax.tree.leaves(v)
-    )
-    return sum(products, start=jnp.zeros((), space.dtype))
-
-
-def combination(basis, coefficients):
-    """The sum of the rows, each times its coefficient."""
-    return jax.tree.map(
-        lambda leaf: jnp.tensordot(coefficients.astype(leaf.dtype), leaf, axes=1, precision="highest"), basis
-    )
 
 
 def rotated(basis, R, in_place=True):

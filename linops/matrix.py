@@ -10,8 +10,9 @@ import scipy.sparse
 from linops.algebra.operator import Operator
 from linops.arrays import as_inexact
 from linops.node import static
+from linops.precision import is_complex, real_dtype
 from linops.realify import one_field
-from linops.space import Space, space_of
+from linops.space import Space, combination, inner_products, space_of
 
 
 class Matrix(Operator):
@@ -96,3 +97,47 @@ class Identity(Operator):
 
     def _on(self, domain, codomain):
         return Identity(domain) if domain == codomain else super()._on(domain, codomain)
+
+
+class LowRank(Operator):
+    """V diag(w) Vᴴ, of k vectors of a Space and k real numbers, as those that `linops.linalg.eigsh` finds.
+
+    V is an array of shape (n, k), or a tree of k elements along a leading axis.
+
+    >>> A = LowRank(np.array([2.0], np.float32), np.array([[1.0], [1.0]], np.float32))
+    >>> A.toarray().tolist()
+    [[2.0, 2.0], [2.0, 2.0]]
+    """
+
+    values: jax.Array
+    rows: object
+    space: Space = static()
+
+    def __init__(self, w, V):
+        if isinstance(V, np.ndarray | jax.Array):
+            if V.ndim != 2:
+                raise ValueError(f"LowRank got V of shape {V.shape}, expected (n, k), or a tree of k elements")
+            V = V.T
+        paths, treedef = jax.tree_util.tree_flatten_with_path(V)
+        leaves = [as_inexact(leaf, f"V{jax.tree_util.keystr(path)}") for path, leaf in paths]
+        counts = {leaf.shape[:1] for leaf in leaves}
+        if counts != {jnp.shape(w)} or jnp.ndim(w) != 1:
+            raise ValueError(
+                f"LowRank got w of shape {jnp.shape(w)} and V with leading axes {sorted(counts)}, expected one number "
+                "for each vector: shapes (k,) and (n, k), or a tree of leaves (k, ...)"
+            )
+        w = as_inexact(w, "w")
+        if is_complex(w.dtype):
+            raise TypeError(f"LowRank got w in {w.dtype}, expected real numbers, as eigenvalues are")
+        structs = [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in leaves]
+        space = one_field(space_of(treedef.unflatten(structs), "V"))
+        with space.scope():
+            rows = treedef.unflatten(leaf.astype(d) for leaf, d in zip(leaves, space.dtypes, strict=True))
+            vars(self).update(values=w.astype(real_dtype(space.dtype)), rows=rows, space=space)
+
+    hermitian = True
+    symmetric = property(lambda self: not is_complex(self.space.dtype))
+    domain = codomain = property(lambda self: self.space)
+
+    def _mv(self, v):
+        return combination(self.rows, self.values * inner_products(self.space, self.rows, v))

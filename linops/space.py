@@ -237,6 +237,21 @@ def contracted(u, v, axes, dtype):
     return jnp.tensordot(jnp.conj(u), v, last, precision="highest", preferred_element_type=dtype, out_sharding=whole)
 
 
+def inner_products(space, basis, v):
+    """The inner products of all rows with v, as an array of shape (rows,): Vᴴ v."""
+    products = map(
+        lambda leaf, part: contracted(leaf, part, part.ndim, space.dtype), jax.tree.leaves(basis), jax.tree.leaves(v)
+    )
+    return sum(products, start=jnp.zeros((), space.dtype))
+
+
+def combination(basis, coefficients):
+    """The sum of the rows, each times its coefficient."""
+    return jax.tree.map(
+        lambda leaf: jnp.tensordot(coefficients.astype(leaf.dtype), leaf, axes=1, precision="highest"), basis
+    )
+
+
 def skeleton(treedef):
     """A tree of zeros, to be pickled in place of its structure: of equinox's modules that does not come back whole."""
     return treedef.unflatten([0] * treedef.num_leaves)

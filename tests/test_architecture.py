@@ -27,8 +27,9 @@ LAYERS = [
      "linalg.shifted", "linalg.definite", "estimate.probes",
      "estimate.result", "estimate.ranges", "estimate.runs", "estimate.traces", "estimate.diagonals",
      "estimate.norms", "estimate.quadrature", "estimate.quadratic", "estimate.determinants", "estimate.densities",
-     "verify.values", "verify.differences", "verify.claims", "verify.report"],
-    ["optimize.results", "optimize.trust_region", "optimize.marquardt", "plot", "report", "probing", "analysis", "embedded", "cli"],
+     "precondition", "verify.values", "verify.differences", "verify.claims", "verify.report"],
+    ["optimize.results", "optimize.trust_region", "optimize.marquardt", "plot", "report", "probing", "analysis",
+     "embedded", "cli"],
 ]  # fmt: skip
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 MODULES = {

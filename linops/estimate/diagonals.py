@@ -10,7 +10,7 @@ from linops.estimate.probes import diagonal_entry, gram, in_blocks, of_field, ra
 from linops.estimate.ranges import grown_range, left_out, new_probes, scaled
 from linops.estimate.result import mean_of, with_rounding
 from linops.estimate.runs import Basis, Mean, fits, operand, require_square, run
-from linops.krylov import combination
+from linops.space import combination
 
 METHODS = ("hutchinson", "xdiag")
 

@@ -1,0 +1,222 @@
+"""`linops.precondition`: operators that are close to the inverse of another one, for M= of solvers.
+
+Each is symmetric, or Hermitian, and positive definite by construction.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from linops.algebra.operator import Operator
+from linops.estimate.diagonals import diagonal
+from linops.estimate.probes import columns, gram, in_blocks, joined, orthonormal, unit
+from linops.estimate.ranges import new_probes
+from linops.estimate.runs import operand, require_square
+from linops.iterate import compute, scope_of
+from linops.krylov import product, rotated
+from linops.linalg.operands import fitting
+from linops.matrix import Diagonal, Identity, LowRank
+from linops.node import static
+from linops.products import is_traced
+from linops.space import Space
+
+FIRST_RANK = 16
+NEAR = 10  # times the shift: an eigenvalue as small is left to the solver
+MOST_OF_LEAF = 2048  # entries of a leaf, of which a block is inverted
+
+
+def jacobi(A, *, key=None, num_matvecs=None):
+    """The inverse of the diagonal of A: exact, of n products in blocks, or estimated from `num_matvecs` with a key.
+
+    A is symmetric with a positive diagonal; absolute values are taken of the entries, and none is smaller than eps
+    times the largest.
+
+    >>> A = linops.Matrix(np.array([[4.0, 1.0], [1.0, 2.0]], np.float32))
+    >>> linops.precondition.jacobi(A).toarray().tolist()
+    [[0.25, 0.0], [0.0, 0.5]]
+    """
+    require_square(A, "jacobi")
+    if (key is None) != (num_matvecs is None):
+        raise ValueError(
+            f"jacobi got key={key!r} and num_matvecs={num_matvecs!r}, expected both, for an estimate, or none of them"
+        )
+    entries = A.diagonal() if key is None else diagonal(A, key, num_matvecs=num_matvecs).value
+    with scope_of(A).entered():
+        sizes = abs(jnp.asarray(entries))
+        floor = jnp.finfo(sizes.dtype).eps * jnp.max(sizes)
+        sizes = jnp.where(sizes > floor, sizes, jnp.where(floor > 0, floor, 1))
+        return Diagonal(A.domain.unravel((1 / sizes).astype(A.domain.dtype)))
+
+
+def nystrom(A, shift=0.0, rank=None, *, key=None):
+    """The randomized Nystroem preconditioner of A + shift I, for a positive semidefinite A whose eigenvalues decay.
+
+    From `rank` products, of random vectors, come approximate eigenpairs (w, U), and the preconditioner is
+    I + U ((w_r + shift) / (w + shift) - 1) Uᴴ, with the smallest w_r of them: that of A + shift I is about
+    (w_r + shift) / shift then. Without a rank there are 16, or twice as many, and so on, until w_r is below ten times
+    the shift, or half of n, or what a fourth of the memory holds, is reached. Where the spectrum does not decay, as of
+    a Laplacian, it does not help.
+
+    Source: Frangella, Tropp and Udell, SIAM J. Matrix Anal. Appl. 44 (2023). The eigenvalues are those of the core
+    matrix with its null space left out, in place of a Cholesky factor, which float32 often does not have.
+
+    >>> A = linops.Diagonal(jnp.exp2(-jnp.arange(100.0)))
+    >>> M = linops.precondition.nystrom(A, shift=1e-3)
+    >>> from linops.linalg import cg
+    >>> cg(A + 1e-3 * linops.Identity(100), jnp.ones(100), M=M, full_output=True)[2].iterations < 8
+    Array(True, dtype=bool)
+    """
+    require_square(A, "nystrom")
+    _require_shift(shift)
+    A, width = operand(A, "nystrom")
+    n = A.shape[0]
+    key = jax.random.key(0) if key is None else key
+    if rank is not None:
+        if not 1 <= rank <= n:
+            raise ValueError(f"nystrom got rank={rank} for {A!r}, expected 1 <= rank <= n = {n}")
+        return _nystrom(A, shift, _sketched(A, None, key, rank, width))
+    if is_traced((A, shift)):
+        raise ValueError("nystrom got no rank= within jit, vmap or grad, expected one: shapes do not depend on numbers")
+    most = fitting([A.domain] * 3, max(1, n // 2), 1)
+    rank, sketch = min(FIRST_RANK, most), None
+    while True:
+        sketch = _sketched(A, sketch, key, rank, width)
+        w = compute(_eigenpairs, A, *sketch)[0]
+        if rank == most or w[0] <= NEAR * shift:
+            return _nystrom(A, shift, sketch)
+        rank = min(2 * rank, most)
+
+
+def block_jacobi(A):
+    """The inverse of the blocks of A along the leaves of its domain, of as many products as it has columns.
+
+    A is symmetric with blocks that are positive definite; absolute values are taken of their eigenvalues, and none is
+    smaller than eps times the largest. A leaf has at most 2048 entries: `jacobi` takes more.
+
+    >>> H = linops.Hessian(lambda x: x["a"] @ x["a"] * x["b"], {"a": jnp.ones(2), "b": jnp.ones(())})
+    >>> linops.precondition.block_jacobi(H).mv({"a": jnp.ones(2), "b": jnp.ones(())})["a"].tolist()
+    [0.5, 0.5]
+    """
+    require_square(A, "block_jacobi")
+    A, width = operand(A, "block_jacobi")
+    sizes = [math.prod(shape) for shape in A.domain.shapes]
+    if max(sizes) > MOST_OF_LEAF:
+        raise ValueError(
+            f"block_jacobi got {A!r} with a leaf of {max(sizes)} entries, expected at most {MOST_OF_LEAF}: linops."
+            "precondition.jacobi inverts the diagonal, nystrom takes what decays"
+        )
+    return Blocks(compute(_Blocks(width), A), A.domain)
+
+
+def deflation(w, V):
+    """The preconditioner I + V (w_min / w - 1) Vᴴ that makes the eigenvalues w, at orthonormal eigenvectors V, equal.
+
+    w, of shape (k,), is positive, and V of shape (n, k), or a tree of k elements along a leading axis: what
+    `linops.linalg.eigsh` returns. Where w are the largest eigenvalues, the condition number is that of the others.
+
+    >>> w, V = linops.linalg.eigsh(linops.Diagonal(jnp.array([1.0, 2.0, 100.0])), k=2)
+    >>> linops.precondition.deflation(w, V).toarray().round(4).diagonal().tolist()
+    [1.0, 1.0, 0.02]
+    """
+    if not is_traced(w) and not bool(jnp.all(jnp.asarray(w) > 0)):
+        raise ValueError(f"deflation got eigenvalues {np.asarray(w)}, expected positive ones")
+    correction = LowRank(jnp.min(w) / w - 1, V)
+    return Identity(correction.space) + correction
+
+
+# What it comes to.
+
+
+def _require_shift(shift):
+    if not is_traced(shift) and not (np.ndim(shift) == 0 and shift >= 0):
+        raise ValueError(f"nystrom got shift={shift!r}, expected a number that is not negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sketch:
+    """More orthonormal random vectors, and their products."""
+
+    rank: int
+    width: int
+
+    def __call__(self, A, sketch, key):
+        space = A.domain
+        before = None if sketch is None else sketch[0]
+        more = new_probes(type(space).draw, A, key, sketch, self.rank)
+        W = orthonormal(space, joined(before, more), before)
+        added = jax.tree.map(lambda leaf: leaf[columns(before) :], W)
+        Y = in_blocks(A._mv, added, self.width)
+        return W, joined(None if sketch is None else sketch[1], Y)
+
+
+def _sketched(A, sketch, key, rank, width):
+    return compute(_Sketch(rank, width), A, sketch, key)
+
+
+def _eigenpairs(A, W, Y):
+    """Eigenvalues, ascending, and eigenvectors of Y (Wᴴ Y)^-1 Yᴴ, for Y = A W with a little of W in it."""
+    space = A.domain
+    norms = jax.vmap(space.norm)(Y)
+    shift = jnp.sqrt(space.size * 1.0).astype(norms.dtype) * jnp.finfo(norms.dtype).eps * jnp.linalg.norm(norms)
+    Y = jax.tree.map(lambda y, w: y + (shift * w).astype(y.dtype), Y, W)
+    core = gram(space, W, Y)
+    g, E = jnp.linalg.eigh((core + core.conj().T) / 2)
+    kept = g > len(g) * jnp.finfo(g.dtype).eps * g[-1]
+    roots = jnp.where(kept, 1 / jnp.sqrt(jnp.where(kept, g, 1)), 0)
+    Q = orthonormal(space, Y)
+    U, s, _ = jnp.linalg.svd(product(gram(space, Q, Y), E * roots))
+    return jnp.maximum(s**2 - shift, 0)[::-1], rotated(Q, U.T[::-1])
+
+
+def _nystrom(A, shift, sketch):
+    w, U = compute(_eigenpairs, A, *sketch)
+    with scope_of(A).entered():
+        least = jnp.maximum(jnp.asarray(shift, w.dtype), jnp.finfo(w.dtype).eps * w[-1])
+        least = jnp.where(least > 0, least, 1)  # of A = 0
+        return Identity(A.domain) + LowRank._make(values=(w[0] + least) / (w + least) - 1, rows=U, space=A.domain)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Blocks:
+    """The inverse of each block, from the columns of the identity."""
+
+    width: int
+
+    def __call__(self, A):
+        starts = np.cumsum([0, *(math.prod(shape) for shape in A.domain.shapes)]).tolist()
+
+        def block(i):
+            def column(index):
+                return jnp.ravel(jax.tree.leaves(A._mv(unit(A.domain, index)))[i])
+
+            return _inverted(in_blocks(column, jnp.arange(starts[i], starts[i + 1]), self.width).T)
+
+        return tuple(map(block, range(len(starts) - 1)))
+
+
+def _inverted(block):
+    """The inverse of a Hermitian matrix with the absolute values of its eigenvalues, none of them too small."""
+    w, V = jnp.linalg.eigh((block + block.conj().T) / 2)
+    sizes = abs(w)
+    floor = jnp.finfo(sizes.dtype).eps * jnp.max(sizes)
+    sizes = jnp.maximum(sizes, jnp.where(floor > 0, floor, 1))
+    return product(V / sizes, V.conj().T)
+
+
+class Blocks(Operator):
+    """A block diagonal matrix of Hermitian positive definite blocks, one for each leaf."""
+
+    blocks: tuple
+    space: Space = static()
+
+    hermitian = positive_semidefinite = True
+    symmetric = property(lambda self: self._real)
+    domain = codomain = property(lambda self: self.space)
+
+    def _mv(self, v):
+        leaves, treedef = jax.tree.flatten(v)
+        products = [product(block, jnp.ravel(leaf)) for block, leaf in zip(self.blocks, leaves, strict=True)]
+        return treedef.unflatten(y.reshape(leaf.shape) for y, leaf in zip(products, leaves, strict=True))
