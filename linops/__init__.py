@@ -13,6 +13,7 @@ from linops.matrix import LowRank as LowRank
 from linops.matrix import Matrix as Matrix
 from linops.derivatives.jacobian import Jacobian as Jacobian
 from linops.derivatives.hessian import Hessian as Hessian
+from linops.derivatives.mixed import MixedDerivative as MixedDerivative
 from linops.derivatives.gauss_newton import GaussNewton as GaussNewton
 from linops.derivatives.gauss_newton import JacobianGram as JacobianGram
 
@@ -23,6 +24,8 @@ from linops.verify.report import check as check
 from linops.monitoring import MatvecLimit as MatvecLimit
 from linops.monitoring import monitor as monitor
 from linops import linalg as linalg
+from linops.linalg.inverses import inverse as inverse
+from linops.sensitivity import Sensitivity as Sensitivity
 from linops import estimate as estimate
 from linops import optimize as optimize
 from linops import precondition as precondition

@@ -1,0 +1,276 @@
+"""`linops.inverse`: the inverse of an operator, or the pseudo-inverse, as an operator."""
+
+import functools
+import operator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from linops.algebra.operator import Gram, Operator, Scaled
+from linops.algebra.sums import Sum
+from linops.door import Door
+from linops.iterate import compute, scope_of
+from linops.linalg.definite import cg
+from linops.linalg.operands import as_operator, as_square
+from linops.linalg.records import NoConvergence
+from linops.matrix import Diagonal, Identity, Matrix
+from linops.node import static
+from linops.precision import real_dtype
+from linops.products import dense_matrix, is_traced
+
+SMALL = 500  # rows or columns, of which a dense factor is made
+ENTRIES = 10**7  # that it has at most
+
+
+def inverse(A, method="auto", M=None, rtol=None, atol=0, maxiter=None):
+    """The inverse of A, or the pseudo-inverse of a rectangular A, as an operator of shape (n, m).
+
+    Each product solves a system on the device, to ‖b - A x‖ <= max(rtol ‖b‖, atol), computed anew. One that did not
+    converge raises `linops.linalg.NoConvergence`, and is NaN within `jit`. Like any operator it has a transpose,
+    takes blocks, is an argument of SciPy's solvers and of those here, as OPinv= or M=, and is differentiable in b and
+    in A, by a solve with the transpose.
+
+    Parameters
+    ----------
+    A : Operator
+        Of shape (m, n).
+    method : {"auto", "dense", "cg", "minres", "gmres", "lsmr"}
+        "dense": a dense factor of A, or of the shorter side of c I + Jᵀ J, is made once, and gives the first guess and
+        the preconditioner, so that a product mostly computes one residual. "auto": that, where the shorter side has at
+        most 500 rows or columns; else "cg" where A is known to be positive definite, "minres" where it is Hermitian,
+        "gmres" where it is square, and "lsmr" where it is not.
+    M : Operator, optional
+        A preconditioner, as the solvers have it.
+    rtol, atol : float
+        By default eps^(2/3): 3.7e-11 in float64, 2.4e-5 in float32.
+    maxiter : int, optional
+        As the solver has it.
+
+    Raises
+    ------
+    np.linalg.LinAlgError
+        Where a dense factor shows that A is singular, or of deficient rank, to the precision at hand.
+    NoConvergence
+        From a product, with the record of its solver.
+
+    Notes
+    -----
+    `Ai.solve(b, x0=None)` gives x and the record, whatever came of it, from a guess. `Ai.at(x)` is the inverse of
+    `A.at(x)`. The small factor is that of Jᵀ (J Jᵀ + c I)^-1 J = I - c (Jᵀ J + c I)^-1, the push-through identity.
+
+    Examples
+    --------
+    >>> Ai = linops.inverse(linops.Diagonal(np.array([1.0, 2.0, 4.0], np.float32)))
+    >>> (Ai @ np.ones(3, np.float32)).tolist()
+    [1.0, 0.5, 0.25]
+    """
+    A = as_operator(A, None, "inverse")
+    if method not in ("auto", "dense", *SOLVERS):
+        raise ValueError(f"inverse got method={method!r}, expected 'auto', 'dense', {', '.join(map(repr, SOLVERS))}")
+    if isinstance(A, Inverse) and method == "auto":
+        return A.operator
+    m, n = A.shape
+    A = as_square(A, None, "inverse") if m == n else A
+    rtol = float(jnp.finfo(real_dtype(A.dtype)).eps) ** (2 / 3) if rtol is None else rtol
+    maxiter = None if maxiter is None else operator.index(maxiter)
+    is_small = min(_shorter(A), m, n) <= SMALL and m * n <= ENTRIES
+    guess = _dense(A) if method == "dense" or (method == "auto" and M is None and is_small) else None
+    solver = method if method in SOLVERS else _solver(A)
+    with scope_of(A).entered():
+        rtol, atol = (jnp.asarray(number, real_dtype(A.dtype)) for number in (rtol, atol))
+    return Inverse._make(
+        operator=A, preconditioner=M, guess=guess, rtol=rtol, atol=atol, maxiter=maxiter, solver=solver, method=method
+    )
+
+
+SOLVERS = {"cg": cg}
+
+
+class Inverse(Operator):
+    """The inverse of an operator, or its pseudo-inverse, by solves."""
+
+    operator: Operator
+    preconditioner: Operator | None
+    guess: Operator | None  # close to the inverse
+    rtol: jax.Array
+    atol: jax.Array
+    maxiter: int | None = static()
+    solver: str = static()
+    method: str = static()
+
+    domain = property(lambda self: self.operator.codomain)
+    codomain = property(lambda self: self.operator.domain)
+    symmetric = property(lambda self: self.operator.symmetric)
+    hermitian = property(lambda self: self.operator.hermitian)
+    positive_semidefinite = property(lambda self: self.operator.positive_semidefinite)
+    _real = property(lambda self: self.operator._real)
+
+    def solve(self, b, x0=None):
+        """The solution x of A x = b, or as far as it came, and the record; from a guess x0, as of a system nearby.
+
+        b is an array (m,) or (m, k), or a pytree, and x like that.
+        """
+        if x0 is None and self.guess is not None:
+            x0 = self.guess.mv(b) if jax.tree.structure(b) != jax.tree.structure(0) else self.guess @ jnp.asarray(b)
+        preconditioner = self.preconditioner if self.guess is None else self.guess
+        x, _, record = SOLVERS[self.solver](
+            self.operator, b, x0=x0, M=preconditioner, rtol=self.rtol, atol=self.atol, maxiter=self.maxiter,
+            full_output=True,
+        )  # fmt: skip
+        return x, record
+
+    def at(self, x, args=None):
+        """The inverse of the operator at another point."""
+        A = self.operator.at(x, args)
+        return inverse(A, self.method, self.preconditioner, self.rtol, self.atol, self.maxiter)
+
+    def _mv(self, v):
+        x, record = self.solve(v)
+        return jax.tree.map(lambda leaf: jnp.where(record.converged, leaf, jnp.nan), x)
+
+    def _mv_transposed(self, w):
+        return self._transposed()._mv(w)
+
+    def _transposed(self):
+        factors = {name: None if A is None else A.T for name, A in self._parts().items()}
+        return self._replace(**factors)
+
+    def _parts(self):
+        return {"operator": self.operator, "preconditioner": self.preconditioner, "guess": self.guess}
+
+    def _listeners(self):
+        """Those of the operator are told by its solver."""
+        return []
+
+    @functools.cached_property
+    def _door(self):
+        return Solving(self)
+
+    @functools.cached_property
+    def _transposed_door(self):
+        return self.T._door
+
+
+class Solving(Door):
+    """A door whose products are solves: what does not converge is an error that says why."""
+
+    block_width = 64
+
+    def __init__(self, inverse):
+        super().__init__(inverse, repr(inverse), check_finite=False)
+        # Not the operator that keeps this door.
+        self._inverse = inverse._replace()
+
+    def _of_vector(self, v):
+        return np.array(self._on_device(jnp.asarray(v)))
+
+    def _of_block(self, block):
+        return np.array(self._on_device(jnp.asarray(block)))
+
+    def _of_diagonal(self, block, start):
+        product = self._of_block(block)
+        places = np.arange(product.shape[1])
+        return product[start + places, places]
+
+    def _on_device(self, v):
+        return self._solved(v)
+
+    def tree_product(self, v):
+        """The solution for an element, a tree of device arrays."""
+        return self._solved(v)
+
+    def _solved(self, b):
+        x, record = self._inverse.solve(b)
+        if not np.all(record.converged):
+            residual, tolerance = np.max(record.residual_norms), np.min(record.tolerance)
+            raise NoConvergence(
+                f"a product with {self.name} did not converge by {self._inverse.solver}: {record.reason}; the residual "
+                f"is {residual:.1e} after {int(record.matvecs)} products, expected at most {tolerance:.1e}: pass a "
+                "larger rtol or maxiter, a preconditioner M, or look at .solve(b)",
+                None,
+                None,
+                record,
+            )
+        return x
+
+
+# How to solve.
+
+
+def _solver(A):
+    """The solver for what A is known to be."""
+    if A.shape[0] != A.shape[1]:
+        return "lsmr"
+    if _is_definite(A):
+        return "cg"
+    return "minres" if A._equals_adjoint else "gmres"
+
+
+def _is_definite(A):
+    """Whether A is positive definite by what it claims and by the signs of its scalars, where these are known."""
+    if isinstance(A, Sum):
+        return all(map(_is_definite, A.terms))
+    if isinstance(A, Scaled):
+        return _is_positive(A.scalar) and _is_definite(A.operator)
+    if isinstance(A, Diagonal):
+        return all(map(_is_positive, jax.tree.leaves(A.entries)))
+    return A.positive_semidefinite
+
+
+def _is_positive(array):
+    return not is_traced(array) and not jnp.iscomplexobj(array) and bool(jnp.all(jnp.asarray(array) > 0))
+
+
+def _damped_gram(A):
+    """The J and c of an operator Jᵀ J + c I, J with fewer rows than columns, or None."""
+    if not isinstance(A, Sum) or len(A.terms) != 2:
+        return None
+    gram, shift = sorted(A.terms, key=lambda term: not isinstance(term, Gram))
+    is_shift = (isinstance(shift, Scaled) and isinstance(shift.operator, Identity)) or isinstance(shift, Identity)
+    if not (isinstance(gram, Gram) and gram.weight is None and is_shift):
+        return None
+    if gram.operator.shape[0] >= gram.operator.shape[1]:
+        return None
+    return gram.operator, shift.scalar if isinstance(shift, Scaled) else 1.0
+
+
+def _shorter(A):
+    """The shorter side of what a dense factor would be made of."""
+    pushed = _damped_gram(A)
+    return min(A.shape) if pushed is None else pushed[0].shape[0]
+
+
+def _dense(A):
+    """An operator close to the inverse, of a dense factor of the shorter side."""
+    if pushed := _damped_gram(A):
+        J, c = pushed
+        J = J.linearize()
+        small = compute(_small_inverse, J, c)
+        return (1 / c) * (Identity(A.domain) - J.H @ Matrix(small)._on(J.codomain, J.codomain) @ J)
+    inverse, rank = compute(_pseudo_inverse, A.linearize())
+    if not is_traced(rank) and rank < min(A.shape):
+        raise np.linalg.LinAlgError(
+            f"inverse got {A!r} of rank {int(rank)} to the precision of {A.dtype}, expected {min(A.shape)}: add c * I "
+            'to it, or to the smaller of Jᵀ J and J Jᵀ; or pass method="lsmr" for the solution of least norm'
+        )
+    return Matrix(inverse)._on(A.codomain, A.domain)
+
+
+def _small_inverse(J, c):
+    """(J Jᴴ + c I)^-1."""
+    size = J.shape[0]
+    rows = dense_matrix(J.T)  # the transpose
+    product = jnp.matmul(rows.T, rows.conj(), precision="highest") + c * jnp.eye(size, dtype=rows.dtype)
+    factor = jax.scipy.linalg.cho_factor(product)
+    return jax.scipy.linalg.cho_solve(factor, jnp.eye(size, dtype=rows.dtype))
+
+
+def _pseudo_inverse(A):
+    """The dense pseudo-inverse, and the rank."""
+    m, n = A.shape
+    matrix = dense_matrix(A.T).T if m < n else dense_matrix(A)
+    U, s, Vh = jnp.linalg.svd(matrix, full_matrices=False)
+    nonzero = s > max(m, n) * jnp.finfo(s.dtype).eps * s[0]
+    inverse = jnp.where(nonzero, 1 / jnp.where(nonzero, s, 1), 0)
+    return jnp.matmul(Vh.conj().T * inverse, U.conj().T, precision="highest"), jnp.sum(nonzero)

@@ -1,0 +1,87 @@
+"""How a solution moves with parameters: the implicit function theorem as an operator."""
+
+import jax
+import jax.numpy as jnp
+
+from linops.algebra.operator import Operator
+from linops.derivatives.hessian import Hessian
+from linops.derivatives.jacobian import Jacobian
+from linops.derivatives.mixed import MixedDerivative
+from linops.linalg.inverses import inverse
+
+
+class Sensitivity(Operator):
+    """The derivative dx/dp of the solution x(p) of F(x, p) = 0, of shape (n_x, n_p): -F_x^-1 F_p.
+
+    With `minimizer`, F is scalar, x(p) minimizes it, and dx/dp is -F_xx^-1 F_xp.
+
+    Parameters
+    ----------
+    F : callable
+        `F(x, p, *args)`, a JAX function of two pytrees of real numbers, with as many values as x has entries; or to a
+        scalar.
+    x, p : pytree
+        A solution, which is not checked to be one, and the parameters.
+    args : tuple
+        Further arguments of F.
+    minimizer : bool
+        Whether x minimizes F.
+    options
+        Of `linops.inverse`, which solves with F_x in each product.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `Jacobian` and `inverse` do; where F has not as many values as x has entries.
+    NoConvergence
+        From a product whose system was not solved. Within `jit` it is NaN.
+
+    Examples
+    --------
+    >>> S = linops.Sensitivity(lambda x, p: x**2 - p, jnp.array([2.0, 3.0]), jnp.array([4.0, 9.0]))
+    >>> S.toarray().round(4).tolist()
+    [[0.25, 0.0], [0.0, 0.1667]]
+    """
+
+    inverse: Operator
+    partial: Operator  # F_p
+    x: object
+    p: object
+
+    def __init__(self, F, x, p, *, args=(), minimizer=False, **options):
+        args = args if isinstance(args, tuple) else (args,)
+        if minimizer:
+            in_x, in_p = Hessian(F, x, args=(p, *args)), MixedDerivative(F, x, p, args=args)
+        else:
+            in_x, in_p = (
+                Jacobian(F, x, args=(p, *args)),
+                Jacobian(lambda p, x, *args: F(x, p, *args), p, args=(x, *args)),
+            )
+        if in_x.shape[0] != in_x.shape[1]:
+            raise ValueError(
+                f"Sensitivity got F with {in_x.shape[0]} values for x with {in_x.shape[1]} entries, expected as many; "
+                "with minimizer=True F is a scalar that x minimizes"
+            )
+        vars(self).update(inverse=inverse(in_x, **options), partial=in_p, x=in_x.x, p=in_p.x)
+
+    domain = property(lambda self: self.partial.domain)
+    codomain = property(lambda self: self.inverse.codomain)
+
+    def _mv(self, v):
+        return jax.tree.map(jnp.negative, self.inverse._mv(self.partial._mv(v)))
+
+    def _mv_transposed(self, w):
+        return jax.tree.map(jnp.negative, self.partial._mv_transposed(self.inverse._mv_transposed(w)))
+
+    def solution(self, p):
+        """The solution x as a function of p, whose derivative this is: for `jax.grad` and `jax.jvp` at p.
+
+        >>> def loss(p):
+        ...     x = jnp.sqrt(jax.lax.stop_gradient(p))  # by any solver
+        ...     S = linops.Sensitivity(lambda x, p: x**2 - p, x, jax.lax.stop_gradient(p))
+        ...     return jnp.sum(S.solution(p))
+        >>> jax.grad(loss)(jnp.array([4.0, 9.0])).round(4).tolist()
+        [0.25, 0.1667]
+        """
+        moved = jax.tree.map(lambda p: p - jax.lax.stop_gradient(p), p)
+        return self.codomain.add(self.x, self.mv(moved))
