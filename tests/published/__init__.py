@@ -1,0 +1,1 @@
+"""Test problems with published answers, for tests and benchmarks: `nist` for regression, `mgh` for minimization."""
