@@ -51,7 +51,7 @@ def levenberg_marquardt(
         Converged is, too, what a whole Gauss-Newton step changes by xtol ‖D x‖ at most, D the norms of columns; the
         same by default.
     maxiter : int, optional
-        How many iterations, 100 (n + 1) by default.
+        How many iterations, 1000 (n + 1) by default.
     callback : callable, optional
         `callback(intermediate_result)` is called after each iteration, an OptimizeResult; True stops.
     save : path, or (path, seconds), optional
@@ -65,7 +65,8 @@ def levenberg_marquardt(
         SciPy's, of `least_squares`: `x` and the gradient `grad` like x0, `cost`, `fun`, the residuals, `optimality`,
         the largest cosine, `status`, `success`, `message`, `nit`, `nfev`, `njev`. Status 0: the cosines are below gtol.
         6: the step is below xtol. 1: maxiter. 2: limited by precision: no step decreases the cost by more than
-        rounding. 3: residuals or Jacobian are not finite at x. 5: stopped by the callback.
+        rounding; a success where the cosines, or the step of Gauss and Newton relative to x, are below the square root
+        of eps. 3: residuals or Jacobian are not finite at x. 5: stopped by the callback.
 
     Raises
     ------
@@ -95,7 +96,7 @@ def levenberg_marquardt(
         bounds = Bounds(
             jnp.asarray(smallest if gtol is None else gtol, real),
             jnp.asarray(smallest if xtol is None else xtol, real),
-            jnp.int32(100 * (J.shape[1] + 1) if maxiter is None else maxiter),
+            jnp.int32(min(1000 * (J.shape[1] + 1), 2**31 - 1) if maxiter is None else maxiter),
         )
 
     def to_user(result):
@@ -120,6 +121,7 @@ class State(NamedTuple):
     jacobian: jax.Array
     scale: jax.Array
     radius: jax.Array
+    ahead: jax.Array  # how long the last step of Gauss and Newton was, relative to x; infinite where it is not unique
     iterations: jax.Array
     evaluations: jax.Array
     jacobians: jax.Array
@@ -140,7 +142,7 @@ class LevenbergMarquardt:
         size = jnp.linalg.norm(scale * x)
         radius = FIRST * jnp.where(size > 0, size, 1)
         one = jnp.ones((), jnp.int32)
-        state = State(x, residuals, jacobian, scale, radius, 0 * one, one, one, one, bounds)
+        state = State(x, residuals, jacobian, scale, radius, jnp.inf * radius, 0 * one, one, one, one, bounds)
         finite = jnp.isfinite(jnp.sum(residuals**2)) & jnp.all(jnp.isfinite(norms))
         ends = [(~finite, NOT_FINITE), (_optimality(state) <= bounds.gtol, CONVERGED)]
         return state._replace(code=jnp.select(*zip(*ends, strict=True), RUNNING).astype(jnp.int32))
@@ -150,16 +152,16 @@ class LevenbergMarquardt:
 
     def step(self, operators, s):
         (J,) = operators
-        trial = _tried(J, s)
+        trial, ahead = _tried(J, s)
         x, residuals = either(trial.accepted, (trial.x, trial.residuals), (s.x, s.residuals))
         jacobian = _matrix(J, x)
         scale = jnp.maximum(s.scale, jnp.linalg.norm(jacobian, axis=0))
         after = s._replace(
-            x=x, residuals=residuals, jacobian=jacobian, scale=scale, radius=trial.radius, iterations=s.iterations + 1,
-            evaluations=s.evaluations + trial.count, jacobians=s.jacobians + 1,
+            x=x, residuals=residuals, jacobian=jacobian, scale=scale, radius=trial.radius, ahead=ahead,
+            iterations=s.iterations + 1, evaluations=s.evaluations + trial.count, jacobians=s.jacobians + 1,
         )  # fmt: skip
         optimality = _optimality(after)
-        small = trial.whole & (trial.length <= s.bounds.xtol * jnp.linalg.norm(scale * x))
+        small = trial.whole & trial.accepted & (ahead <= s.bounds.xtol)
         still = ~trial.accepted | (trial.gain <= trial.rounding) & ~(optimality < _optimality(s))
         ends = [
             (~jnp.all(jnp.isfinite(jacobian)), NOT_FINITE),
@@ -176,8 +178,15 @@ class LevenbergMarquardt:
         return Result(
             x=J.domain.unravel(s.x), cost=_cost(s.residuals), fun=J.codomain.unravel(s.residuals),
             grad=J.domain.unravel(s.residuals @ s.jacobian), optimality=_optimality(s), status=s.code,
-            success=(s.code == CONVERGED) | (s.code == STEP), nit=s.iterations, nfev=s.evaluations, njev=s.jacobians,
+            success=_is_success(s), nit=s.iterations, nfev=s.evaluations, njev=s.jacobians,
         )  # fmt: skip
+
+
+def _is_success(s):
+    """Whether x is a least: where rounding ended it, half of the digits have to be settled."""
+    half = jnp.sqrt(jnp.finfo(s.x.dtype).eps)
+    settled = (_optimality(s) <= half) | (s.ahead <= half)
+    return (s.code == CONVERGED) | (s.code == STEP) | (s.code == PRECISION) & settled
 
 
 def _values(J, x):
@@ -207,15 +216,14 @@ class _Trial(NamedTuple):
     residuals: jax.Array
     gain: jax.Array
     rounding: jax.Array
-    length: jax.Array
-    whole: jax.Array  # the step of Gauss and Newton
+    whole: jax.Array  # whether it is the step of Gauss and Newton
     radius: jax.Array
     accepted: jax.Array
     count: jax.Array
 
 
 def _tried(J, s):
-    """The first step that is accepted, each in a fourth of the region before."""
+    """The first step that is accepted, each in a fourth of the region before; and the relative length of the whole."""
     U, values, Vh = jnp.linalg.svd(s.jacobian / s.scale, full_matrices=False)
     tiny = values <= max(s.jacobian.shape) * jnp.finfo(values.dtype).eps * values[0]
     values, along = jnp.where(tiny, 0, values), s.residuals @ U
@@ -232,12 +240,14 @@ def _tried(J, s):
         accepted = (ratio >= ACCEPTED) & ~jnp.all(x == s.x)
         grown = jnp.where((ratio > 0.75) & ~whole, 2 * trial.radius, trial.radius)
         radius = jnp.where(accepted & (ratio >= 0.25), grown, length / 4)
-        return _Trial(x, residuals, gain, rounding, length, whole, radius, accepted, trial.count + 1)
+        return _Trial(x, residuals, gain, rounding, whole, radius, accepted, trial.count + 1)
 
     none = jnp.zeros_like(cost)
     no = jnp.zeros((), bool)
-    first = _Trial(s.x, s.residuals, none, rounding, none, no, s.radius, no, jnp.zeros((), jnp.int32))
-    return jax.lax.while_loop(lambda t: ~t.accepted & (t.count < TRIES) & (t.radius > 0), attempt, first)
+    first = _Trial(s.x, s.residuals, none, rounding, no, s.radius, no, jnp.zeros((), jnp.int32))
+    newton = jnp.where(jnp.any(tiny), jnp.inf, jnp.linalg.norm(along / jnp.where(tiny, 1, values)))
+    trial = jax.lax.while_loop(lambda t: ~t.accepted & (t.count < TRIES) & (t.radius > 0), attempt, first)
+    return trial, newton / jnp.linalg.norm(s.scale * s.x)
 
 
 def _within(values, along, radius):
