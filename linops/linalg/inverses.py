@@ -10,14 +10,15 @@ import numpy as np
 from linops.algebra.operator import Gram, Operator, Scaled
 from linops.algebra.sums import Sum
 from linops.door import Door
-from linops.iterate import compute, scope_of
+from linops.iterate import compute
 from linops.linalg.definite import cg
 from linops.linalg.operands import as_operator, as_square
 from linops.linalg.records import NoConvergence
 from linops.matrix import Diagonal, Identity, Matrix
 from linops.node import static
 from linops.precision import real_dtype
-from linops.products import dense_matrix, is_traced
+from linops.products import concrete, dense_matrix, is_traced
+from linops.program.staged import Flat
 
 SMALL = 500  # rows or columns, of which a dense factor is made
 ENTRIES = 10**7  # that it has at most
@@ -77,10 +78,15 @@ def inverse(A, method="auto", M=None, rtol=None, atol=0, maxiter=None):
     is_small = min(_shorter(A), m, n) <= SMALL and m * n <= ENTRIES
     guess = _dense(A) if method == "dense" or (method == "auto" and M is None and is_small) else None
     solver = method if method in SOLVERS else _solver(A)
-    with scope_of(A).entered():
-        rtol, atol = (jnp.asarray(number, real_dtype(A.dtype)) for number in (rtol, atol))
     return Inverse._make(
-        operator=A, preconditioner=M, guess=guess, rtol=rtol, atol=atol, maxiter=maxiter, solver=solver, method=method
+        operator=A,
+        preconditioner=M,
+        guess=guess,
+        rtol=float(rtol),
+        atol=float(atol),
+        maxiter=maxiter,
+        solver=solver,
+        method=method,
     )
 
 
@@ -93,8 +99,8 @@ class Inverse(Operator):
     operator: Operator
     preconditioner: Operator | None
     guess: Operator | None  # close to the inverse
-    rtol: jax.Array
-    atol: jax.Array
+    rtol: float = static()
+    atol: float = static()
     maxiter: int | None = static()
     solver: str = static()
     method: str = static()
@@ -159,8 +165,9 @@ class Solving(Door):
 
     def __init__(self, inverse):
         super().__init__(inverse, repr(inverse), check_finite=False)
-        # Not the operator that keeps this door.
-        self._inverse = inverse._replace()
+        self._inverse = inverse._replace()  # not the one that keeps this door
+        self._flat = Flat(self._inverse, self.scope)
+        self._is_heard = bool(inverse.operator._listeners())
 
     def _of_vector(self, v):
         return np.array(self._on_device(jnp.asarray(v)))
@@ -174,15 +181,16 @@ class Solving(Door):
         return product[start + places, places]
 
     def _on_device(self, v):
-        return self._solved(v)
+        return self._solved(v, solution, v)
 
     def tree_product(self, v):
         """The solution for an element, a tree of device arrays."""
-        return self._solved(v)
+        return self._solved(v, solution_of_leaves, *jax.tree.leaves(v))
 
-    def _solved(self, b):
-        x, record = self._inverse.solve(b)
-        if not np.all(record.converged):
+    def _solved(self, b, function, *arrays):
+        heard = self._is_heard
+        x, record = self._inverse.solve(b) if heard else concrete(lambda: self._flat.call(function, *arrays))
+        if not np.all(jax.device_get(record.converged)):
             residual, tolerance = np.max(record.residual_norms), np.min(record.tolerance)
             raise NoConvergence(
                 f"a product with {self.name} did not converge by {self._inverse.solver}: {record.reason}; the residual "
@@ -193,6 +201,16 @@ class Solving(Door):
                 record,
             )
         return x
+
+
+def solution(A, b):
+    """What `A.solve` gives, as a function that is code."""
+    return A.solve(b)
+
+
+def solution_of_leaves(A, *leaves):
+    """The same, of an element."""
+    return A.solve(A.domain.treedef.unflatten(leaves))
 
 
 # How to solve.
@@ -245,7 +263,6 @@ def _dense(A):
     """An operator close to the inverse, of a dense factor of the shorter side."""
     if pushed := _damped_gram(A):
         J, c = pushed
-        J = J.linearize()
         small = compute(_small_inverse, J, c)
         return (1 / c) * (Identity(A.domain) - J.H @ Matrix(small)._on(J.codomain, J.codomain) @ J)
     inverse, rank = compute(_pseudo_inverse, A.linearize())
