@@ -17,6 +17,7 @@ import pytest
 QUICK = ["--xla_cpu_parallel_codegen_split_count=1"]
 if jax.__version_info__ < (0, 11):
     QUICK.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([*QUICK, os.environ.get("XLA_FLAGS", "")])  # read once, when something is computed
 
 
 def pytest_addoption(parser):
@@ -25,9 +26,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which it is not in the background of a shell
-    if not config.getoption("--whole"):
-        jax.config.update("jax_disable_most_optimizations", True)
-        os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *QUICK])
+    jax.config.update("jax_disable_most_optimizations", not config.getoption("--whole"))
     config.addinivalue_line(
         "markers", "covering(*names): of the values of these parameters one for each combination of the others"
     )
