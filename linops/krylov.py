@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from linops.precision import real_dtype
 from linops.space import combination, inner_products
 
+PASSES = 2  # of Gram-Schmidt
 BREAKDOWN = 10  # times eps of the vector before: less is left of it by rounding alone
 TOLD = 1000  # times eps of the norm: values that far apart have vectors that can be told
 CHUNK = 2**18  # numbers of a basis that are rotated at once, in place
@@ -75,48 +76,55 @@ def product(A, B):
     return jnp.matmul(A, B, precision="highest")
 
 
-def orthogonalized(space, basis, v):
-    """What v has beyond the span of the rows, and its coefficients on them: two passes of Gram-Schmidt."""
-    coefficients = jnp.zeros((), space.dtype)
-    for _ in range(2):
-        step = inner_products(space, basis, v)
-        v = jax.tree.map(jnp.subtract, v, combination(basis, step))
-        coefficients = coefficients + step
-    return v, coefficients
-
-
-def next_vector(space, basis, v, key):
+def next_vector(space, basis, v, seed):
     """What v adds to a basis: a unit vector orthogonal to the rows, with v's coefficients on them and on it.
 
     Where rounding alone is left of v, judged against v, the space is invariant: a random vector goes on, and the
-    coefficient on it is zero.
+    coefficient on it is zero. That one is zero, or all rounding, where the rows span the space.
     """
+    v = _placed(v, row(basis, 0))
     before = space.norm(v)
-    v, coefficients = orthogonalized(space, basis, v)
-    norm = space.norm(v)
-    broken = ~(norm > BREAKDOWN * jnp.finfo(norm.dtype).eps * before)
-    drawn = jax.lax.cond(broken, lambda: random_vector(space, basis, key), lambda: v)
-    size = space.norm(drawn)
-    unit = space.scale(1 / jnp.where(size > 0, size, 1), drawn)
-    return unit, coefficients, jnp.where(broken, 0, norm)
+    rounding = BREAKDOWN * jnp.finfo(before.dtype).eps * before
+
+    def a_pass(state):
+        # One body serves all passes, of v and of what is drawn in its place: XLA compiles it once.
+        passes, v, coefficients, norm = state
+        step = inner_products(space, basis, v)
+        v = jax.tree.map(jnp.subtract, v, combination(basis, step))
+        size, passes = space.norm(v), passes + 1
+        of_v = passes <= PASSES
+        norm = jnp.where(of_v, size, norm)
+        v = jax.lax.cond((passes == PASSES) & ~(size > rounding), lambda: _placed(noise(space, seed), v), lambda: v)
+        return passes, v, coefficients + jnp.where(of_v, step, 0), norm
+
+    def goes_on(state):
+        passes, _, _, norm = state
+        return (passes < PASSES) | ((passes < 2 * PASSES) & ~(norm > rounding))
+
+    none = jnp.zeros(rows_of(basis), space.dtype)
+    _, v, coefficients, norm = jax.lax.while_loop(goes_on, a_pass, (jnp.int32(0), v, none, before))
+    size = space.norm(v)
+    unit = space.scale(1 / jnp.where(size > 0, size, 1), v)
+    return unit, coefficients, jnp.where(norm > rounding, norm, 0)
 
 
-def random_vector(space, basis, key):
-    """A random vector orthogonal to the rows; zero, or all rounding, where they span the space."""
-    v = _placed(noise(space, key), row(basis, 0))
-    for _ in range(2):
-        size = space.norm(v)
-        v, _ = orthogonalized(space, basis, space.scale(1 / jnp.where(size > 0, size, 1), v))
-    return v
+def seed_of(key):
+    """What random vectors here are drawn by, of a key of JAX: two words, of which others follow by addition alone."""
+    return jax.random.key_data(key).ravel()[-2:]
 
 
-def noise(space, key):
-    """An element of entries between -1 and 1, each the hash of its place and of a key.
+def after(seed, steps=1):
+    """The seed that comes so many steps later: by multiples of the golden ratio, which do not meet."""
+    return seed + jnp.uint32(0x9E3779B9) * jnp.asarray(steps).astype(jnp.uint32)
+
+
+def noise(space, seed):
+    """An element of entries between -1 and 1, each the hash of its place and of a seed.
 
     Any vector would do here, and one of `Space.draw` takes XLA a second to compile. The hash is of C. Wellons
     ("Prospecting for hash functions", 2018).
     """
-    first, second = jax.random.key_data(key).ravel()[-2:]
+    first, second = seed
 
     def entries(i, shape, dtype):
         place = jnp.zeros(shape, jnp.uint32)
@@ -147,7 +155,8 @@ def _placed(v, like):
 
     def of_leaf(leaf, other):
         sharding = jax.typeof(other).sharding
-        return leaf if jax.typeof(leaf).sharding == sharding else jax.sharding.reshard(leaf, sharding)
+        is_there = sharding.mesh.empty or jax.typeof(leaf).sharding == sharding
+        return leaf if is_there else jax.sharding.reshard(leaf, sharding)
 
     return jax.tree.map(of_leaf, v, like)
 
@@ -165,7 +174,7 @@ class Krylov(NamedTuple):
     basis: Any
     matrix: jax.Array
     size: jax.Array
-    key: jax.Array
+    seed: jax.Array
 
     @property
     def capacity(self):
@@ -178,7 +187,7 @@ class Krylov(NamedTuple):
         return self.matrix.shape[0] - self.matrix.shape[1]
 
 
-def begin(space, capacity, block, key, held=None):
+def begin(space, capacity, block, seed, held=None):
     """The space of a block of vectors, a tree with one more leading axis: orthonormal, and not yet multiplied.
 
     Vectors that are held are its first rows, so that all others are orthogonal to them; they count in its size.
@@ -186,9 +195,9 @@ def begin(space, capacity, block, key, held=None):
     width, before = rows_of(block), 0 if held is None else rows_of(held)
     basis = empty(row(block, 0), capacity + width)
     for vectors, start in ((held, 0), (block, before)) if before else ((block, 0),):
-        basis = appended(space, basis, start, vectors, jax.random.fold_in(key, start))
+        basis = appended(space, basis, start, vectors, after(seed, start))
     matrix = jnp.zeros((capacity + width, capacity), space.dtype)
-    return Krylov(basis, matrix, jnp.full((), before, jnp.int32), jax.random.fold_in(key, capacity))
+    return Krylov(basis, matrix, jnp.full((), before, jnp.int32), after(seed, before + width))
 
 
 def rows_of(basis):
@@ -196,11 +205,11 @@ def rows_of(basis):
     return jax.tree.leaves(basis)[0].shape[0]
 
 
-def appended(space, basis, start, vectors, key):
+def appended(space, basis, start, vectors, seed):
     """The basis with what vectors, rows of another, add to it, from row `start` on."""
 
     def add(i, basis):
-        unit, _, _ = next_vector(space, basis, row(vectors, i), jax.random.fold_in(key, i))
+        unit, _, _ = next_vector(space, basis, row(vectors, i), after(seed, i))
         return with_row(basis, start + i, unit)
 
     return jax.lax.fori_loop(0, rows_of(vectors), add, basis)
@@ -208,7 +217,7 @@ def appended(space, basis, start, vectors, key):
 
 def expand(A, space, krylov):
     """The space with the products of its last block, which is the size of that larger: `A(v)` is one of them."""
-    basis, matrix, size, key = krylov
+    basis, matrix, size, seed = krylov
     width = krylov.width
     if width == 1:
         products = jax.tree.map(lambda leaf: leaf[None], A(row(basis, size)))
@@ -218,12 +227,12 @@ def expand(A, space, krylov):
 
     def add(i, state):
         basis, matrix = state
-        unit, coefficients, norm = next_vector(space, basis, row(products, i), jax.random.fold_in(key, i))
+        unit, coefficients, norm = next_vector(space, basis, row(products, i), after(seed, i))
         column = coefficients.at[size + width + i].set(norm.astype(matrix.dtype))
         return with_row(basis, size + width + i, unit), matrix.at[:, size + i].set(column)
 
     basis, matrix = jax.lax.fori_loop(0, width, add, (basis, matrix))
-    return Krylov(basis, matrix, size + width, jax.random.fold_in(key, width))
+    return Krylov(basis, matrix, size + width, after(seed, width))
 
 
 def shrink(krylov, vectors, keep, in_place=True):
@@ -232,13 +241,13 @@ def shrink(krylov, vectors, keep, in_place=True):
     `vectors`, of shape (capacity, capacity), are Ritz or Schur vectors of the projected matrix, the others zero
     (Wu and Simon, 2000; Stewart, 2002).
     """
-    basis, matrix, size, key = krylov
+    basis, matrix, size, seed = krylov
     rows, width = matrix.shape[0], krylov.width
     places = jnp.arange(width)
     R = jnp.zeros((rows, rows), matrix.dtype).at[: krylov.capacity, : krylov.capacity].set(vectors.T)
     R = R.at[keep + places, size + places].set(1)
     matrix = product(R.conj(), product(matrix, vectors))
-    return Krylov(rotated(basis, R, in_place), matrix, keep, key)
+    return Krylov(rotated(basis, R, in_place), matrix, keep, seed)
 
 
 def projected(krylov):
@@ -269,7 +278,7 @@ class GolubKahan(NamedTuple):
     matrix: jax.Array
     residual: jax.Array
     size: jax.Array
-    key: jax.Array
+    seed: jax.Array
 
     @property
     def capacity(self):
@@ -277,10 +286,10 @@ class GolubKahan(NamedTuple):
         return self.matrix.shape[1]
 
 
-def begin_golub_kahan(A, domain, codomain, capacity, v, key):
+def begin_golub_kahan(A, domain, codomain, capacity, v, seed):
     """The spaces of a vector of the domain: of unit length, and not yet multiplied; where A(v) lies is all of it."""
     right = empty(v, capacity + 1)
-    unit, _, _ = next_vector(domain, right, v, jax.random.fold_in(key, 0))
+    unit, _, _ = next_vector(domain, right, v, seed)
     matrix = jnp.zeros((capacity, capacity), codomain.dtype)
     residual = jnp.zeros((), real_dtype(codomain.dtype))
     return GolubKahan(
@@ -289,20 +298,19 @@ def begin_golub_kahan(A, domain, codomain, capacity, v, key):
         matrix,
         residual,
         jnp.zeros((), jnp.int32),
-        jax.random.fold_in(key, 1),
+        after(seed),
     )
 
 
 def expand_golub_kahan(A, adjoint, domain, codomain, spaces):
     """The spaces with one product with A and one with its adjoint: one larger each; what is NaN stays NaN in them."""
-    right, left, matrix, _, size, key = spaces
-    keys = jax.random.split(key, 3)
-    u, coefficients, norm = next_vector(codomain, left, A(row(right, size)), keys[0])
+    right, left, matrix, _, size, seed = spaces
+    u, coefficients, norm = next_vector(codomain, left, A(row(right, size)), seed)
     left = with_row(left, size, u)
     matrix = matrix.at[:, size].set(coefficients.at[size].set(norm.astype(matrix.dtype)))
-    v, coefficients, residual = next_vector(domain, right, adjoint(u), keys[1])
+    v, coefficients, residual = next_vector(domain, right, adjoint(u), after(seed))
     residual = jnp.where(jnp.all(jnp.isfinite(coefficients)), residual, jnp.nan)
-    return GolubKahan(with_row(right, size + 1, v), left, matrix, residual, size + 1, keys[2])
+    return GolubKahan(with_row(right, size + 1, v), left, matrix, residual, size + 1, after(seed, 2))
 
 
 def shrink_golub_kahan(spaces, left_vectors, right_vectors, keep, in_place=True):
@@ -310,22 +318,24 @@ def shrink_golub_kahan(spaces, left_vectors, right_vectors, keep, in_place=True)
 
     It is to be expanded before its residual is read again. Thick restart (Baglama and Reichel, 2005).
     """
-    right, left, matrix, residual, size, key = spaces
+    right, left, matrix, residual, size, seed = spaces
     capacity = spaces.capacity
     R = jnp.zeros((capacity + 1, capacity + 1), matrix.dtype).at[:capacity, :capacity].set(right_vectors.T)
     R = R.at[keep, size].set(1)
     matrix = product(left_vectors.conj().T, product(matrix, right_vectors))
-    return GolubKahan(rotated(right, R, in_place), rotated(left, left_vectors.T, in_place), matrix, residual, keep, key)
+    return GolubKahan(
+        rotated(right, R, in_place), rotated(left, left_vectors.T, in_place), matrix, residual, keep, seed
+    )
 
 
 def restart_golub_kahan(domain, spaces):
     """The spaces as they are, to be expanded from a random vector: what the next one would add is left out."""
     right, size = spaces.right, spaces.size
-    fresh, spare, key = jax.random.split(spaces.key, 3)
+    fresh, spare, seed = (after(spaces.seed, steps) for steps in range(3))
     v = row(right, size)
     right = with_row(right, size, zeros_like(v))
-    unit, _, _ = next_vector(domain, right, _placed(domain.draw(fresh), v), spare)
-    return spaces._replace(right=with_row(right, size, unit), key=key)
+    unit, _, _ = next_vector(domain, right, _placed(noise(domain, fresh), v), spare)
+    return spaces._replace(right=with_row(right, size, unit), seed=seed)
 
 
 def singular_vectors(spaces):

@@ -16,7 +16,7 @@ import numpy as np
 from linops.estimate.densities import Progress
 from linops.estimate.probes import keys_of, rademacher
 from linops.iterate import maybe
-from linops.krylov import Krylov, begin, expand, orthogonalized, rows_of
+from linops.krylov import Krylov, begin, expand, rows_of, seed_of
 from linops.precision import real_dtype
 
 BATCHED = Krylov(0, 0, None, 0)  # spaces of as many probes, one size
@@ -78,10 +78,8 @@ class Probing:
 
         def drawn(key):
             start, more = jax.random.split(key)
-            w = rademacher(space, start)
-            if held is not None:
-                w, _ = orthogonalized(space, held, w)
-            return begin(space, capacity, jax.tree.map(lambda leaf: leaf[None], w), more, held)
+            w = jax.tree.map(lambda leaf: leaf[None], rademacher(space, start))
+            return begin(space, capacity, w, seed_of(more), held)
 
         return jax.vmap(drawn, out_axes=BATCHED)(keys_of(key, first, self.width))
 

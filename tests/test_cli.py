@@ -18,8 +18,6 @@ from linops import cli
 from linops.cli import main
 from linops.embedded import digits_problem
 
-pytestmark = pytest.mark.usefixtures("optimized")
-
 A = np.random.default_rng(0).normal(size=(30, 30)).astype(np.float32)
 MODULE = """
 import jax.numpy as jnp, numpy as np

@@ -12,8 +12,6 @@ import pytest
 
 import linops
 
-pytestmark = pytest.mark.usefixtures("optimized")
-
 ROOT = Path(__file__).parents[1]
 NAMES = {"jax": jax, "jnp": jnp, "np": np, "linops": linops}
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS

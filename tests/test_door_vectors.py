@@ -291,7 +291,10 @@ CASES = SHAPES | {
     "sparse rows": Case(lambda v: scipy.sparse.csr_array(block(v).T), methods=NOT_NUMBERS, mv=TREE),
     "sparse vector, 1-d": Case(scipy.sparse.coo_array, f"{NOT_NUMBERS}|{SPARSE_VECTOR}", LEAF),
     "sparse array of JAX": Case(
-        lambda v: jax_sparse.BCOO.fromdense(jnp.asarray(block(v))), NOT_NUMBERS, TREE, left="got <class 'linops"
+        lambda v: jax_sparse.BCOO((block(v).ravel(), np.argwhere(block(v) == block(v))), shape=block(v).shape),
+        NOT_NUMBERS,
+        TREE,
+        left="got <class 'linops",
     ),
     # Dtypes.
     "bool": Case(lambda v: np.arange(len(v)) % 2 == 0),

@@ -13,6 +13,7 @@ from linops.estimate.quadrature import ends, expanded, gauss, krylov_space
 from linops.estimate.result import mean_of
 from linops.estimate.runs import as_key, operand, require_hermitian, require_whole
 from linops.iterate import compute
+from linops.krylov import seed_of
 from linops.precision import real_dtype
 from linops.products import is_traced
 from linops.watching import watched
@@ -154,7 +155,7 @@ class _Probing:
 
     def rule(self, A, key):
         start, more = jax.random.split(key)
-        krylov = krylov_space(A, rademacher(A.domain, start), self.steps, more)
+        krylov = krylov_space(A, rademacher(A.domain, start), self.steps, seed_of(more))
         rule = gauss(expanded(A, krylov, self.steps))
         return rule.nodes, rule.weights, *ends(rule)
 

@@ -9,6 +9,7 @@ from linops.estimate.probes import rademacher, unit
 from linops.estimate.quadratic import require_bounds
 from linops.estimate.quadrature import bracket, differentiable, expanded, gauss, integral, krylov_space
 from linops.estimate.runs import Mean, fits, operand, require_hermitian, require_whole, run
+from linops.krylov import seed_of
 
 STEPS = 32
 PROBES = 16
@@ -68,7 +69,7 @@ class _Sample:
         start, more = jax.random.split(key)
         w = rademacher(A.domain, start)
         fixed = jax.lax.stop_gradient(A)
-        krylov = expanded(fixed, krylov_space(fixed, w, self.steps, more), self.steps)
+        krylov = expanded(fixed, krylov_space(fixed, w, self.steps, seed_of(more)), self.steps)
         rule = gauss(krylov)
         value = integral(jnp.log, rule.nodes, rule.weights)
         distance = A.shape[0] * jnp.max(jnp.abs(bracket(jnp.log, rule, bounds) - value))

@@ -98,7 +98,7 @@ def orthonormal(space, V, basis=None):
     """An orthonormal basis of a block of independent columns, of which `basis` is that of the first ones."""
     done = columns(basis)
     rows = joined(basis, jax.tree.map(lambda leaf: jnp.zeros_like(leaf[done:]), V))
-    return appended(space, rows, done, jax.tree.map(lambda leaf: leaf[done:], V), jax.random.key(0))
+    return appended(space, rows, done, jax.tree.map(lambda leaf: leaf[done:], V), jnp.zeros(2, jnp.uint32))
 
 
 def shifted(space, V, W):

@@ -24,9 +24,9 @@ class Rule(NamedTuple):
     size: jax.Array  # of the space; what is beyond stands apart, with no weight
 
 
-def krylov_space(A, b, steps, key):
+def krylov_space(A, b, steps, seed):
     """The Krylov space of a vector, not yet multiplied, for so many steps."""
-    return begin(A.domain, steps, jax.tree.map(lambda leaf: leaf[None], b), key)
+    return begin(A.domain, steps, jax.tree.map(lambda leaf: leaf[None], b), seed)
 
 
 def expanded(A, krylov, steps):

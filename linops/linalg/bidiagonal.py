@@ -61,8 +61,8 @@ class Search:
     maxiter: int
     in_place: bool
 
-    def begin(self, A, v, key, tol):
-        spaces = krylov.begin_golub_kahan(A._mv, A.domain, A.codomain, self.capacity, v, key)
+    def begin(self, A, v, seed, tol):
+        spaces = krylov.begin_golub_kahan(A._mv, A.domain, A.codomain, self.capacity, v, seed)
         small = jnp.zeros((self.capacity, self.capacity), spaces.matrix.dtype)
         values, zero = jnp.zeros(self.capacity, tol.dtype), jnp.zeros((), jnp.int32)
         phase = jnp.full((), SEARCHING, jnp.int32)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from linops.iterate import compute, iterate, maybe, scope_of
 from linops.linalg.operands import marked, rounding
 from linops.linalg.records import CONVERGED, LIMIT, NOT_FINITE, ROUNDING, Record, no_tangent
 from linops.precision import is_complex
+from linops.space import Space
 
 STRIDE = 5  # products between two looks, at least
 FLOOR = 16  # times eps of the norm of the result, beside sums of random sign: less is rounding
@@ -78,8 +80,8 @@ class Growth:
     def _begun(self, A, b, numbers):
         norm = A.domain.norm(b)
         small = jnp.zeros((self.most, self.most), A.dtype)
-        key = jax.random.key(0)
-        grown = krylov.begin(A.domain, self.capacity, jax.tree.map(lambda leaf: leaf[None], b), key)
+        seed = jnp.zeros(2, jnp.uint32)
+        grown = krylov.begin(A.domain, self.capacity, jax.tree.map(lambda leaf: leaf[None], b), seed)
         inf = jnp.full((), jnp.inf, norm.dtype)
         error = jnp.where(norm == 0, 0, inf)
         y = krylov.zeros_like(b)
@@ -110,7 +112,7 @@ class Growth:
         small = state.small.at[after, after - 1].set(space.matrix[last + 1, last])
         b = jax.tree.map(lambda leaf: leaf[self.capacity :], space.basis)
         return state._replace(
-            space=krylov.begin(A.domain, self.capacity, b, space.key),
+            space=krylov.begin(A.domain, self.capacity, b, space.seed),
             small=small,
             before=after,
             y=self.product(A, state),
@@ -140,8 +142,8 @@ class Growth:
     def noise(self, A, state):
         """How far the result moves when the small matrix does in its last digits."""
         small = state.small
-        noise = jax.random.normal(state.space.key, small.shape, small.real.dtype)
-        noise = jnp.finfo(small.dtype).eps * jnp.max(abs(small)) * (noise + noise.T)
+        noise = krylov.noise(Space.of(small.real), state.space.seed)
+        noise = math.sqrt(3) * jnp.finfo(small.dtype).eps * jnp.max(abs(small)) * (noise + noise.T)  # of variance 1
         moved = self._coefficients(A, state._replace(small=small + noise))
         return jnp.linalg.norm(moved - state.result)
 

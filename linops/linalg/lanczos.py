@@ -8,7 +8,6 @@ above all, of which a Krylov space has but one; the last round is the one that f
 """
 
 import dataclasses
-import functools
 from typing import NamedTuple
 
 import jax
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 from linops.iterate import maybe
 from linops.krylov import (
     Krylov,
+    after,
     appended,
     begin,
     couplings,
@@ -86,9 +86,9 @@ class ThickRestart:
     maxiter: int
     in_place: bool
 
-    def begin(self, A, block, held, tol, key):
+    def begin(self, A, block, held, tol, seed):
         """From a block of vectors, and some to be held or None: trees with one more leading axis."""
-        krylov = begin(A.domain, self.ncv, block, key, held)
+        krylov = begin(A.domain, self.ncv, block, seed, held)
         real = real_dtype(A.domain.dtype)
         none, zero = jnp.zeros((), jnp.int32), jnp.zeros((), real)
         return State(
@@ -192,13 +192,13 @@ class ThickRestart:
 
         def anew(krylov):
             """The same with random vectors for its last block, and nothing that couples to it."""
-            block = jax.vmap(functools.partial(noise, A.domain))(jax.random.split(krylov.key, width))
-            key = jax.random.fold_in(krylov.key, 1)
+            seed = after(krylov.seed, width)
+            block = jax.vmap(lambda i: noise(A.domain, after(krylov.seed, i)))(jnp.arange(width))
             nothing = zeros_like(row(krylov.basis, 0))
             basis = jax.lax.fori_loop(size, size + width, lambda i, b: with_row(b, i, nothing), krylov.basis)
-            basis = appended(A.domain, basis, size, block, key)
+            basis = appended(A.domain, basis, size, block, seed)
             rows = jnp.arange(self.ncv + width)[:, None]
-            return Krylov(basis, jnp.where(rows < size, krylov.matrix, 0), size, key)
+            return Krylov(basis, jnp.where(rows < size, krylov.matrix, 0), size, after(seed, width))
 
         return state._replace(
             krylov=maybe(over, anew, krylov),

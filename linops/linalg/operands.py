@@ -11,6 +11,7 @@ from linops.algebra.operator import Operator
 from linops.arrays import as_leaf
 from linops.budget import BASIS_SHARE, memory_budget
 from linops.derivatives.jacobian import Jacobian
+from linops.krylov import noise
 from linops.matrix import Matrix
 from linops.products import is_traced
 
@@ -57,15 +58,18 @@ def block_of(space, vectors, what):
     )
 
 
-def start(A, v0, key):
+def start(A, v0, seed):
     """The block to start from, random where none is given; on devices as products of a square operator are."""
     if v0 is not None:
         return block_of(A.domain, v0, "v0")
-    v = A.domain.draw(key)
+    v = _noise(A.domain, seed)
     if not is_traced((A, v)) and not is_on_one_device(A):
         product = A.mv(v)
         v = jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), v, product)
     return jax.tree.map(lambda leaf: leaf[None], v)
+
+
+_noise = jax.jit(noise, static_argnums=0)
 
 
 def as_columns(space, block):

@@ -5,6 +5,7 @@ import functools
 import jax
 import numpy as np
 
+from linops.krylov import after, seed_of
 from linops.linalg.bidiagonal import DIGITS, Search
 from linops.linalg.operands import as_columns, as_operator, capacity, fitting, is_on_one_device, rounding, start
 from linops.linalg.problems import Problem
@@ -109,7 +110,7 @@ def svds(
     k, ncv, maxiter, tol = counts(A, k, ncv, maxiter, tol, _Triplets.kind)
     wide = A.shape[0] < A.shape[1]
     tall = A.linearize().H if wide else A.linearize()  # the smaller space is exhausted: then all is known
-    key, later = jax.random.split(jax.random.key(0) if key is None else key)
+    seed = seed_of(jax.random.key(0) if key is None else key)
     search = Search(
         wanted=k,
         found=min(A.shape) if which == "SM" else k,
@@ -119,7 +120,7 @@ def svds(
     )
     shape = functools.partial(_shaped, A, wide, trees)
     with_vectors = return_singular_vectors is not False
-    operands = _start(tall, v0, key), later, tol
+    operands = _start(tall, v0, seed), after(seed), tol
     s, vectors, record = found(_Triplets(search), A, Problem(tall), operands, with_vectors, shape, callback, save)
     _say_what_is_rounding(A, s)
     if not with_vectors:
@@ -155,11 +156,11 @@ def _all_of(A):
     return n
 
 
-def _start(tall, v0, key):
+def _start(tall, v0, seed):
     """One vector of the smaller space."""
     if v0 is not None:
         return tall.domain.point(v0, "v0")
-    return jax.tree.map(lambda leaf: leaf[0], start(tall.H @ tall, None, key))
+    return jax.tree.map(lambda leaf: leaf[0], start(tall.H @ tall, None, seed))
 
 
 # What it comes to.

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from linops.krylov import rows_of
+from linops.krylov import after, rows_of, seed_of
 from linops.linalg.lanczos import ThickRestart
 from linops.linalg.operands import as_columns, as_square, block_of, capacity, is_on_one_device, start
 from linops.linalg.problems import inverse_errors, standard_problem
@@ -127,9 +127,9 @@ def eigsh(
     _require(which, Minv, mode)
     k, ncv, maxiter, tol = counts(A, k, ncv, maxiter, tol, _Pairs.kind)
     problem = standard_problem(A, M, sigma, OPinv)
-    key = jax.random.key(0) if key is None else key
+    seed = seed_of(jax.random.key(0) if key is None else key)
     held = None if lock is None else block_of(A.domain, lock, "lock")
-    block = start(problem.operator, v0, key)
+    block = start(problem.operator, v0, seed)
     count, width = (0 if vectors is None else rows_of(vectors) for vectors in (held, block))
     if k + count > A.domain.size:
         raise ValueError(f"eigsh got k={k} and {count} vectors to lock for {A!r}, expected n = {A.shape[0]} at most")
@@ -137,7 +137,7 @@ def eigsh(
     if width > 1 and rows + width > A.domain.size:  # no room for blocks
         block = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0, keepdims=True), block)
     outcome = _Pairs(ThickRestart(k, which, rows, count, maxiter, is_on_one_device(A)))
-    operands = block, held, tol, jax.random.fold_in(key, 1)
+    operands = block, held, tol, after(seed)
     shape = (lambda v: v) if trees else functools.partial(as_columns, A.domain)
     w, v, record = found(outcome, A, problem, operands, return_eigenvectors, shape, callback, save)
     results = (w, *[v] * return_eigenvectors, *[record] * full_output)

@@ -133,7 +133,7 @@ def test_the_trace_of_a_hessian_as_a_loss():
 
     for found, expected in zip(
         jax.tree.leaves(jax.jit(jax.value_and_grad(loss, (0, 1)))(p, 1.3)),
-        jax.tree.leaves(jax.value_and_grad(dense, (0, 1))(p, 1.3)),
+        jax.tree.leaves(jax.jit(jax.value_and_grad(dense, (0, 1)))(p, 1.3)),
         strict=True,
     ):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
