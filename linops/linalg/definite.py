@@ -19,8 +19,11 @@ from linops.linalg.records import (
 from linops.krylov import rows_of
 from linops.linalg.shifted import from_one_space
 from linops.linalg.solves import (
+    RENEWED,
     RUNNING,
     Right,
+    Solver,
+    Told,
     combined,
     either,
     info_of,
@@ -31,8 +34,6 @@ from linops.linalg.solves import (
 )
 from linops.precision import real_dtype
 from linops.products import is_traced
-
-RENEWED = 50  # steps after which the residual is computed anew
 
 
 def cg(
@@ -124,9 +125,8 @@ def cg(
         right, guesses, spent = from_one_space(operators, right, shifts, bounds)
     inside = None if radius is None else _radii(A, right, radius, x0)
     solver, marked = ConjugateGradients(), not full_output
-    x, record = solve(
-        "cg", solver, operators, right, guesses, bounds, shifts, inside, callback=callback, marked=marked
-    )
+    told = Told.of(callback, right, A)
+    x, record, _ = solve("cg", solver, operators, right, guesses, bounds, shifts, inside, told=told, marked=marked)
     record = right.counted(record.after(*spent))
     results = right.shaped(A.domain, x), info_of(record, bounds.iterations)
     return (*results, record) if full_output else results
@@ -163,7 +163,7 @@ def _radii(A, right, radius, x0):
 
 
 @dataclasses.dataclass(frozen=True)
-class ConjugateGradients:
+class ConjugateGradients(Solver):
     """A step multiplies a direction, or, to compute the residual anew, x: there is one product in it."""
 
     renewed: int | None = RENEWED  # None: the residual that is carried along is believed
