@@ -271,7 +271,7 @@ class _Glance:
         record = Record(
             code == CONVERGED, code, inner.iterations, jnp.sum(inner.matvecs), norms, size * inner.tolerance
         )
-        return Glimpse(x, record)
+        return Glimpse(x, size, record)
 
 
 @jax.tree_util.register_dataclass
@@ -280,6 +280,7 @@ class Glimpse:
     """What a watch is shown."""
 
     x: Any
+    sizes: jax.Array  # the lengths of the right-hand sides
     record: Record
 
     matvecs = property(lambda self: self.record.matvecs)
@@ -321,20 +322,23 @@ def marked_where(converged, x):
 
 
 class Told:
-    """SciPy's `callback(xk)`, called after each iteration."""
+    """SciPy's `callback(xk)`, called after each iteration, with what `shown` makes of a glimpse."""
+
+    def __init__(self, callback, shown):
+        self.callback, self.shown, self.seen = callback, shown, 0
 
     @classmethod
     def of(cls, callback, right, A):
-        return None if callback is None else cls(callback, lambda x: right.shaped(A.domain, x))
+        """Of solutions as they will be returned; None without a callback."""
+        return None if callback is None else cls(callback, lambda glimpse: right.shaped(A.domain, glimpse.x))
 
-    def __init__(self, callback, shaped):
-        self.callback, self.shaped, self.seen = callback, shaped, 0
+    def is_news(self, glimpse):
+        before, self.seen = self.seen, int(np.max(glimpse.record.iterations))
+        return self.seen > before
 
     def __call__(self, glimpse):
-        iterations = int(np.max(glimpse.record.iterations))
-        if iterations > self.seen:
-            self.seen = iterations
-            self.callback(self.shaped(glimpse.x))
+        if self.is_news(glimpse):
+            self.callback(self.shown(glimpse))
 
 
 def info_of(record, limit):
