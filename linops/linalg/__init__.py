@@ -3,6 +3,8 @@
 from linops.linalg.definite import cg as cg
 from linops.linalg.functions import expm_multiply as expm_multiply
 from linops.linalg.functions import funm_multiply_krylov as funm_multiply_krylov
+from linops.linalg.general import gmres as gmres
+from linops.linalg.indefinite import minres as minres
 from linops.linalg.inverses import inverse as inverse
 from linops.linalg.records import NoConvergence as NoConvergence
 from linops.linalg.records import Record as Record

@@ -20,8 +20,11 @@ from linops.linalg.records import (
 )
 from linops.linalg.shifted import from_one_space
 from linops.linalg.solves import (
+    RENEWED,
     RUNNING,
     Right,
+    Solver,
+    Told,
     combined,
     either,
     info_of,
@@ -32,8 +35,6 @@ from linops.linalg.solves import (
 )
 from linops.precision import real_dtype
 from linops.products import is_traced
-
-RENEWED = 50  # steps after which the residual is computed anew
 
 
 def cg(
@@ -126,7 +127,8 @@ def cg(
         right, guesses, spent = from_one_space(operators, right, shifts, bounds)
     inside = None if radius is None else _radii(A, right, radius, x0)
     solver, marked = ConjugateGradients(), not full_output
-    x, record = solve("cg", solver, operators, right, guesses, bounds, shifts, inside, callback=callback, marked=marked)
+    told = Told.of(callback, right, A)
+    x, record, _ = solve("cg", solver, operators, right, guesses, bounds, shifts, inside, told=told, marked=marked)
     record = right.counted(record.after(*spent))
     results = right.shaped(A.domain, x), info_of(record, bounds.iterations)
     return (*results, record) if full_output else results
@@ -163,7 +165,7 @@ def _radii(A, right, radius, x0):
 
 
 @dataclasses.dataclass(frozen=True)
-class ConjugateGradients:
+class ConjugateGradients(Solver):
     """A step multiplies a direction, or, to compute the residual anew, x: there is one product in it."""
 
     renewed: int | None = RENEWED  # None: the residual that is carried along is believed
@@ -191,9 +193,6 @@ class ConjugateGradients:
             b, x, r, z, z, rho, norm, jnp.full((), jnp.inf, real), checks, none + fault, none, none, none, code,
             given.tolerance, given.limit, shift, region,
         )  # fmt: skip
-
-    def done(self, operators, state):
-        return state.code != RUNNING
 
     def step(self, operators, s):
         A, M = operators

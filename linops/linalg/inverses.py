@@ -12,6 +12,8 @@ from linops.algebra.sums import Sum
 from linops.door import Door
 from linops.iterate import compute
 from linops.linalg.definite import cg
+from linops.linalg.general import gmres
+from linops.linalg.indefinite import minres
 from linops.linalg.operands import as_operator, as_square
 from linops.linalg.records import NoConvergence
 from linops.matrix import Diagonal, Identity, Matrix
@@ -77,7 +79,9 @@ def inverse(A, method="auto", M=None, rtol=None, atol=0, maxiter=None):
     maxiter = None if maxiter is None else operator.index(maxiter)
     is_small = min(_shorter(A), m, n) <= SMALL and m * n <= ENTRIES
     guess = _dense(A) if method == "dense" or (method == "auto" and M is None and is_small) else None
-    solver = method if method in SOLVERS else _solver(A)
+    solver = method if method in SOLVERS else _solver(A, guess)
+    if solver == "minres" and atol:
+        raise ValueError(f"inverse got atol={atol} for {A!r}, to be solved by minres, expected 0: it knows rtol only")
     return Inverse._make(
         operator=A,
         preconditioner=M,
@@ -90,7 +94,12 @@ def inverse(A, method="auto", M=None, rtol=None, atol=0, maxiter=None):
     )
 
 
-SOLVERS = {"cg": cg}
+def _minres(A, b, *, atol, **options):
+    """`minres` knows no absolute tolerance: `inverse` refuses one."""
+    return minres(A, b, **options)
+
+
+SOLVERS = {"cg": cg, "minres": minres, "gmres": gmres}
 
 
 class Inverse(Operator):
@@ -216,13 +225,13 @@ def solution_of_leaves(A, *leaves):
 # How to solve.
 
 
-def _solver(A):
-    """The solver for what A is known to be."""
+def _solver(A, guess):
+    """The solver for what A is known to be; minres takes no preconditioner that is not positive definite."""
     if A.shape[0] != A.shape[1]:
         return "lsmr"
     if _is_definite(A):
         return "cg"
-    return "minres" if A._equals_adjoint else "gmres"
+    return "minres" if A._equals_adjoint and guess is None else "gmres"
 
 
 def _is_definite(A):

@@ -21,6 +21,8 @@ REASONS = (
     "the preconditioner is not positive definite",
     "the boundary of the trust region was reached",
     "the matrix is singular, and the right-hand side not in its range",
+    "it makes no progress any more: the matrix is singular, or restart is too small",
+    "the condition number is beyond conlim",
 )
 (
     CONVERGED,
@@ -34,6 +36,8 @@ REASONS = (
     NO_PRECONDITIONER,
     BOUNDARY,
     INCONSISTENT,
+    STAGNATED,
+    ILL_CONDITIONED,
 ) = range(len(REASONS))
 
 

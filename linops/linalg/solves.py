@@ -1,6 +1,6 @@
 """Solving A x = b: what the solvers of `linops.linalg` share: what they are given, columns, derivatives, and the end.
 
-A solver is an algorithm of `linops.iterate` for one right-hand side of length 1, whose operators are the pair (A, M),
+A `Solver` is an algorithm of `linops.iterate` for one right-hand side of length 1, whose operators are the pair (A, M),
 M None where there is no preconditioner. Its states are named tuples that have
 
 - `x`: the solution so far,
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from linops.iterate import compute, finished, scope_of
+from linops.iterate import compute, iterate, scope_of
 from linops.linalg.operands import as_columns, as_square, block_of
 from linops.linalg.records import (
     BOUNDARY,
@@ -29,6 +29,7 @@ from linops.linalg.records import (
     NOT_FINITE,
     NOT_SYMMETRIC,
     ROUNDING,
+    STAGNATED,
     STOPPED,
     Record,
     no_tangent,
@@ -39,6 +40,7 @@ from linops.products import is_traced
 from linops.watching import watched
 
 RUNNING = -1
+RENEWED = 50  # steps after which a residual is computed anew
 INFO = {
     NOT_DEFINITE: -1,
     NO_PRECONDITIONER: -2,
@@ -46,6 +48,7 @@ INFO = {
     BOUNDARY: -4,
     INCONSISTENT: -5,
     NOT_SYMMETRIC: -6,
+    STAGNATED: -7,
 }  # as breakdowns are in SciPy
 
 
@@ -60,8 +63,7 @@ class Limits(NamedTuple):
 def square_system(name, A, M, space):
     """A and its preconditioner, as operators of one Space."""
     A = as_square(A, space, name)
-    if str(A.dtype) not in DTYPES:
-        raise TypeError(f"{name} got an operator in {A.dtype}, expected one in {', '.join(DTYPES)}: convert its point")
+    require_dtype(name, A)
     if M is None:
         return A.linearize(), None
     M = as_square(M, A.domain, f"M of {name}")
@@ -70,11 +72,22 @@ def square_system(name, A, M, space):
     return A.linearize(), (M if M.domain == A.domain else M._on(A.domain, A.domain)).linearize()
 
 
-def limits(name, A, rtol, atol, maxiter):
-    """The limits as arrays."""
-    for what, value in (("rtol", rtol), ("atol", atol)):
+def require_dtype(name, A):
+    """An operator in one of the four dtypes."""
+    if str(A.dtype) not in DTYPES:
+        raise TypeError(f"{name} got an operator in {A.dtype}, expected one in {', '.join(DTYPES)}: convert its point")
+
+
+def require_not_negative(name, **values):
+    """Numbers, by the names of arguments."""
+    for what, value in values.items():
         if not is_traced(value) and not (np.ndim(value) == 0 and value >= 0):
             raise ValueError(f"{name} got {what}={value!r}, expected a number that is not negative")
+
+
+def limits(name, A, rtol, atol, maxiter):
+    """The limits as arrays."""
+    require_not_negative(name, rtol=rtol, atol=atol)
     if not is_traced(maxiter) and operator.index(maxiter) < 1:
         raise ValueError(f"{name} got maxiter={maxiter}, expected at least 1")
     real = real_dtype(A.dtype)
@@ -129,7 +142,42 @@ class Right(NamedTuple):
         return record if self.is_block else jax.tree.map(lambda leaf: leaf[0] if jnp.ndim(leaf) else leaf, record)
 
 
-# Columns.
+# Solvers of one system, and of columns.
+
+
+class Solver:
+    """What a solver is, beside its steps: a frozen dataclass.
+
+    `more` is what it takes beside b and a guess, such as a shift.
+    """
+
+    def system(self, A, *more):
+        """The operator of the system."""
+        return A
+
+    def product(self, A, x, *more):
+        """What b is compared with."""
+        return self.system(A, *more)._mv(x)
+
+    def done(self, operators, state):
+        return state.code != RUNNING
+
+    def details(self, size, state):
+        """What there is to be said beside the record, of a state and the length of b; it has no derivative."""
+        return ()
+
+    def change(self, algorithm, x, record, primals, tangents):
+        """The tangent of x. A dx = db - dA x, solved to the same tolerance, relative to its own right-hand side."""
+        (operators, (rows, _, bounds, *more)), (changes, (change, _, _, *more_changes)) = primals, tangents
+
+        def products(A, more):
+            return jax.vmap(functools.partial(self.product, A))(x, *more)
+
+        _, moved = jax.jvp(products, (operators[0], more), (changes[0], more_changes))
+        sizes = jax.vmap(operators[0].codomain.norm)(rows)
+        relative = jnp.min(record.tolerance / jnp.where(sizes > 0, sizes, 1), where=sizes > 0, initial=1)
+        bounds = bounds._replace(rtol=jnp.maximum(bounds.rtol, relative), atol=jnp.zeros_like(bounds.atol))
+        return _linear_solutions(algorithm, operators, jax.tree.map(jnp.subtract, change, moved), bounds, more)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +191,7 @@ class Columns:
         return jax.vmap(begin)(rows, guesses, *more)
 
     def _begin(self, operators, limits, b, guess, *more):
-        A = operators[0]
+        A = self.solver.system(operators[0], *more)
         size = A.codomain.norm(b)
         scale = jnp.where(size > 0, size, 1)
         unit = A.codomain.scale(1 / scale, b)
@@ -174,6 +222,11 @@ def combined(space, a, x, y):
     return space.add(space.scale(a, x), y)
 
 
+def nonzero(number):
+    """A number to divide by."""
+    return jnp.where(number == 0, 1, number)
+
+
 def preconditioned(M, r):
     """M r, or r."""
     return r if M is None else M._mv(r)
@@ -186,23 +239,26 @@ def preconditioned(M, r):
 class _End:
     """The solutions of the last state, and the record; residuals of one that was stopped are computed anew."""
 
-    solver: Any
+    solver: Solver
+    stopped: bool = False
 
-    def __call__(self, operators, state, rows=None, *more):
+    def __call__(self, operators, operands, state):
         A, (size, inner) = operators[0], state
+        rows, _, _, *more = operands
         x = jax.vmap(A.domain.scale)(size, inner.x)
         norms, matvecs = size * inner.norm, jnp.sum(inner.matvecs)
-        if rows is not None:
-
-            def norm(x, b, *more):
-                return A.codomain.norm(jax.tree.map(jnp.subtract, b, self.solver.product(A, x, *more)))
-
-            norms, matvecs = jax.vmap(norm)(x, rows, *more), matvecs + len(size)
+        if self.stopped:
+            norms = jax.vmap(functools.partial(self._norm, A))(rows, x, *more)
+            matvecs = matvecs + len(size)
         code = jnp.where(inner.code == RUNNING, STOPPED, inner.code)
         finite = functools.reduce(operator.and_, [jnp.isfinite(jnp.sum(abs(leaf))) for leaf in jax.tree.leaves(x)])
         code = jnp.where((code == CONVERGED) & ~(finite & jnp.isfinite(norms)), NOT_FINITE, code)
         record = Record(code == CONVERGED, code, inner.iterations, matvecs, norms, size * inner.tolerance)
-        return x, record
+        return x, record, self.solver.details(size, inner)
+
+    def _norm(self, A, b, x, *more):
+        residual = jax.tree.map(jnp.subtract, b, self.solver.product(A, x, *more))
+        return self.solver.system(A, *more).codomain.norm(residual)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +273,7 @@ class _Glance:
         record = Record(
             code == CONVERGED, code, inner.iterations, jnp.sum(inner.matvecs), norms, size * inner.tolerance
         )
-        return Glimpse(x, record)
+        return Glimpse(x, size, record)
 
 
 @jax.tree_util.register_dataclass
@@ -226,56 +282,78 @@ class Glimpse:
     """What a watch is shown."""
 
     x: Any
+    sizes: jax.Array  # the lengths of the right-hand sides
     record: Record
 
     matvecs = property(lambda self: self.record.matvecs)
     text = property(lambda self: self.record.text)
 
 
-def solve(name, solver, operators, right, guesses, limits, *more, callback=None, with_adjoint=False, marked=True):
-    """The solutions, rows of a tree, and the record, with one number for each.
+def solve(name, solver, operators, right, guesses, limits, *more, told=None, with_adjoint=False, marked=True):
+    """The solutions, rows of a tree, and the record, with one number for each, and the solver's details.
 
     In a jit they are NaN where they did not converge and are `marked`. `more` has leading axes as the rows have.
+    `told(glimpse)` is called after each step.
     """
     algorithm = Columns(solver)
     operands = right.rows, guesses, limits, *more
     if is_traced((operators, operands)):
-        if callback is not None:
+        if told is not None:
             raise TypeError(f"{name} got callback= within jit, vmap or grad, expected none: it takes arrays")
-        x, record = _solutions(algorithm, operators, operands)
-        keep = record.converged if marked else jnp.ones_like(record.converged)
-        return either(keep, x, jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), x)), record
-    A, end = operators[0], _End(solver)
-    if callback is None and not A._listeners():
-        x, record = finished(algorithm, end, operators, *operands)
+        x, record, details = solutions(algorithm, operators, operands)
+        return (marked_where(record.converged, x) if marked else x), record, details
+    A = operators[0]
+    if told is None and not A._listeners():
+        x, record, details = compute(_Whole(algorithm), operators, *operands)
     else:
-        told = None if callback is None else _Told(callback, lambda x: right.shaped(A.domain, x))
         state, watch = watched(
             algorithm, operators, operands, _Glance(), A._listeners(), told, with_adjoint=with_adjoint,
             every=None if told is None else 1,
         )  # fmt: skip
-        stopped = bool(jnp.any(state[1].code == RUNNING))
-        x, record = compute(end, operators, state, *(right.rows, *more) * stopped)
+        running = bool(jnp.any(state[1].code == RUNNING))
+        x, record, details = compute(_End(solver, running), operators, operands, state)
         watch.report(record)
     if np.any(np.asarray(record.code) == NOT_FINITE):
         raise FloatingPointError(
             f"{name} came upon NaN or infinite numbers with {A!r}, expected finite ones in b and x0, in products with "
             "A and M, and in the solution: multiply by a vector, A @ b, to see where they come from"
         )
-    return x, record
+    return x, record, details
 
 
-class _Told:
-    """SciPy's `callback(xk)`, called after each iteration."""
+@dataclasses.dataclass(frozen=True)
+class _Whole:
+    """All of it in one program."""
 
-    def __init__(self, callback, shaped):
-        self.callback, self.shaped, self.seen = callback, shaped, 0
+    algorithm: Columns
+
+    def __call__(self, operators, *operands):
+        return solutions(self.algorithm, operators, operands)
+
+
+def marked_where(converged, x):
+    """Rows that are NaN where they did not converge."""
+    return either(converged, x, jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), x))
+
+
+class Told:
+    """SciPy's `callback(xk)`, called after each iteration, with what `shown` makes of a glimpse."""
+
+    def __init__(self, callback, shown):
+        self.callback, self.shown, self.seen = callback, shown, 0
+
+    @classmethod
+    def of(cls, callback, right, A):
+        """Of solutions as they will be returned; None without a callback."""
+        return None if callback is None else cls(callback, lambda glimpse: right.shaped(A.domain, glimpse.x))
+
+    def is_news(self, glimpse):
+        before, self.seen = self.seen, int(np.max(glimpse.record.iterations))
+        return self.seen > before
 
     def __call__(self, glimpse):
-        iterations = int(np.max(glimpse.record.iterations))
-        if iterations > self.seen:
-            self.seen = iterations
-            self.callback(self.shaped(glimpse.x))
+        if self.is_news(glimpse):
+            self.callback(self.shown(glimpse))
 
 
 def info_of(record, limit):
@@ -290,26 +368,16 @@ def info_of(record, limit):
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _solutions(algorithm, operators, operands):
-    return finished(algorithm, _End(algorithm.solver), operators, *operands)
+def solutions(algorithm, operators, operands):
+    """What `solve` gives, in traceable JAX."""
+    return _End(algorithm.solver)(operators, operands, iterate(algorithm, operators, *operands))
 
 
-@_solutions.defjvp
+@solutions.defjvp
 def _derivative(algorithm, primals, tangents):
-    """A dx = db - dA x, solved to the same tolerance, relative to its own right-hand side."""
-    (operators, (rows, _, bounds, *more)), (changes, (change, _, _, *more_changes)) = primals, tangents
-    x, record = _solutions(algorithm, *primals)
-    product = algorithm.solver.product
-
-    def products(A, more):
-        return jax.vmap(functools.partial(product, A))(x, *more)
-
-    _, moved = jax.jvp(products, (operators[0], more), (changes[0], more_changes))
-    sizes = jax.vmap(operators[0].codomain.norm)(rows)
-    relative = jnp.min(record.tolerance / jnp.where(sizes > 0, sizes, 1), where=sizes > 0, initial=1)
-    bounds = bounds._replace(rtol=jnp.maximum(bounds.rtol, relative), atol=jnp.zeros_like(bounds.atol))
-    dx = _linear_solutions(algorithm, operators, jax.tree.map(jnp.subtract, change, moved), bounds, more)
-    return (x, record), (dx, jax.tree.map(no_tangent, record))
+    x, record, details = solutions(algorithm, *primals)
+    change = algorithm.solver.change(algorithm, x, record, primals, tangents)
+    return (x, record, details), (change, *jax.tree.map(no_tangent, (record, details)))
 
 
 def _linear_solutions(algorithm, operators, rows, bounds, more):
@@ -317,8 +385,8 @@ def _linear_solutions(algorithm, operators, rows, bounds, more):
 
     def solver_with(operators):
         def solve(_, rows):
-            x, record = _solutions(algorithm, operators, (rows, None, bounds, *more))
-            return either(record.converged, x, jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), x))
+            x, record, _ = solutions(algorithm, operators, (rows, None, bounds, *more))
+            return marked_where(record.converged, x)
 
         return solve
 
