@@ -175,7 +175,10 @@ class Solver:
 
         _, moved = jax.jvp(products, (operators[0], more), (changes[0], more_changes))
         sizes = jax.vmap(operators[0].codomain.norm)(rows)
-        relative = jnp.min(record.tolerance / jnp.where(sizes > 0, sizes, 1), where=sizes > 0, initial=1)
+        # Where all b are zero there is no other tolerance than rtol.
+        relative = jnp.where(
+            jnp.any(sizes > 0), jnp.min(record.tolerance / nonzero(sizes), where=sizes > 0, initial=1), 0
+        )
         bounds = bounds._replace(rtol=jnp.maximum(bounds.rtol, relative), atol=jnp.zeros_like(bounds.atol))
         return _linear_solutions(algorithm, operators, jax.tree.map(jnp.subtract, change, moved), bounds, more)
 
