@@ -1,0 +1,102 @@
+"""`linops.precondition`: definite by construction, close to the inverse, and bounds on condition numbers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import linops
+from linops import precondition
+from linops.linalg import cg, eigsh
+
+N = 200
+RNG = np.random.default_rng(0)
+Q = np.linalg.qr(RNG.normal(size=(N, N)))[0]
+DECAYING = (Q * 0.7 ** np.arange(N)) @ Q.T
+
+
+def condition(M, A):
+    """Of the preconditioned matrix; M has to be symmetric and positive definite."""
+    dense = M.toarray().astype(float)
+    np.testing.assert_allclose(dense, dense.T, atol=1e-5 * abs(dense).max())
+    assert np.linalg.eigvalsh(dense).min() > 0
+    values = np.linalg.eigvals(dense @ A).real
+    return values.max() / values.min()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_nystrom_adapts_its_rank_to_the_shift(dtype):
+    A = linops.Matrix(DECAYING.astype(dtype))
+    for shift in (1e-1, 1e-3):
+        M = precondition.nystrom(A, shift)
+        # The paper's bound for an effective dimension; its rank leaves eigenvalues of at most ten shifts.
+        assert condition(M, DECAYING + shift * np.eye(N)) <= 28
+        shifted, b = A + shift * linops.Identity(N), np.ones(N, dtype)
+        with_M, without = (cg(shifted, b, M=M, full_output=True)[2] for M in (M, None))
+        assert with_M.converged
+        assert with_M.iterations <= without.iterations
+
+
+def test_nystrom_in_a_jit_and_of_nothing():
+    A, b = linops.Matrix(DECAYING), np.ones(N)
+    solve = jax.jit(lambda A, b: cg(A + 1e-3 * linops.Identity(N), b, M=precondition.nystrom(A, 1e-3, rank=20))[0])
+    np.testing.assert_allclose(solve(A, b), np.linalg.solve(DECAYING + 1e-3 * np.eye(N), b), rtol=1e-2)
+    nothing = precondition.nystrom(linops.Matrix(np.zeros((N, N))), 1.0)
+    np.testing.assert_allclose(nothing @ b, b)
+
+
+def test_jacobi_and_its_estimate():
+    d = np.geomspace(1, 1e6, N)
+    A = linops.Diagonal(d)
+    np.testing.assert_allclose(precondition.jacobi(A).toarray().diagonal(), 1 / d)
+    estimated = precondition.jacobi(A, key=jax.random.key(0), num_matvecs=10)
+    assert condition(estimated, np.diag(d)) < 2
+    assert condition(precondition.jacobi(linops.Diagonal(np.r_[-1.0, 0, 4])), np.diag([1.0, 1.0, 1.0])) > 0
+
+
+def test_block_jacobi_of_leaves():
+    def f(x):
+        return (
+            jnp.sum(jnp.cosh(x["a"] @ x["a"].T))
+            + x["b"] @ jnp.diag(jnp.arange(1.0, 4)) @ x["b"]
+            + x["a"].sum() * x["b"].sum()
+        )
+
+    H = linops.Hessian(f, {"a": jnp.ones((2, 2)), "b": jnp.ones(3)})
+    dense = H.toarray()
+    M = precondition.block_jacobi(H).toarray()
+    w, V = np.linalg.eigh(dense[:4, :4])
+    np.testing.assert_allclose(
+        M[:4, :4], (V / np.maximum(abs(w), np.finfo(w.dtype).eps * abs(w).max())) @ V.T, rtol=1e-6
+    )
+    np.testing.assert_allclose(M[4:, 4:], np.linalg.inv(dense[4:, 4:]), rtol=1e-6)
+    assert not M[:4, 4:].any()
+
+
+def test_deflation_leaves_the_rest():
+    d = np.r_[np.linspace(1, 2, N - 5), 10.0 ** np.arange(2, 7)]
+    A = linops.Diagonal(d)
+    assert condition(precondition.deflation(*eigsh(A, k=5)), np.diag(d)) < 101
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda A: precondition.nystrom(A, -1.0), "got shift=-1.0, expected a number that is not negative"),
+        (lambda A: precondition.nystrom(A, 1.0, rank=0), "expected 1 <= rank <= n"),
+        (lambda A: jax.jit(lambda A: precondition.nystrom(A, 1.0))(A), "got no rank= within jit, vmap or grad"),
+        (lambda A: precondition.jacobi(A, num_matvecs=3), "expected both, for an estimate, or none"),
+        (lambda A: precondition.deflation(np.array([-1.0]), np.ones((N, 1))), "expected positive ones"),
+        (lambda A: precondition.block_jacobi(linops.Diagonal(np.ones(5000))), "with a leaf of 5000 entries"),
+        (lambda A: linops.LowRank(np.ones(2), np.ones(3)), r"got V of shape \(3,\), expected \(n, k\)"),
+        (lambda A: linops.LowRank(np.ones(2), np.ones((3, 4))), "expected one number for each vector"),
+    ],
+)
+def test_refusals(make, words):
+    with pytest.raises(ValueError, match=words):
+        make(linops.Matrix(DECAYING))
+
+
+def test_low_rank_is_real_in_its_values():
+    with pytest.raises(TypeError, match="expected real numbers, as eigenvalues are"):
+        linops.LowRank(np.ones(1) * 1j, np.ones((3, 1)))
