@@ -166,7 +166,7 @@ class Solver:
         """What there is to be said beside the record, of a state and the length of b; it has no derivative."""
         return ()
 
-    def change(self, algorithm, x, record, primals, tangents):
+    def change(self, algorithm, x, record, details, primals, tangents):
         """The tangent of x. A dx = db - dA x, solved to the same tolerance, relative to its own right-hand side."""
         (operators, (rows, _, bounds, *more)), (changes, (change, _, _, *more_changes)) = primals, tangents
 
@@ -379,12 +379,25 @@ def solutions(algorithm, operators, operands):
 @solutions.defjvp
 def _derivative(algorithm, primals, tangents):
     x, record, details = solutions(algorithm, *primals)
-    change = algorithm.solver.change(algorithm, x, record, primals, tangents)
+    change = algorithm.solver.change(algorithm, x, record, details, primals, tangents)
     return (x, record, details), (change, *jax.tree.map(no_tangent, (record, details)))
 
 
+def linear_solution(products, rows, solve, transposed):
+    """What solves products(x) = rows, of which JAX knows that it is linear, and how to transpose that.
+
+    JAX transposes it where all leaves, of rows and of what is asked for, have a tangent, or none: each depends on all.
+    """
+    return _linked(jax.lax.custom_linear_solve(products, _linked(rows), solve=solve, transpose_solve=transposed))
+
+
+def _linked(rows):
+    total = sum(jnp.sum(leaf, axis=range(1, jnp.ndim(leaf))) for leaf in jax.tree.leaves(rows))
+    return jax.tree.map(lambda leaf: leaf + 0 * total.astype(leaf.dtype).reshape(-1, *[1] * (leaf.ndim - 1)), rows)
+
+
 def _linear_solutions(algorithm, operators, rows, bounds, more):
-    """The solutions, of which JAX knows that they are linear in b, and how to transpose that."""
+    """The solutions, as a function that is linear in b."""
 
     def solver_with(operators):
         def solve(_, rows):
@@ -395,9 +408,9 @@ def _linear_solutions(algorithm, operators, rows, bounds, more):
 
     A, M = operators
     transposed = A.T, None if M is None else M.T
-    return jax.lax.custom_linear_solve(
+    return linear_solution(
         lambda x: jax.vmap(functools.partial(algorithm.solver.product, A))(x, *more),
         rows,
-        solve=solver_with(operators),
-        transpose_solve=solver_with(transposed),
+        solver_with(operators),
+        solver_with(transposed),
     )
