@@ -13,6 +13,7 @@ N = 200
 RNG = np.random.default_rng(0)
 Q = np.linalg.qr(RNG.normal(size=(N, N)))[0]
 DECAYING = (Q * 0.7 ** np.arange(N)) @ Q.T
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 def condition(M, A):
@@ -32,7 +33,7 @@ def test_nystrom_adapts_its_rank_to_the_shift(dtype):
         # The paper's bound for an effective dimension; its rank leaves eigenvalues of at most ten shifts.
         assert condition(M, DECAYING + shift * np.eye(N)) <= 28
         shifted, b = A + shift * linops.Identity(N), np.ones(N, dtype)
-        with_M, without = (cg(shifted, b, M=M, full_output=True)[2] for M in (M, None))
+        with_M, without = (cg(shifted, b, M=M, rtol=1e-4, full_output=True)[2] for M in (M, None))
         assert with_M.converged
         assert with_M.iterations <= without.iterations
 

@@ -9,6 +9,7 @@ import linops
 from linops.optimize import newton_cg
 
 P = {"a": np.array([0.5, 0.2, 1.0]), "b": np.array(2.0)}
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 def energy(x, p):

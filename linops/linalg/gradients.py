@@ -24,7 +24,17 @@ from linops.linalg.rotations import (
     Rotations,
     Tolerances,
 )
-from linops.linalg.solves import RENEWED, RUNNING, Columns, Solver, either, linear_solution, marked_where, nonzero, solutions
+from linops.linalg.solves import (
+    RENEWED,
+    RUNNING,
+    Columns,
+    Solver,
+    either,
+    linear_solution,
+    marked_where,
+    nonzero,
+    solutions,
+)
 from linops.space import space_of
 
 CODES = {

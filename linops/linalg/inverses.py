@@ -14,7 +14,8 @@ from linops.iterate import compute
 from linops.linalg.definite import cg
 from linops.linalg.general import gmres
 from linops.linalg.indefinite import minres
-from linops.linalg.operands import as_operator, as_square
+from linops.linalg.least_squares import lsmr
+from linops.linalg.operands import as_operator, as_square, fitting
 from linops.linalg.records import NoConvergence
 from linops.matrix import Diagonal, Identity, Matrix
 from linops.node import static
@@ -80,8 +81,10 @@ def inverse(A, method="auto", M=None, rtol=None, atol=0, maxiter=None):
     is_small = min(_shorter(A), m, n) <= SMALL and m * n <= ENTRIES
     guess = _dense(A) if method == "dense" or (method == "auto" and M is None and is_small) else None
     solver = method if method in SOLVERS else _solver(A, guess)
-    if solver == "minres" and atol:
-        raise ValueError(f"inverse got atol={atol} for {A!r}, to be solved by minres, expected 0: it knows rtol only")
+    if solver in ("minres", "lsmr") and atol:
+        raise ValueError(f"inverse got atol={atol} for {A!r}, to be solved by {solver}, expected 0: it knows rtol only")
+    if solver == "lsmr" and M is not None:
+        raise ValueError(f"inverse got M={M!r} for {A!r}, to be solved by lsmr, expected None: it takes none")
     return Inverse._make(
         operator=A,
         preconditioner=M,
@@ -99,7 +102,21 @@ def _minres(A, b, *, atol, **options):
     return minres(A, b, **options)
 
 
-SOLVERS = {"cg": cg, "minres": minres, "gmres": gmres}
+def _gmres(A, b, **options):
+    """With more vectors than SciPy's 20, where the memory holds them: a product is to converge."""
+    return gmres(A, b, restart=fitting([A.domain], min(A.shape[0], RESTART), 1), **options)
+
+
+def _lsmr(A, b, *, x0, M, rtol, atol, maxiter, full_output):
+    """`lsmr` has rtol in two places, and no preconditioner: a guess is one already."""
+    maxiter = LSMR_STEPS * min(A.shape) if maxiter is None else maxiter
+    results = lsmr(A, b, atol=rtol, btol=rtol, conlim=0, maxiter=maxiter, x0=x0, full_output=full_output)
+    return results[0], results[1], results[-1]
+
+
+SOLVERS = {"cg": cg, "minres": _minres, "gmres": _gmres, "lsmr": _lsmr}
+LSMR_STEPS = 10  # times the shorter side
+RESTART = 100  # vectors of gmres
 
 
 class Inverse(Operator):

@@ -99,10 +99,10 @@ def lsmr(
 
     Notes
     -----
-    Where SciPy's first rule lets the norm of x count in full, an x that went astray certifies itself. Before x is called
-    a solution the norms are computed anew, with one more product with A and with its adjoint, as they are every 50
-    iterations; where they are not what they were taken for, the iteration begins again with the residual. Within `jit`
-    what did not converge is NaN, unless the record is asked for.
+    Where SciPy's first rule lets the norm of x count in full, an x that went astray certifies itself. Before x is
+    called a solution the norms are computed anew, with one more product with A and with its adjoint, as they are every
+    50 iterations; where they are not what they were taken for, the iteration begins again with the residual. Within
+    `jit` what did not converge is NaN, unless the record is asked for.
 
     x, normr and normx are differentiable in A, b, damp and x0, for an A of full rank or a damp that is not zero, by
     solves with A and with its adjoint; in reverse mode what rank is missing makes them NaN. Sources: Fong and Saunders,
@@ -180,8 +180,8 @@ def _damps(A, right, damp):
             return jnp.full(rows_of(right.rows), damps), False
     if right.is_block or len(damps) == 0:
         raise ValueError(
-            f"lsmr got {len(damps)} damps with b of {rows_of(right.rows)} columns, expected some damps with one right-hand "
-            "side, or one damp: jax.vmap has all pairs"
+            f"lsmr got {len(damps)} damps with b of {rows_of(right.rows)} columns, expected some damps with one "
+            "right-hand side, or one damp: jax.vmap has all pairs"
         )
     return damps, True
 

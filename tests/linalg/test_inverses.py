@@ -35,20 +35,24 @@ def gram(matrix):
     return root.T @ root
 
 
+pytestmark = pytest.mark.usefixtures("x64")
+
+
 @pytest.mark.parametrize(
-    ("A", "dense", "method", "solver"),
+    ("make", "dense", "method", "solver"),
     [
-        (gram(DEFINITE), DEFINITE, "auto", "cg"),
-        (gram(DEFINITE), DEFINITE, "cg", "cg"),
-        (symmetric(INDEFINITE), INDEFINITE, "auto", "gmres"),  # whose dense factor is not definite
-        (symmetric(INDEFINITE), INDEFINITE, "minres", "minres"),
-        (linops.Matrix(GENERAL), GENERAL, "auto", "gmres"),
-        (linops.Matrix(GENERAL), GENERAL, "gmres", "gmres"),
-        (linops.Matrix(GENERAL[:, :25]), GENERAL[:, :25], "auto", "lsmr"),
-        (linops.Matrix(GENERAL[:25]), GENERAL[:25], "lsmr", "lsmr"),
+        (gram, DEFINITE, "auto", "cg"),
+        (gram, DEFINITE, "cg", "cg"),
+        (symmetric, INDEFINITE, "auto", "gmres"),  # whose dense factor is not definite
+        (symmetric, INDEFINITE, "minres", "minres"),
+        (linops.Matrix, GENERAL, "auto", "gmres"),
+        (linops.Matrix, GENERAL, "gmres", "gmres"),
+        (linops.Matrix, GENERAL[:, :25], "auto", "lsmr"),
+        (linops.Matrix, GENERAL[:25], "lsmr", "lsmr"),
     ],
 )
-def test_products(A, dense, method, solver):
+def test_products(make, dense, method, solver):
+    A = make(dense)
     inverse, expected = linops.inverse(A, method, rtol=1e-12), np.linalg.pinv(dense)
     assert inverse.solver == solver
     assert inverse.shape == expected.shape
