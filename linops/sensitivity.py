@@ -38,9 +38,9 @@ class Sensitivity(Operator):
 
     Examples
     --------
-    >>> S = linops.Sensitivity(lambda x, p: x**2 - p, jnp.array([2.0, 3.0]), jnp.array([4.0, 9.0]))
-    >>> S.toarray().round(4).tolist()
-    [[0.25, 0.0], [0.0, 0.1667]]
+    >>> S = linops.Sensitivity(lambda x, p: x**2 - p, jnp.array([2.0, 4.0]), jnp.array([4.0, 16.0]))
+    >>> (S.toarray() + 0).tolist()
+    [[0.25, 0.0], [0.0, 0.125]]
     """
 
     inverse: Operator
@@ -80,8 +80,8 @@ class Sensitivity(Operator):
         ...     x = jnp.sqrt(jax.lax.stop_gradient(p))  # by any solver
         ...     S = linops.Sensitivity(lambda x, p: x**2 - p, x, jax.lax.stop_gradient(p))
         ...     return jnp.sum(S.solution(p))
-        >>> jax.grad(loss)(jnp.array([4.0, 9.0])).round(4).tolist()
-        [0.25, 0.1667]
+        >>> jax.grad(loss)(jnp.array([4.0, 16.0])).tolist()
+        [0.25, 0.125]
         """
         moved = jax.tree.map(lambda p: p - jax.lax.stop_gradient(p), p)
         return self.codomain.add(self.x, self.mv(moved))
