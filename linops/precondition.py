@@ -21,7 +21,7 @@ from linops.linalg.operands import fitting
 from linops.matrix import Diagonal, Identity, LowRank
 from linops.node import static
 from linops.products import is_traced
-from linops.space import Space
+from linops.space import Space, length
 
 FIRST_RANK = 16
 NEAR = 10  # times the shift: an eigenvalue as small is left to the solver
@@ -160,7 +160,7 @@ def _eigenpairs(A, W, Y):
     """Eigenvalues, ascending, and eigenvectors of Y (Wᴴ Y)^-1 Yᴴ, for Y = A W with a little of W in it."""
     space = A.domain
     norms = jax.vmap(space.norm)(Y)
-    shift = jnp.sqrt(space.size * 1.0).astype(norms.dtype) * jnp.finfo(norms.dtype).eps * jnp.linalg.norm(norms)
+    shift = jnp.sqrt(space.size * 1.0).astype(norms.dtype) * jnp.finfo(norms.dtype).eps * length(norms)
     Y = jax.tree.map(lambda y, w: y + (shift * w).astype(y.dtype), Y, W)
     core = gram(space, W, Y)
     g, E = jnp.linalg.eigh((core + core.conj().T) / 2)
