@@ -31,7 +31,8 @@ def told(listeners, matvecs):
     if is_traced(matvecs):
         return
     for listener, is_adjoint in listeners:
-        listener.report(*((0, "", int(matvecs)) if is_adjoint else (int(matvecs),)))
+        counts = {"matvecs": 0, "rmatvecs": int(matvecs)} if is_adjoint else {"matvecs": int(matvecs)}
+        listener.report(**counts)
 
 
 class Counted:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from linops.algebra.operator import Operator
+from linops.arrays import as_key
 from linops.estimate.diagonals import diagonal
 from linops.estimate.probes import columns, gram, in_blocks, joined, orthonormal, unit
 from linops.estimate.ranges import new_probes
@@ -73,7 +74,7 @@ def nystrom(A, shift=0.0, rank=None, *, key=None):
     _require_shift(shift)
     A, width = operand(A, "nystrom")
     n = A.shape[0]
-    key = jax.random.key(0) if key is None else key
+    key = as_key(jax.random.key(0) if key is None else key, "nystrom")
     if rank is not None:
         if not 1 <= rank <= n:
             raise ValueError(f"nystrom got rank={rank} for {A!r}, expected 1 <= rank <= n = {n}")
