@@ -8,7 +8,7 @@ networks typically occurs at the edge of stability* (2021).
 
 One sees it with a 64-16-10 network and a square loss on handwritten digits. Every 10 steps `linops.linalg.eigsh` finds
 the sharpness to 1 %; each time it starts from the eigenvector before, `v0`, since the weights have hardly moved, and
-takes fewer products than from a random vector, as is counted: 16 against some 24, most of them to see, from a random
+takes fewer products than from a random vector, as is counted: 14 against some 24, ten of them to see, from a random
 vector, that nothing larger was missed. That is less than two products for each step of the training.
 """
 

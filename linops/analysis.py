@@ -1,17 +1,19 @@
 """`linops.spectrum`: what products tell of the spectrum of a Hermitian operator, in one report."""
 
 import dataclasses
+import os
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from linops.arrays import as_key
 from linops.blas import one_blas_thread
-from linops.estimate.densities import Density
+from linops.estimate.densities import Density, gaussians
 from linops.estimate.determinants import probes_at_once
 from linops.estimate.norms import WIDENING
 from linops.estimate.result import FEW, ROUNDINGS, WIDENED, Estimate
-from linops.estimate.runs import as_key, operand, require_square, require_whole
+from linops.estimate.runs import operand, require_operator, require_square, require_whole
 from linops.linalg.lanczos import SYMMETRIC, of_each_end
 from linops.linalg.operands import block_of
 from linops.linalg.records import CONVERGED, REASONS, STOPPED, Interrupted, NoConvergence
@@ -21,7 +23,7 @@ from linops.monitoring import monitor
 from linops.probing import Probing, measured, measured_whole
 from linops.products import is_traced
 from linops.report import Report, SpectrumInterrupted
-from linops.watching import watched
+from linops.watching import path_and_seconds, watched
 
 TOL = 1e-4
 PROBES = 12
@@ -44,6 +46,7 @@ def spectrum(
     width=None,
     progress=False,
     callback=None,
+    save=None,
 ):
     """Report on the spectrum of a Hermitian operator: its ends, eigenvalue by eigenvalue, and estimates of the rest.
 
@@ -74,6 +77,9 @@ def spectrum(
     callback : callable, optional
         `callback(record)` is called between chunks of steps, with the records of `eigsh`, and then with how many
         `probes` and `matvecs` were made; True stops, and the report has what is known.
+    save : path, or (path, seconds), optional
+        A file from which a run that was stopped goes on, as `eigsh` has it, and one beside it, of the same name with
+        ".probes", for the probes. Where all columns are computed there is none.
 
     Returns
     -------
@@ -99,6 +105,7 @@ def spectrum(
     True
     """
     A = Matrix(A) if isinstance(A, np.ndarray | jax.Array) else A
+    require_operator(A, "spectrum")
     require_square(A, "spectrum")
     if is_traced(A):
         raise TypeError(
@@ -106,7 +113,8 @@ def spectrum(
             "made of NumPy's: call it outside, or linops.linalg.eigsh and linops.estimate inside"
         )
     key = as_key(jax.random.key(0) if key is None else key, "spectrum")
-    k, probes, steps = (require_whole("spectrum", count) for count in (k, probes, steps))
+    counts = {"k": k, "probes": probes, "steps": steps}
+    k, probes, steps = (require_whole("spectrum", count, name) for name, count in counts.items())
     if probes < 2:
         raise ValueError(f"spectrum got probes={probes}, expected at least 2, of which a standard error can be told")
     if width is not None and not width > 0:
@@ -121,20 +129,20 @@ def spectrum(
         asked = {"tol": tol, "maxiter": maxiter, "ncv": ncv}
         blocks = -(-probes // min(probes, probes_at_once(linear, at_once, steps + wanted)))
         probing = Probing(steps, -(-probes // blocks) * blocks, -(-probes // blocks))
-        return _sampled(linear, described, key, asked, probing, width, callback)
+        return _sampled(linear, described, key, asked, probing, width, callback, _files(save))
 
 
 # How it is found.
 
 
-def _sampled(A, described, key, asked, probing, width, callback):
+def _sampled(A, described, key, asked, probing, width, callback, files):
     """By Lanczos: first the ends, then beside them what probes see."""
     stops = _Stops(A, callback)
     wanted = min(2 * described["k"], A.shape[0])
     code = CONVERGED
     try:
         values, vectors, record = eigsh(
-            A, wanted, which="BE", key=key, trees=True, full_output=True, callback=stops, **asked
+            A, wanted, which="BE", key=key, trees=True, full_output=True, callback=stops, save=files[0], **asked
         )
     except NoConvergence as error:
         values, vectors, record = error.eigenvalues, error.eigenvectors, error.record
@@ -154,18 +162,18 @@ def _sampled(A, described, key, asked, probing, width, callback):
     if code == STOPPED or stops.stopped:
         return _or_interrupted(_stopped(report), stops)
     try:
-        report = _beside(A, report, jax.random.fold_in(key, 2), probing, width, stops)
+        report = _beside(A, report, jax.random.fold_in(key, 2), probing, width, stops, files[1])
     except KeyboardInterrupt:
         raise SpectrumInterrupted(report) from None
     return _or_interrupted(report, stops)
 
 
-def _beside(A, report, key, probing, width, stops):
+def _beside(A, report, key, probing, width, stops, save):
     """The report with what probes see beside the eigenvectors that were found."""
     known = report.eigenvalues[report.is_found]
     operands = key, report.vectors if len(known) else None
     with A.domain.scope():
-        state, watch = watched(probing, A, operands, probing.progress, A._listeners(), stops)
+        state, watch = watched(probing, A, operands, probing.progress, A._listeners(), stops, save)
         done = int(state.done)
         matrices = np.asarray(state.matrices)[:done]
     stops.interrupted = watch.interrupted
@@ -183,6 +191,15 @@ def _beside(A, report, key, probing, width, stops):
     measure, shorter = (measured(A.shape[0], known, m) for m in (matrices, matrices[:, :-1, :-1]))
     resolution = max(_spacing(measure, probing.steps), _rounding(A, measure))
     return _with_estimates(report, measure, shorter, resolution, width or resolution)
+
+
+def _files(save):
+    """Of what is kept in a file the two parts: the ends, and the probes."""
+    if save is None:
+        return None, None
+    path, seconds = path_and_seconds(save)
+    stem, ending = os.path.splitext(os.fspath(path))
+    return (path, seconds), (f"{stem}.probes{ending}", seconds)
 
 
 class _Stops:
@@ -220,9 +237,9 @@ def _whole(A, described, width):
     M = A.toarray()
     if not np.all(np.isfinite(M)):
         raise FloatingPointError(f"{A!r} has NaN or infinite entries, expected finite ones for spectrum")
-    if np.linalg.norm(M - M.conj().T) > np.finfo(M.dtype).eps ** SYMMETRIC * np.linalg.norm(M):
-        raise ValueError(f"spectrum got {A!r}, whose matrix is not Hermitian; expected a Hermitian one")
     wide = M.astype(np.result_type(M.dtype, np.float64))
+    if np.linalg.norm(wide - wide.conj().T) > np.finfo(M.dtype).eps ** SYMMETRIC * np.linalg.norm(wide):
+        raise ValueError(f"spectrum got {A!r}, whose matrix is not Hermitian; expected a Hermitian one")
     values, V = np.linalg.eigh((wide + wide.conj().T) / 2)
     high, low = of_each_end("BE", min(2 * described["k"], n))
     shown = np.r_[0:low, n - high : n]
@@ -316,9 +333,6 @@ def _density(report, measure, width):
     grid = np.linspace(low + PEAK[0] * width, high + PEAK[-1] * width, points)
     grid = np.union1d(grid, (known[:, None] + width * PEAK).ravel())
 
-    def of_probe(nodes, weights):
-        bells = np.exp(-(((grid[:, None] - nodes) / width) ** 2) / 2)
-        return bells @ weights / (width * np.sqrt(2 * np.pi))
-
-    density, band = _mean(np.stack(list(map(of_probe, measure.nodes, measure.weights))))
+    each = [gaussians(*rule, grid, width) for rule in zip(measure.nodes, measure.weights, strict=True)]
+    density, band = _mean(np.stack(each))
     return Density(grid, density, band, float(width), report.matvecs)

@@ -308,6 +308,16 @@ def as_foreign(value):
     return aslinearoperator(value)
 
 
+def as_key(key, what):
+    """A key of `jax.random`, of either kind."""
+    dtype = getattr(key, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.ndim == 0:
+        return key
+    if dtype == jnp.uint32 and key.ndim == 1:
+        return jax.random.wrap_key_data(key)
+    raise TypeError(f"{what} got the key {brief(key)}, expected one of JAX, such as jax.random.key(0)")
+
+
 def brief(value):
     """What a value is, for an error."""
     text = repr(value)

@@ -7,10 +7,8 @@ import importlib.metadata
 import json
 import operator
 import os
-import stat
 import sys
 import sysconfig
-import tempfile
 import time
 import traceback
 import warnings
@@ -25,6 +23,7 @@ from linops.arrays import float64_if
 from linops.blas import one_blas_thread
 from linops.derivatives.hessian import Hessian
 from linops.embedded import digits_problem
+from linops.files import replaced
 from linops.precision import PrecisionWarning
 from linops.report import SpectrumInterrupted
 
@@ -84,6 +83,7 @@ def _parsers():
         "--tol", type=float, default=TOL, help="residuals, relative to each eigenvalue (default: %(default)s)"
     )
     command.add_argument("--maxiter", type=int, help="how often the Lanczos basis may be filled")
+    command.add_argument("--save", metavar="FILE", help="keep the run in a file, from which the same call goes on")
     command.add_argument("--seed", type=int, default=0, help="of what is random (default: %(default)s)")
     return parser, command
 
@@ -93,20 +93,17 @@ def _spectrum(options):
     _require_plots(options.plot)
     compilations = _listen_to_compilations()
     start = time.perf_counter()
-    with (
-        _replaced(options.json) as json_path,
-        _replaced(options.plot) as plot_path,
-        float64_if(not options.target),
-        one_blas_thread(),
-    ):
+    with contextlib.ExitStack() as stack, float64_if(not options.target), one_blas_thread():
+        json_path, plot_path = (_written(stack, path) for path in (options.json, options.plot))
         title, f, x = _user_problem(options) if options.target else digits_problem()
         H = _hessian(f, x)
         try:
             key = jax.random.key(options.seed)
-            report = spectrum(H, options.k, key=key, tol=options.tol, maxiter=options.maxiter, progress=True)
+            asked = {"tol": options.tol, "maxiter": options.maxiter, "save": options.save}
+            report = spectrum(H, options.k, key=key, progress=True, **asked)
         except SpectrumInterrupted as interrupt:
             _show(f"Hessian of {title}\n{interrupt.report}")
-            _say("interrupted; no file was written" if options.json or options.plot else "interrupted")
+            _say("interrupted; no report was written" if options.json or options.plot else "interrupted")
             return INTERRUPTED
         cost = {
             "seconds": time.perf_counter() - start,
@@ -187,39 +184,14 @@ def _require_plots(path):
         raise CallError(f"got --plot {path}, expected a name that ends as one of .{', .'.join(FORMATS)}")
 
 
-@contextlib.contextmanager
-def _replaced(path):
-    """A new file in the same folder, which takes the place of `path` at the end, if something was written to it."""
+def _written(stack, path):
+    """The name of a file that takes the place of `path` as a stack of contexts ends, if something is written to it."""
     if path is None or (os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)):
-        yield path  # or a device, or a pipe
-        return
-    target = os.path.realpath(path)
-    if os.path.isdir(target):
-        raise CallError(f"{path} is a folder, expected a file")
+        return path  # or a device, or a pipe
     try:
-        handle, temporary = tempfile.mkstemp(
-            prefix=".", suffix=os.path.splitext(target)[1], dir=os.path.dirname(target)
-        )
+        return stack.enter_context(replaced(path))
     except OSError as error:
         raise CallError(f"{path} cannot be written: {error.strerror}") from None
-    os.close(handle)
-    try:
-        yield temporary
-        if os.path.getsize(temporary):
-            os.chmod(temporary, _mode(target))
-            os.replace(temporary, target)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-
-
-def _mode(path):
-    """The permissions of a file, or of a new one."""
-    with contextlib.suppress(FileNotFoundError):
-        return stat.S_IMODE(os.stat(path).st_mode)
-    umask = os.umask(0)
-    os.umask(umask)
-    return 0o666 & ~umask
 
 
 # What is said.

@@ -6,12 +6,16 @@ A listener has three methods. A product of an operator may be several of the one
 - `begin(v, matvecs, rmatvecs)`: before v, a vector, block or tree, is multiplied; what it raises stops the product.
 - `undo(v, matvecs, rmatvecs)`: the product was not made, for it raised, or was interrupted.
 - `end(v, product, matvecs, rmatvecs, start, stop)`: after it, with the readings of `time.perf_counter`.
+
+and a fourth, `report(matvecs, text, rmatvecs)`, of products in programs, where none of the others is called.
 """
 
 import collections
 import time
 
 import jax
+
+from linops.products import is_traced
 
 
 def counted(door, listeners):
@@ -20,6 +24,15 @@ def counted(door, listeners):
     for listener in dict.fromkeys(listener for listener, _ in counts):
         door = Counted(door, listener, counts[listener, False], counts[listener, True])
     return door
+
+
+def told(listeners, matvecs):
+    """Listeners hear of products that were made in one program, where none is seen; in a jit nothing is heard."""
+    if is_traced(matvecs):
+        return
+    for listener, is_adjoint in listeners:
+        counts = {"matvecs": 0, "rmatvecs": int(matvecs)} if is_adjoint else {"matvecs": int(matvecs)}
+        listener.report(**counts)
 
 
 class Counted:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from linops.precision import real_dtype
-from linops.space import combination, inner_products
+from linops.space import combination, inner_products, length
 
 PASSES = 2  # of Gram-Schmidt
 BREAKDOWN = 10  # times eps of the vector before: less is left of it by rounding alone
@@ -96,7 +96,9 @@ def next_vector(space, basis, v, seed):
     """
     v = _placed(v, row(basis, 0))
     before = space.norm(v)
-    rounding = BREAKDOWN * jnp.finfo(before.dtype).eps * before
+    # Of length one, for inner products of what is left of a small vector leave the range.
+    v = space.scale(1 / jnp.where(before > 0, before, 1), v)
+    rounding = BREAKDOWN * jnp.finfo(before.dtype).eps
 
     def a_pass(state):
         # One body serves all passes, of v and of what is drawn in its place: XLA compiles it once.
@@ -117,7 +119,7 @@ def next_vector(space, basis, v, seed):
     _, v, coefficients, norm = jax.lax.while_loop(goes_on, a_pass, (jnp.int32(0), v, none, before))
     size = space.norm(v)
     unit = space.scale(1 / jnp.where(size > 0, size, 1), v)
-    return unit, coefficients, jnp.where(norm > rounding, norm, 0)
+    return unit, before * coefficients, jnp.where(norm > rounding, before * norm, 0)
 
 
 def seed_of(key):
@@ -274,9 +276,7 @@ def couplings(krylov, vectors):
     """The norms of the residuals A V y - V (Vᴴ A V) y of the columns y of `vectors`."""
     places = jnp.arange(krylov.matrix.shape[0])
     beyond = jnp.where((places >= krylov.size)[:, None], krylov.matrix, 0)
-    largest = jnp.max(jnp.abs(beyond))
-    scale = jnp.where(largest > 0, largest, 1)  # squares of small numbers underflow
-    return scale * jnp.linalg.norm(product(beyond / scale, vectors), axis=0)
+    return length(product(beyond, vectors), axis=0)
 
 
 # Golub and Kahan.
@@ -353,16 +353,16 @@ def restart_golub_kahan(domain, spaces):
 def singular_vectors(spaces):
     """The singular value decomposition X diag(s) Yᴴ of B, descending; beyond the size X and Y are not in use.
 
-    There the diagonal is filled with a larger number, so that no vector of it mixes with those of zeros of B.
+    There the diagonal is filled with a larger number, so that no vector of it mixes with those of zeros of B. All is
+    computed of a matrix of norm one, for squares of values leave the range of a dtype early.
     """
-    capacity, B = spaces.capacity, spaces.matrix
-    places = jnp.arange(capacity)
-    filled, norm = places >= spaces.size, jnp.linalg.norm(B)
-    larger = jnp.where(norm > 0, 2 * norm, 1)
-    matrix = B + jnp.diag(jnp.where(filled, larger, 0).astype(B.dtype))
+    capacity, norm = spaces.capacity, length(spaces.matrix)
+    places, scale = jnp.arange(capacity), jnp.where(norm > 0, norm, 1)
+    filled = places >= spaces.size
+    matrix = spaces.matrix / scale + jnp.diag(jnp.where(filled, 2, 0).astype(spaces.matrix.dtype))
     X, _, Yh = jnp.linalg.svd(matrix)
     X, s, Y = (jnp.roll(a, spaces.size - capacity, axis=-1) for a in polished(matrix, X, Yh.conj().T))
-    return X, jnp.where(filled, 0, jnp.maximum(s, 0)), Y
+    return X, jnp.where(filled, 0, scale * jnp.maximum(s, 0)), Y
 
 
 def polished(B, X, Y):

@@ -103,7 +103,7 @@ class LinearMap(Node, LinearOperator):
         """Whether Aᴴ = A by what is claimed."""
         return self.hermitian or (self.symmetric and self._real)
 
-    @property
+    @functools.cached_property
     def _checks_finite(self):
         return getattr(self, "check_finite", True) and all(f._checks_finite for f in self._factors().values())
 
@@ -120,7 +120,10 @@ class LinearMap(Node, LinearOperator):
     def _linearized(self):
         """The linearized operator, or None: an operator that kept itself would be a cycle, freed late."""
         linearized = self._residual_form()
-        return None if linearized is self else linearized
+        if linearized is self:
+            return None
+        vars(linearized)["_checks_finite"] = self._checks_finite  # no field of it, for it is the same program
+        return linearized
 
     @functools.cached_property
     def _traced(self):

@@ -22,7 +22,7 @@ def monitor(A, progress=True, max_matvecs=None, callback=None):
 
     It goes into any solver in place of A, and says what that does: `matvecs` and `rmatvecs`, the products with A and
     with Aᵀ or Aᴴ (all are matvecs where A is its own), a column of a block being one; `seconds`, those spent in them;
-    and `record`, a `Record` with the rest, of which `print(M.record)` is one line. Transposes, adjoints and `M.at(x)`
+    and `record`, a `Tally` with the rest, of which `print(M.record)` is one line. Transposes, adjoints and `M.at(x)`
     share the record.
 
     - `progress`: a bar on stderr where that is a terminal, drawn by tqdm where it is installed (`pip install
@@ -55,7 +55,7 @@ def monitor(A, progress=True, max_matvecs=None, callback=None):
         raise ValueError(f"monitor got max_matvecs={max_matvecs!r}, expected a number of products >= 0, or None")
     if not (callback is None or callable(callback)):
         raise TypeError(f"monitor got callback={brief(callback)}, expected a function of the record, or None")
-    record = Record(progress, max_matvecs, callback)
+    record = Tally(progress, max_matvecs, callback)
     if isinstance(A, LinearMap):
         return Monitored._make(operator=A, record=record)
     if (foreign := as_foreign(A)) is None:
@@ -87,7 +87,7 @@ class MatvecLimit(RuntimeError):  # noqa: N818 - a limit that was set is no erro
 KNOWN = "matvecs", "rmatvecs", "seconds", "vector", "iterate"
 
 
-class Record:
+class Tally:
     """What `linops.monitor` knows: the numbers so far. As a text it is one line.
 
     - `matvecs`, `rmatvecs`: products with A, and with Aᵀ or Aᴴ.
@@ -132,10 +132,10 @@ class Record:
         )
 
     def __repr__(self):
-        return f"<Record: {self}>"
+        return f"<Tally: {self}>"
 
     def __reduce__(self):
-        return Record, ()  # a deep copy, or one in another process, counts anew
+        return Tally, ()  # a deep copy, or one in another process, counts anew
 
     # What the user, the solver and the algorithms on the device call.
 
@@ -260,7 +260,7 @@ class Monitored(_Recorded, Operator):
     operator: Operator
 
     # No fields, so that operators that are one but for their records are one program, and no record is kept by it.
-    record = functools.cached_property(lambda self: Record())
+    record = functools.cached_property(lambda self: Tally())
     is_adjoint = False
 
     domain = property(lambda self: self.operator.domain)

@@ -68,7 +68,8 @@ def say_loss(what, array, dtype):
         warn_narrowing(what, array.dtype, dtype)
         return True
     if (integer := _rounded_integer(array, dtype)) is not None:
-        _warn(f"{what} holds integers with more digits than {dtype}, such as {integer}, which it rounds; {_FLOAT64}")
+        more = _more_digits(dtype)
+        _warn(f"{what} holds integers with more digits than {dtype}, such as {integer}, which it rounds{more}")
         return True
     return False
 
@@ -94,10 +95,14 @@ def warn_narrowing(what, source, target):
 
 def say_uncertain(what, dtype):
     """Say that what was computed may be all rounding."""
-    _warn(f"{what} are so small that rounding in {dtype} may have made them up: they may be 0; {_FLOAT64}")
+    _warn(f"{what} are so small that rounding in {dtype} may have made them up: they may be 0{_more_digits(dtype)}")
 
 
-_FLOAT64 = "build the operator at a float64 point, with float64 enabled in JAX, to compute with all digits"
+def _more_digits(dtype):
+    """The remedy, where there is one."""
+    if jnp.finfo(dtype).bits == 64:
+        return ""
+    return "; build the operator at a float64 point, with float64 enabled in JAX, to compute with all digits"
 
 
 def _rounded_integer(array, dtype):
@@ -163,7 +168,8 @@ def say_rounded(given, held, what):
     """Say that an integer has more digits than the dtype of a number."""
     is_integer = isinstance(given, numbers.Integral) or (isinstance(given, np.ndarray) and given.dtype.kind in "iu")
     if is_integer and int(held.item().real) != int(given):
-        _warn(f"{what} is {given}, an integer with more digits than {held.dtype}, which rounds it; {_FLOAT64}")
+        more = _more_digits(held.dtype)
+        _warn(f"{what} is {given}, an integer with more digits than {held.dtype}, which rounds it{more}")
 
 
 _SCALE = "expected a number that it holds: scale what it multiplies instead, or compute in float64"

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from linops.algebra.operator import Operator
+from linops.arrays import as_key
 from linops.estimate.diagonals import diagonal
 from linops.estimate.probes import columns, gram, in_blocks, joined, orthonormal, unit
 from linops.estimate.ranges import new_probes
@@ -21,7 +22,7 @@ from linops.linalg.operands import fitting
 from linops.matrix import Diagonal, Identity, LowRank
 from linops.node import static
 from linops.products import is_traced
-from linops.space import Space
+from linops.space import Space, length
 
 FIRST_RANK = 16
 NEAR = 10  # times the shift: an eigenvalue as small is left to the solver
@@ -73,7 +74,7 @@ def nystrom(A, shift=0.0, rank=None, *, key=None):
     _require_shift(shift)
     A, width = operand(A, "nystrom")
     n = A.shape[0]
-    key = jax.random.key(0) if key is None else key
+    key = as_key(jax.random.key(0) if key is None else key, "nystrom")
     if rank is not None:
         if not 1 <= rank <= n:
             raise ValueError(f"nystrom got rank={rank} for {A!r}, expected 1 <= rank <= n = {n}")
@@ -160,7 +161,7 @@ def _eigenpairs(A, W, Y):
     """Eigenvalues, ascending, and eigenvectors of Y (Wᴴ Y)^-1 Yᴴ, for Y = A W with a little of W in it."""
     space = A.domain
     norms = jax.vmap(space.norm)(Y)
-    shift = jnp.sqrt(space.size * 1.0).astype(norms.dtype) * jnp.finfo(norms.dtype).eps * jnp.linalg.norm(norms)
+    shift = jnp.sqrt(space.size * 1.0).astype(norms.dtype) * jnp.finfo(norms.dtype).eps * length(norms)
     Y = jax.tree.map(lambda y, w: y + (shift * w).astype(y.dtype), Y, W)
     core = gram(space, W, Y)
     g, E = jnp.linalg.eigh((core + core.conj().T) / 2)

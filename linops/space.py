@@ -252,6 +252,15 @@ def combination(basis, coefficients):
     )
 
 
+def length(x, axis=None):
+    """The Euclidean norms of an array along an axis; they neither overflow nor underflow where the result does not."""
+    sizes = jnp.abs(x)
+    largest = jnp.max(sizes, axis, keepdims=True, initial=0)
+    # By a number below the smallest normal one XLA would divide as by zero.
+    scale = jnp.where((largest >= jnp.finfo(sizes.dtype).tiny) & jnp.isfinite(largest), largest, 1)
+    return jnp.squeeze(scale, axis) * jnp.sqrt(jnp.sum((sizes / scale) ** 2, axis))
+
+
 def skeleton(treedef):
     """A tree of zeros, to be pickled in place of its structure: of equinox's modules that does not come back whole."""
     return treedef.unflatten([0] * treedef.num_leaves)

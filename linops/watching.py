@@ -4,6 +4,7 @@ None of them changes a number: the program that runs between two looks is the on
 """
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -32,7 +33,7 @@ def watched(algorithm, A, operands, glance, heard=(), callback=None, save=None, 
     state = None
     if save is not None:
         state = iterate(algorithm, A, *operands, max_steps=0)
-        path, watch.seconds = save if isinstance(save, tuple) else (save, SAVE_SECONDS)
+        path, watch.seconds = path_and_seconds(save)
         watch.saved = SavedRun(path, {"algorithm": repr(algorithm), **_identity(A, state)})
         found = watch.saved.read(state)
         state = state if found is None else found
@@ -41,6 +42,14 @@ def watched(algorithm, A, operands, glance, heard=(), callback=None, save=None, 
     if watch.saved:
         watch.saved.write(state)
     return state, watch
+
+
+def path_and_seconds(save):
+    """The two of what a user says as save=."""
+    pair = save if isinstance(save, tuple) else (save, SAVE_SECONDS)
+    if len(pair) != 2 or not isinstance(pair[0], str | os.PathLike):
+        raise TypeError(f"got save={save!r}, expected a path, or a pair of one and the seconds between two files")
+    return pair
 
 
 class Watch:

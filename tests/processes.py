@@ -12,18 +12,23 @@ import linops
 
 def in_subprocess(*arguments, **environment):
     """Run Python with these arguments and environment variables; its warnings are errors."""
+    with started(*arguments, **environment) as process:
+        printed, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said[-4000:]
+    return printed
+
+
+def started(*arguments, **environment):
+    """The process, which goes on."""
     path = os.pathsep.join([str(Path(linops.__file__).parents[1]), str(Path(__file__).parent)])
     quick = str(jax.config.read("jax_disable_most_optimizations"))
     flags = " ".join([os.environ.get("XLA_FLAGS", ""), environment.pop("XLA_FLAGS", "")])
     environment = {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": quick, **environment}
     environment["XLA_FLAGS"] = flags
-    done = subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-W", "error", *arguments],
         env={**os.environ, **environment},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
-        check=False,
     )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout

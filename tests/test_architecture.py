@@ -21,7 +21,7 @@ LAYERS = [
      "algebra.arithmetic", "algebra.operator", "algebra.sums", "matrix"],
     ["derivatives.linearized", "derivatives.map", "derivatives.jacobian", "derivatives.hessian",
      "derivatives.mixed", "derivatives.gauss_newton", "derivatives.batched"],
-    ["blas", "progress", "monitoring", "krylov", "iterate", "saving", "watching", "linalg.records",
+    ["blas", "progress", "files", "monitoring", "krylov", "iterate", "saving", "watching", "linalg.records",
      "linalg.operands", "linalg.problems", "linalg.runs", "linalg.lanczos", "linalg.symmetric",
      "linalg.bidiagonal", "linalg.singular", "linalg.growth", "linalg.functions", "linalg.solves",
      "linalg.shifted", "linalg.definite", "linalg.indefinite", "linalg.general", "linalg.rotations", "linalg.gradients",

@@ -119,7 +119,7 @@ def test_embedded_problem(capsys):
         (["mine:on_a_line", "--at", "mine:LINE", "--tol", "2"], "eigsh got tol=2.0, expected 0 <= tol < 1"),
         (["mine:f", "--at", "mine:POINT", "--json", "no/such/folder.json"],
          "no/such/folder.json cannot be written: No such file"),
-        (["mine:f", "--at", "mine:POINT", "--json", "."], ". is a folder, expected a file"),
+        (["mine:f", "--at", "mine:POINT", "--json", "."], ". cannot be written: it is a folder, expected a file"),
         (["mine:f", "--at", "mine:POINT", "--plot", "out.xyz"],
          "got --plot out.xyz, expected a name that ends as one of ."),
     ],
@@ -221,7 +221,7 @@ def test_interrupted(module, capsys, monkeypatch):
     assert main([*arguments, "mine:f"]) == 130
     printed, said = capsys.readouterr()
     assert str(report) in printed
-    assert said == "linops: interrupted; no file was written\n"
+    assert said == "linops: interrupted; no report was written\n"
     assert (module / "out.json").read_text() == "of last week"
 
 

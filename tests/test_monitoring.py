@@ -360,6 +360,18 @@ def test_what_runs_on_the_device_reports():
     assert (M.matvecs, M.rmatvecs, heard, M.record.remaining) == (18, 4, [8, 8, 18], 0)
 
 
+def test_of_products_in_programs_it_hears_afterwards():
+    M = linops.monitor(gram(), progress=False)
+    for call, matvecs in (
+        (lambda: linops.estimate.trace(M, jax.random.key(0), num_matvecs=4), 4),
+        (lambda: linops.estimate.quadratic_form(jnp.exp, M, V8), 8),
+        (lambda: linops.linalg.expm_multiply(M / 10, V8), 8),
+    ):
+        before = M.matvecs
+        call()
+        assert M.matvecs - before == matvecs
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
@@ -411,7 +423,7 @@ def test_monitors_share_programs_and_none_is_kept():
         out @ V8
         assert M.matvecs == 0
     assert len(traced) == 1
-    records = [weak for weak in gc.get_objects() if type(weak).__name__ == "Record" and weak is M.record]
+    records = [weak for weak in gc.get_objects() if type(weak).__name__ == "Tally" and weak is M.record]
     assert len(records) == 1
 
 
@@ -560,5 +572,5 @@ def test_a_record_reads_as_a_line():
     assert math.isnan(M.record.median)
     M @ V8
     M.rmatvec(V12)
-    assert repr(M.record).startswith("<Record: 1 matvecs, 1 rmatvecs: ")
+    assert repr(M.record).startswith("<Tally: 1 matvecs, 1 rmatvecs: ")
     assert "s in products (median " in repr(M.record)

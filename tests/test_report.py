@@ -176,6 +176,19 @@ def test_stopped_and_interrupted():
     assert linops.spectrum(linops.monitor(LINE, progress=False, max_matvecs=90), 2, **FEW).reason == reason
 
 
+def test_a_run_that_was_stopped_goes_on(tmp_path):
+    """At the ends, and at the probes."""
+    undisturbed, save = linops.spectrum(LINE, 2, **FEW), (tmp_path / "run.npz", 0)
+    for stop in (lambda record: record.matvecs > 20, is_of_probes):
+        report = linops.spectrum(LINE, 2, callback=stop, save=save, **FEW)
+        assert not report.converged
+    seen = []
+    report = linops.spectrum(LINE, 2, callback=seen.append, save=save, **FEW)
+    assert all(map(is_of_probes, seen[1:]))
+    assert report.to_json() == undisturbed.to_json()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.npz", "run.probes.npz"]
+
+
 class Unchecked(linops.Operator):
     domain = codomain = linops.Space.flat(5, np.float32)
     check_finite = False
@@ -189,10 +202,12 @@ class Unchecked(linops.Operator):
     [
         (np.triu(np.ones((5, 5), np.float32)), {}, ValueError, "whose matrix is not Hermitian; expected a Hermitian"),
         (Unchecked(), {}, FloatingPointError, "has NaN or infinite entries, expected finite"),
+        (np.triu(np.full((5, 5), 1e-25, np.float32)), {}, ValueError, "whose matrix is not Hermitian"),
+        (lambda v: v, {}, TypeError, "spectrum got <function .* expected a linops operator"),
         (np.ones((5, 4), np.float32), {}, ValueError, "expected a square operator"),
         (np.eye(5, dtype=np.float32), {"probes": 1}, ValueError, "expected at least 2, of which a standard error"),
         (np.eye(5, dtype=np.float32), {"width": -1}, ValueError, "expected a standard deviation above 0"),
-        (np.eye(5, dtype=np.float32), {"k": 0}, ValueError, "expected a whole number of products, at least 1"),
+        (np.eye(5, dtype=np.float32), {"k": 0}, ValueError, "spectrum got k=0, expected a whole number, at least 1"),
     ],
 )
 def test_errors(A, options, error, message):

@@ -2,16 +2,19 @@
 
 import dataclasses
 import functools
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from linops.arrays import as_key
+from linops.counted import told
 from linops.estimate.determinants import PROBES, probes_at_once
 from linops.estimate.probes import in_blocks, keys_of, rademacher, unit
 from linops.estimate.quadrature import ends, expanded, gauss, krylov_space
 from linops.estimate.result import mean_of
-from linops.estimate.runs import as_key, operand, require_hermitian, require_whole
+from linops.estimate.runs import operand, require_hermitian, require_whole
 from linops.iterate import compute
 from linops.krylov import seed_of
 from linops.precision import real_dtype
@@ -93,20 +96,22 @@ def spectral_density(
         raise ValueError(f"spectral_density got method={method!r}, expected one of {', '.join(map(repr, METHODS))}")
     if width is not None and method == "kpm":
         raise ValueError(f'spectral_density got width={width!r} with method="kpm", whose width follows from steps=')
-    steps = min(require_whole("spectral_density", steps), A.shape[1])
+    steps = min(require_whole("spectral_density", steps, "steps"), A.shape[1])
     budget = PROBES * steps if num_matvecs is None else require_whole("spectral_density", num_matvecs)
     key = as_key(key, "spectral_density")
     if A.shape[1] <= budget:
-        return compute(_Whole(method, steps, columns), A, grid, width)
+        found = compute(_Whole(method, steps, columns), A, grid, width)
+        told(listeners, found.matvecs)
+        return _finite(A, found)
     if budget < 2 * steps:
         raise ValueError(
             f"spectral_density got num_matvecs={budget}, expected those of two probes at least, {2 * steps} products "
             f"for steps={steps}"
         )
-    probing = _Probing(steps, budget // steps, probes_at_once(A, columns, steps))
+    rules = _Rules(steps, budget // steps, probes_at_once(A, columns, steps))
     if is_traced((A, key, grid, width)):
-        return _Density(method, probing)(A, key, grid, width)
-    state, watch = watched(probing, A, (key,), probing.progress, listeners, callback, save)
+        return _Density(method, rules)(A, key, grid, width)
+    state, watch = watched(rules, A, (key,), rules.progress, listeners, callback, save)
     known = int(state.count)
     if known < 2 and watch.interrupted:
         raise KeyboardInterrupt
@@ -114,7 +119,16 @@ def spectral_density(
         raise ValueError(
             f"spectral_density was stopped after {known} probes, expected two at least, whose scatter is the band"
         )
-    return compute(_Smoothed(method, steps), A, *(a[:known] for a in state[:4]), grid, width)
+    return _finite(A, compute(_Smoothed(method, steps), A, *(a[:known] for a in state[:4]), grid, width))
+
+
+def _finite(A, found):
+    if A._checks_finite and not is_traced(found) and not jnp.all(jnp.isfinite(found.density)):
+        raise FloatingPointError(
+            f"spectral_density of {A!r} has NaN or Inf: expected finite products; multiply by a vector, A @ v, to see "
+            "where they come from"
+        )
+    return found
 
 
 class _Probes(NamedTuple):
@@ -129,7 +143,7 @@ class _Probes(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Probing:
+class _Rules:
     """The Gauss rules of some probes, a block of them at a time, as an algorithm for the driver."""
 
     steps: int
@@ -165,12 +179,12 @@ class _Density:
     """The density in one piece, which is differentiable."""
 
     method: str
-    probing: _Probing
+    rules: _Rules
 
     def __call__(self, A, key, grid, width):
-        keys = keys_of(key, 0, self.probing.probes)
-        rules = in_blocks(functools.partial(self.probing.rule, A), keys, self.probing.width)
-        return _Smoothed(self.method, self.probing.steps)(A, *rules, grid, width)
+        keys = keys_of(key, 0, self.rules.probes)
+        rules = in_blocks(functools.partial(self.rules.rule, A), keys, self.rules.width)
+        return _Smoothed(self.method, self.rules.steps)(A, *rules, grid, width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +218,7 @@ def smoothed(method, steps, nodes, weights, low, high, grid, width):
         grid = jnp.linspace(low - MARGIN * width, high + MARGIN * width, POINTS)
     grid = jnp.asarray(grid, nodes.dtype)
     if method == "slq":
-        each = jax.lax.map(lambda rule: _gaussians(*rule, grid, width), (nodes, weights))
+        each = jax.lax.map(lambda rule: gaussians(*rule, grid, width), (nodes, weights))
     else:
         each = _chebyshev(steps, nodes, weights, low, high, grid)
     density, band = mean_of(each)
@@ -218,9 +232,11 @@ def _default_width(method, steps, low, high):
     return jnp.maximum(width, 100 * jnp.finfo(width.dtype).eps * jnp.maximum(1e-30, jnp.maximum(abs(low), abs(high))))
 
 
-def _gaussians(nodes, weights, grid, width):
-    bells = jnp.exp(-(((grid[:, None] - nodes) / width) ** 2) / 2)
-    return jnp.matmul(bells, weights, precision="highest") / (width * jnp.sqrt(2 * jnp.pi))
+def gaussians(nodes, weights, grid, width):
+    """On a grid the sum of Gaussians at nodes, whose integrals are weights: in NumPy or JAX, as these arrays are."""
+    xp = nodes.__array_namespace__()
+    bells = xp.exp(-(((grid[:, None] - nodes) / width) ** 2) / 2)
+    return xp.sum(bells * weights, axis=-1) / (width * math.sqrt(2 * math.pi))
 
 
 def _chebyshev(steps, nodes, weights, low, high, grid):

@@ -38,7 +38,7 @@ def logdet(A, key, *, steps=STEPS, bounds=(None, None), rtol=None, num_matvecs=N
     """
     require_hermitian(A, "logdet")
     A, width = operand(A, "logdet")
-    steps = min(require_whole("logdet", steps), A.shape[1])
+    steps = min(require_whole("logdet", steps, "steps"), A.shape[1])
     estimator = Mean(
         "logdet",
         probes_at_once(A, width, steps),

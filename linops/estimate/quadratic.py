@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from linops.counted import told
 from linops.estimate.quadrature import Rule, bracket, differentiable, expanded, gauss, integral, krylov_space
 from linops.estimate.result import Estimate
 from linops.estimate.runs import DEFAULT_MATVECS, operand, require_hermitian, require_whole
@@ -60,7 +61,9 @@ def quadratic_form(f, A, b, *, bounds=(None, None), rtol=None, num_matvecs=None)
     if not is_traced(rtol) and not rtol > 0:
         raise ValueError(f"quadratic_form got rtol={rtol!r}, expected the share of the value that its bracket may be")
     form = _Form(f, min(most, A.shape[1]), width)
-    return compute(form, A, b, require_bounds(bounds), rtol)
+    found = compute(form, A, b, require_bounds(bounds), rtol)
+    told(A._listeners(), found.matvecs)
+    return found
 
 
 def require_bounds(bounds):

@@ -69,7 +69,8 @@ def radau(rule, ends):
         distance = rule.nodes - end
         solved = jnp.sum(jnp.where(distance == 0, 0, last / jnp.where(distance == 0, 1, distance)))
         wide = jnp.zeros((count + 1, count + 1), rule.matrix.dtype).at[:count, :count].set(rule.matrix)
-        wide = wide.at[count, count].set(rule.matrix[0, 0]).at[size, size].set(end + rule.coupling**2 * solved)
+        corner = end + rule.coupling * (rule.coupling * solved)  # whose square may leave the range
+        wide = wide.at[count, count].set(rule.matrix[0, 0]).at[size, size].set(corner)
         return wide.at[size, size - 1].set(rule.coupling).at[size - 1, size].set(rule.coupling)
 
     nodes, vectors = jnp.linalg.eigh(jax.vmap(matrix)(jnp.stack(ends)))  # one call of LAPACK, after the one of Gauss
@@ -98,9 +99,8 @@ def differentiable(f, A, b, basis, rule, width):
     nodes, Y = jax.lax.stop_gradient((rule.nodes, rule.vectors))
     values = f(nodes)
     c = Y.T @ gram(A.domain, V, b)
-    change = Y.T @ (projection(width, A, V) @ Y)
     D = jax.lax.stop_gradient(c.conj()[:, None] * c * divided_differences(f, nodes))
-    return jnp.sum(jnp.abs(c) ** 2 * values) + jnp.real(jnp.sum(D * change))
+    return jnp.sum(jnp.abs(c) ** 2 * values) + _tilt(width, A, V, Y, D)
 
 
 def divided_differences(f, nodes):
@@ -113,16 +113,19 @@ def divided_differences(f, nodes):
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def projection(width, A, V):
-    """0, with the derivative of Vᴴ A V by A: products that are made where a derivative is taken, and only there."""
-    return jnp.zeros((len(jax.tree.leaves(V)[0]),) * 2, A.domain.dtype)
+def _tilt(width, A, V, Y, D):
+    """0, with the derivative by A of the sum of D * Yᵀ Vᴴ A V Y.
+
+    The products are made where a derivative is taken, and only there, and so is what D, which may be infinite, takes.
+    """
+    return jnp.zeros((), D.real.dtype)
 
 
-@projection.defjvp
+@_tilt.defjvp
 def _(width, primals, tangents):
-    A, V = primals
+    A, V, Y, D = primals
 
-    def project(A):
-        return gram(A.domain, V, in_blocks(A._mv, V, width))
+    def tilt(A):
+        return jnp.real(jnp.sum(D * (Y.T @ gram(A.domain, V, in_blocks(A._mv, V, width)) @ Y)))
 
-    return projection(width, A, V), jax.jvp(project, (A,), (tangents[0],))[1].astype(A.domain.dtype)
+    return _tilt(width, *primals), jax.jvp(tilt, (A,), (tangents[0],))[1].astype(D.real.dtype)

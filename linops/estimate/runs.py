@@ -11,8 +11,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from linops.arrays import brief
+from linops.arrays import as_key, brief
 from linops.budget import BASIS_SHARE, memory_budget
+from linops.counted import told
 from linops.estimate.probes import columns, in_blocks, keys_of
 from linops.estimate.result import Estimate, standard_error, with_rounding
 from linops.iterate import compute, iterate
@@ -26,12 +27,16 @@ FEWEST = 8  # probes before a standard error is believed, and looked at
 
 def operand(A, what):
     """The operator of an estimator, on one Space and linearized once; and how many columns to multiply at a time."""
-    if not isinstance(A, LinearMap):
-        raise TypeError(f"{what} got {brief(A)}, expected a linops operator: linops.Matrix makes one of an array")
+    require_operator(A, what)
     if A.shape[0] == A.shape[1]:
         A = A._on(A.domain, A.domain)
     A.linearize()  # before its door is made, which is for blocks: no program for vectors is compiled meanwhile
     return A.linearize(), A._door.block_width
+
+
+def require_operator(A, what):
+    if not isinstance(A, LinearMap):
+        raise TypeError(f"{what} got {brief(A)}, expected a linops operator: linops.Matrix makes one of an array")
 
 
 def require_square(A, what):
@@ -48,10 +53,10 @@ def require_hermitian(A, what):
         )
 
 
-def require_whole(what, count):
-    """A number of products or steps as an int."""
+def require_whole(what, count, name="num_matvecs"):
+    """A number of products, steps or other things as an int."""
     if count != int(count) or count < 1:
-        raise ValueError(f"{what} got {count!r}, expected a whole number of products, at least 1")
+        raise ValueError(f"{what} got {name}={count!r}, expected a whole number, at least 1")
     return int(count)
 
 
@@ -71,6 +76,7 @@ def run(estimator, A, key, rtol, num_matvecs, *data):
             f"{estimator.name} of {A!r} has NaN or Inf: expected finite products, and an operator that is positive "
             "(semi)definite where the method asks for it"
         )
+    told(A._listeners(), estimate.matvecs)
     return estimate
 
 
@@ -79,8 +85,8 @@ def _run(estimator, A, key, rtol, num_matvecs, *data):
     most, whole = _plan(estimator, A.shape[1], rtol, num_matvecs)
     if most < fewest and not whole:
         raise ValueError(
-            f"{estimator.name} got num_matvecs={num_matvecs}, expected at least {fewest} products, of which a standard "
-            f"error can be told, or all {A.shape[1]} columns"
+            f"{estimator.name} got num_matvecs={num_matvecs}, expected at least {fewest} products, which its probes "
+            f"take, or all {A.shape[1]} columns"
         )
     if most < fewest:
         return compute(Whole(estimator), A)
@@ -104,16 +110,6 @@ def _plan(estimator, columns, rtol, num_matvecs):
         return columns, True
     room = num_matvecs - columns
     return (min(room, columns), True) if room >= 0 else (num_matvecs, False)
-
-
-def as_key(key, what):
-    """A key of `jax.random`, of either kind."""
-    dtype = getattr(key, "dtype", None)
-    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.ndim == 0:
-        return key
-    if dtype == jnp.uint32 and key.ndim == 1:
-        return jax.random.wrap_key_data(key)
-    raise TypeError(f"{what} got the key {brief(key)}, expected one of JAX, such as jax.random.key(0)")
 
 
 # The programs: functions of an operator, a key and a tolerance.
@@ -158,8 +154,8 @@ class Mean:
 
     @property
     def fewest(self):
-        """The products of samples that have a variance."""
-        return 2 * self.matvecs
+        """The products of one sample, of which no standard error is known: it is infinite."""
+        return self.matvecs
 
     def to_budget(self, A, key, num_matvecs, *data):
         count = num_matvecs // self.matvecs

@@ -31,7 +31,7 @@ def trace(A, key, *, method="auto", rtol=None, num_matvecs=None):
     It takes `num_matvecs` products, 100 by default, or with `rtol` as many as it takes until the standard error is at
     most that share of the value, `num_matvecs` at most. Where the products suffice for all columns of the identity,
     the value is exact and its standard error 0. It is a complex number for a complex operator that does not claim to
-    be Hermitian, and a real one otherwise.
+    be Hermitian, and a real one otherwise. Of one probe the standard error is infinite.
 
     - "hutchinson": the mean of wᴴ A w over vectors w of entries 1 and -1 (Hutchinson 1989). The standard error falls as
       the root of the number of products; any number of them takes the memory of a few vectors.

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from linops.counted import told
 from linops.iterate import scope_of
 from linops.krylov import rows_of
 from linops.linalg.growth import Growth, Products, differentiable, together
-from linops.linalg.operands import as_columns, as_square, block_of, fitting
+from linops.linalg.operands import as_columns, as_given, as_square, block_of, fitting
 from linops.linalg.records import NoConvergence
 from linops.precision import is_complex, real_dtype
 from linops.products import is_traced
@@ -96,6 +97,7 @@ def funm_multiply_krylov(
     if not callable(f):
         raise TypeError(f"funm_multiply_krylov got f={f!r}, expected a function of matrices")
     plan = Growth(f, KINDS[assume_a], *_sizes(A, restart_every_m, max_restarts))
+    b = as_given(A.domain, b, "b")
     y, record = _applied(plan, A.linearize(), block_of(A.domain, b, "b"), (t, atol, rtol), "funm_multiply_krylov")
     y = _like(A.domain, b, y)
     return (y, record) if full_output else y
@@ -151,6 +153,7 @@ def expm_multiply(A, B, start=None, stop=None, num=None, endpoint=None, traceA=N
     def after(t, block):
         return _applied(plan, linear, block, (t, 0.0, rtol), "expm_multiply")
 
+    B = as_given(A.domain, B, "B")
     block = block_of(A.domain, B, "B")
     if start is None and stop is None and num is None and endpoint is None:
         y, record = after(1.0, block)
@@ -199,6 +202,7 @@ def _applied(plan, A, block, numbers, name):
     if traced:
         return differentiable(product, A, block, numbers)
     y, record = product(A, block, numbers)
+    told(A._listeners(), record.matvecs)
     if not np.all(record.converged):
         raise NoConvergence(
             f"{name} of {A!r} did not converge: {record.reason}; the error is about "

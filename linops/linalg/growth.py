@@ -16,7 +16,7 @@ from linops.iterate import compute, iterate, maybe, scope_of
 from linops.linalg.operands import marked, rounding
 from linops.linalg.records import CONVERGED, LIMIT, NOT_FINITE, ROUNDING, Record, no_tangent
 from linops.precision import is_complex
-from linops.space import Space
+from linops.space import Space, length
 
 STRIDE = 5  # products between two looks, at least
 FLOOR = 16  # times eps of the norm of the result, beside sums of random sign: less is rounding
@@ -125,7 +125,7 @@ class Growth:
         small = jax.lax.dynamic_update_slice(state.small, block, (state.before, state.before))
         state = state._replace(small=small)
         result = self._coefficients(A, state)
-        moved, size = jnp.linalg.norm(result - state.result), jnp.linalg.norm(result)
+        moved, size = length(result - state.result), length(result)
         floor = rounding(A, FLOOR) * size
         ratio = moved / state.moved  # of a geometric series
         still = jnp.where(ratio < 1, moved * jnp.maximum(1, ratio / (1 - ratio)), jnp.inf)
@@ -145,7 +145,7 @@ class Growth:
         noise = krylov.noise(Space.of(small.real), state.space.seed)
         noise = math.sqrt(3) * jnp.finfo(small.dtype).eps * jnp.max(abs(small)) * (noise + noise.T)  # of variance 1
         moved = self._coefficients(A, state._replace(small=small + noise))
-        return jnp.linalg.norm(moved - state.result)
+        return length(moved - state.result)
 
     def _coefficients(self, A, state):
         """Of the result in the bases: f of the small matrix, times e1 and the norm of b.
@@ -183,7 +183,7 @@ class _Outcome:
 
     def __call__(self, A, state):
         y, noise = _of_columns(lambda state: (self.growth.product(A, state), self.growth.noise(A, state)), state, AXES)
-        size = jnp.linalg.norm(state.result, axis=1)
+        size = length(state.result, axis=1)
         allowed = jnp.where(noise <= jnp.sqrt(jnp.finfo(size.dtype).eps) * size, noise, 0)
         error, tolerance = state.error + noise, state.tolerance + allowed
         converged = error <= tolerance

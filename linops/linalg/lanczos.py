@@ -74,6 +74,11 @@ class State(NamedTuple):
         """Whether the matrix may be Hermitian."""
         return ~(self.asymmetry > jnp.finfo(self.norm.dtype).eps ** SYMMETRIC * self.norm)
 
+    @property
+    def is_suspect(self):
+        """Whether it is less Hermitian than rounding explains: the reason, where nothing converges."""
+        return self.asymmetry > jnp.sqrt(jnp.finfo(self.norm.dtype).eps) * self.norm
+
 
 @dataclasses.dataclass(frozen=True)
 class ThickRestart:
@@ -126,7 +131,8 @@ class ThickRestart:
         """The state after as many expansions as come between two looks, and fit."""
         width, start = state.krylov.width, state.krylov.size
         first = state.locked + jnp.where(state.round == 0, self.k, _round_length(state))
-        until = jnp.maximum(start + max(STRIDE, self.ncv // 16), first)
+        stride = jnp.clip(start - state.locked, 1, max(STRIDE, self.ncv // 16))  # of a start that is nearly there
+        until = jnp.maximum(start + stride, first)
 
         def goes_on(krylov):
             return (krylov.size < until) & (krylov.size + width <= self.ncv)

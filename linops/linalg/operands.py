@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from linops.algebra.operator import Operator
-from linops.arrays import as_leaf
+from linops.arrays import as_host, as_leaf, brief
 from linops.budget import BASIS_SHARE, memory_budget
 from linops.derivatives.jacobian import Jacobian
 from linops.krylov import noise
@@ -38,8 +38,17 @@ def as_square(A, space, what):
     return A if A.domain == A.codomain else A._on(A.domain, A.domain)
 
 
+def as_given(space, vectors, what):
+    """Vectors as they are given; a list of numbers is an array of a flat Space, as in SciPy."""
+    if not (space.is_flat and isinstance(vectors, list | tuple)):
+        return vectors
+    array = as_host(vectors, what)
+    return array.astype(space.dtype) if array.dtype == float else array  # Python's numbers ask for no precision
+
+
 def block_of(space, vectors, what):
     """Vectors as a tree with one more leading axis: of an array (n,) or (n, p), an element, or a tree of p of them."""
+    vectors = as_given(space, vectors, what)
     if isinstance(vectors, np.ndarray | jax.Array) and vectors.ndim in (1, 2) and vectors.shape[0] == space.size:
         columns = vectors.reshape(space.size, -1).T
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *[space.point(column, what) for column in columns])
@@ -52,9 +61,9 @@ def block_of(space, vectors, what):
         with space.scope():
             return treedef.unflatten(map(functools.partial(as_leaf, what=what), leaves, space.dtypes))
     raise ValueError(
-        f"{what} is a tree of structure {treedef} and shapes {shapes}, expected an array of shape ({space.size},) or "
-        f"({space.size}, p), or a tree like the operator's domain, {space.treedef} with shapes {list(space.shapes)}, "
-        "or with one more leading axis"
+        f"{what} is a tree of structure {brief(treedef)} and shapes {brief(shapes)}, expected an array of shape "
+        f"({space.size},) or ({space.size}, p), or a tree like the operator's domain, {brief(space.treedef)} with "
+        f"shapes {brief(list(space.shapes))}, or with one more leading axis"
     )
 
 

@@ -62,7 +62,7 @@ def counts(A, k, ncv, maxiter, tol, kind):
     maxiter = MOST_RESTARTS * n if maxiter is None else maxiter
     if maxiter < 1:
         raise ValueError(f"{kind.name} got maxiter={maxiter}, expected at least 1, how often the basis is filled")
-    if isinstance(tol, float | int) and not 0 <= tol < 1:
+    if not is_traced(tol) and not 0 <= tol < 1:
         raise ValueError(f"{kind.name} got tol={tol}, expected 0 <= tol < 1, relative to each {kind.value}")
     with A.domain.scope():
         return k, ncv, maxiter, jnp.asarray(tol, real_dtype(A.dtype))

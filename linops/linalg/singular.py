@@ -5,6 +5,7 @@ import functools
 import jax
 import numpy as np
 
+from linops.arrays import as_key
 from linops.krylov import after, seed_of
 from linops.linalg.bidiagonal import DIGITS, Search
 from linops.linalg.operands import as_columns, as_operator, capacity, fitting, is_on_one_device, rounding, start
@@ -110,7 +111,7 @@ def svds(
     k, ncv, maxiter, tol = counts(A, k, ncv, maxiter, tol, _Triplets.kind)
     wide = A.shape[0] < A.shape[1]
     tall = A.linearize().H if wide else A.linearize()  # the smaller space is exhausted: then all is known
-    seed = seed_of(jax.random.key(0) if key is None else key)
+    seed = seed_of(as_key(jax.random.key(0) if key is None else key, "svds"))
     search = Search(
         wanted=k,
         found=min(A.shape) if which == "SM" else k,

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from linops.arrays import as_key
 from linops.krylov import after, rows_of, seed_of
 from linops.linalg.lanczos import ThickRestart
 from linops.linalg.operands import as_columns, as_square, block_of, capacity, is_on_one_device, start
@@ -127,7 +128,7 @@ def eigsh(
     _require(which, Minv, mode)
     k, ncv, maxiter, tol = counts(A, k, ncv, maxiter, tol, _Pairs.kind)
     problem = standard_problem(A, M, sigma, OPinv)
-    seed = seed_of(jax.random.key(0) if key is None else key)
+    seed = seed_of(as_key(jax.random.key(0) if key is None else key, "eigsh"))
     held = None if lock is None else block_of(A.domain, lock, "lock")
     block = start(problem.operator, v0, seed)
     count, width = (0 if vectors is None else rows_of(vectors) for vectors in (held, block))
@@ -173,7 +174,8 @@ class _Pairs(Outcome):
 
     def finish(self, problem, state):
         found, rows, residuals, tolerance = self.algorithm.finish(problem.operator, state)
-        faults = [(~state.is_symmetric, NOT_SYMMETRIC)]
+        none = ~jnp.any(residuals <= tolerance)
+        faults = [(~state.is_symmetric | (none & state.finished & state.is_suspect), NOT_SYMMETRIC)]
         values = found
         if problem.inverse is not None:
             values = problem.sigma + 1 / found

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from scipy.optimize import OptimizeResult
 
 from linops.iterate import compute, finished
-from linops.monitoring import Record
+from linops.monitoring import Tally
 from linops.products import is_traced
 from linops.watching import watched
 
@@ -55,7 +55,7 @@ def optimized(name, algorithm, operators, operands, to_user, callback=None, save
         result = finished(algorithm, finish, operators, *operands)
     else:
         told = None if callback is None else lambda result: callback(said(to_user(result), ended=False))
-        monitor = Record(progress=progress)
+        monitor = Tally(progress=progress)
         state, watch = watched(
             algorithm, operators, operands, finish, [(monitor, False)], told, save, every=None if told is None else 1
         )

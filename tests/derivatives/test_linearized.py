@@ -43,6 +43,13 @@ def test_a_reference_inside_of_f_that_starts_from_constants():
     np.testing.assert_allclose(J.T @ np.ones(3, np.float32), expected.sum(0), rtol=1e-5)
 
 
+def test_what_is_not_checked_is_not_when_linearized():
+    x = np.array([0, 1, 2], np.float32)
+    J = linops.Jacobian(lambda x: jnp.sqrt(x), x, check_finite=False).linearize()
+    for A in (J, J.T, 2 * J):
+        assert np.isinf(A @ np.ones(3, np.float32)).tolist() == [True, False, False]
+
+
 @pytest.mark.parametrize("linearize", [True, False])
 def test_what_is_computed_inside_in_double_precision_is_so_for_good(linearize):
     """A function between float32 arrays that takes its differences in float64."""

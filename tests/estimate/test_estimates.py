@@ -9,6 +9,7 @@ from scipy.stats import binomtest
 
 import linops
 from linops import estimate
+from linops.estimate.probes import rademacher
 
 N = 60
 KEY = jax.random.key(0)
@@ -198,6 +199,13 @@ def test_a_false_claim_is_no_number():
         found(operator_of(-np.eye(N)))
 
 
+def test_of_one_probe_no_error_is_known():
+    A = operator("general", np.float32)
+    found = estimate.trace(A, KEY, num_matvecs=1)
+    w = np.asarray(rademacher(A.domain, jax.random.fold_in(KEY, 0)))
+    assert (found.value, found.standard_error, found.matvecs) == (pytest.approx(w @ (A @ w), rel=1e-5), np.inf, 1)
+
+
 def test_the_method_that_is_chosen():
     """Of what is claimed, and the budget."""
     for name, options, method in (
@@ -229,13 +237,17 @@ def test_what_is_refused():
             "diagonal got method='a', expected 'auto' or one of",
         ),
         (lambda: estimate.trace(A, KEY, method="xnystrace"), ValueError, "does not claim to be positive semidefinite"),
-        (lambda: estimate.trace(A, KEY, num_matvecs=0), ValueError, "expected a whole number of products, at least 1"),
         (
-            lambda: estimate.trace(A, KEY, num_matvecs=1),
+            lambda: estimate.trace(A, KEY, num_matvecs=0),
             ValueError,
-            "expected at least 2 products, of which a standard",
+            "trace got num_matvecs=0, expected a whole number",
         ),
-        (lambda: estimate.trace(A, KEY, rtol=0.1, num_matvecs=7), ValueError, "expected at least 8 products, of which"),
+        (
+            lambda: estimate.trace(A, KEY, method="xtrace", num_matvecs=3),
+            ValueError,
+            "expected at least 4 products, which its probes",
+        ),
+        (lambda: estimate.trace(A, KEY, rtol=0.1, num_matvecs=7), ValueError, "expected at least 8 products, which"),
         (
             lambda: estimate.trace(A, KEY, rtol=-1),
             ValueError,

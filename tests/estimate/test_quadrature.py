@@ -55,6 +55,15 @@ def test_quadratic_forms_lie_in_their_brackets(f):
         np.testing.assert_allclose(found.value, true, rtol=rtol)
 
 
+@pytest.mark.parametrize("scale", [1e25, 1e-25])
+def test_squares_beyond_the_range(scale):
+    A, b = linops.Diagonal(np.float32(scale) * np.linspace(1, 13, 100, dtype=np.float32)), np.ones(100, np.float32)
+    found = estimate.quadratic_form(jnp.reciprocal, A, b, num_matvecs=8)
+    error = abs(found.value - np.sum(1 / np.asarray(A.entries, float)))
+    assert 1e-7 / scale < found.standard_error < 1 / scale  # truncated, and said so
+    assert error <= found.standard_error
+
+
 @pytest.mark.usefixtures("x64")
 def test_derivatives_of_quadratic_forms_and_determinants():
     """By the operator, the vector and what f closes over, within a jit, with a tolerance; of log det in expectation."""
@@ -144,7 +153,13 @@ def test_the_density_of_all_eigenvalues():
 def test_what_is_refused():
     A, general = linops.Diagonal(jnp.arange(1.0, 41.0)), linops.Matrix(np.ones((3, 3), np.float32))
     b = jnp.ones(40)
+    nan = linops.Diagonal(jnp.full(40, jnp.nan))
     for call, error, words in (
+        (
+            lambda: estimate.spectral_density(nan, KEY),
+            FloatingPointError,
+            "has NaN or Inf: expected finite prod",
+        ),
         (lambda: estimate.quadratic_form(jnp.log, general, b), ValueError, "does not claim to be Hermitian"),
         (lambda: estimate.logdet(general, KEY), ValueError, "does not claim to be Hermitian"),
         (lambda: estimate.quadratic_form(jnp.log, A, jnp.ones(3)), ValueError, "expected one like"),
@@ -158,7 +173,7 @@ def test_what_is_refused():
             ValueError,
             "expected the lower one first, each",
         ),
-        (lambda: estimate.logdet(A, KEY, steps=0), ValueError, "expected a whole number of products"),
+        (lambda: estimate.logdet(A, KEY, steps=0), ValueError, "logdet got steps=0, expected a whole number"),
         (
             lambda: estimate.spectral_density(A, KEY, method="fft"),
             ValueError,

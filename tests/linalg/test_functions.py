@@ -143,3 +143,15 @@ def refused():
 def test_refused(error, match, call):
     with pytest.raises(error, match=match):
         call()
+
+
+@pytest.mark.parametrize("scale", [1e20, 1e-25])
+def test_squares_beyond_the_range(scale):
+    b, d = np.float32(scale) * np.ones(N, np.float32), np.linspace(-9, 0, N, dtype=np.float32)
+    np.testing.assert_allclose(expm_multiply(linops.Diagonal(d), b) / b, np.exp(d), rtol=1e-4, atol=1e-6)
+
+
+def test_a_list_is_a_vector():
+    np.testing.assert_allclose(
+        expm_multiply(np.eye(3, dtype=np.float32), [1.0, 2, 3]), np.e * np.arange(1, 4), rtol=1e-5
+    )

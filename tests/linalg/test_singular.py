@@ -107,6 +107,10 @@ def test_values_that_rounding_made_are_said():
     with pytest.warns(linops.PrecisionWarning, match="so small that rounding in float32"):
         s = svds(A, k=3, return_singular_vectors=False)
     assert s[0] < 1e-5
+    for scale in (1e30, 1e-30):  # whose squares float32 does not hold
+        dense = np.float32(scale) * A.toarray()
+        s = svds(dense, k=2, return_singular_vectors=False)
+        np.testing.assert_allclose(s, [scale * 2, scale * 3], rtol=1e-5)
 
 
 def test_what_did_not_converge():

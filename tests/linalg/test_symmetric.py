@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import scipy.sparse.linalg
+from processes import started
 
 import linops
 from linops import saving
@@ -145,6 +146,9 @@ def test_a_block_of_known_vectors_takes_few_products():
     again, _, warm = eigsh(moved, k=4, which="SA", v0=v, tol=1e-2, full_output=True)
     np.testing.assert_allclose(again, np.linalg.eigvalsh(moved)[:4], rtol=1e-3)
     assert warm.matvecs < cold.matvecs / 2
+    start = v[:, 0].tolist()  # a list of numbers is a vector, as in SciPy
+    _, _, one = eigsh(moved, k=1, which="SA", v0=start, tol=1e-2, full_output=True)
+    assert one.matvecs <= 13  # ten of which look for what was missed
 
 
 def test_what_is_locked_is_not_found_again():
@@ -231,12 +235,38 @@ def test_a_run_that_was_stopped_goes_on(tmp_path):
     assert seen[0].matvecs > 60
     with pytest.raises(ValueError, match="is of another run: its products"):
         eigsh(np.diag(np.arange(N, dtype=np.float32) ** 1.5 + 1), k=4, which="SA", ncv=12, save=path)
+    with pytest.raises(ValueError, match="is of another run: its products"):  # as after a step of training
+        eigsh(np.diag(1.0001 * np.arange(N, dtype=np.float32) ** 1.5), k=4, which="SA", ncv=12, save=path)
     with pytest.raises(ValueError, match="is of another run: its algorithm"):
         SLOW(save=path, maxiter=7)
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
     with pytest.raises(ValueError, match="is no saved run, or is cut off"):
         SLOW(save=path)
+
+
+KILLED = """
+import sys, time
+import numpy as np
+from linops.linalg import eigsh
+A = np.diag(np.arange(200, dtype=np.float32) ** 1.5)
+def look(record):
+    print(record.matvecs, flush=True)
+    time.sleep(0.02)
+eigsh(A, k=4, which="SA", ncv=12, save=(sys.argv[1], 0), callback=look)
+"""
+
+
+def test_a_run_that_was_killed_goes_on(tmp_path):
+    """In a process of its own, which is not asked to end."""
+    path, seen = tmp_path / "run.npz", []
+    with started("-c", KILLED, str(path)) as process:
+        made = [int(process.stdout.readline()) for _ in range(6)]
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    for ours, theirs in zip(SLOW(), SLOW(save=path, callback=seen.append), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert made[-2] < seen[0].matvecs < seen[-1].matvecs
 
 
 def test_ctrl_c_hands_back_what_is_known():
@@ -279,8 +309,10 @@ def test_files_that_are_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(saving, "VERSION", 2)
     with pytest.raises(ValueError, match="is of version 1 of saved runs, expected 2"):
         run.read(state)
-    with pytest.raises(OSError, match="No such file"):
-        SavedRun(tmp_path / "nowhere" / "run.npz", {}).write(state)
+    with pytest.raises(OSError, match=r"which cannot be written .No such file .*; expected a file in a folder that is"):
+        SLOW(save=tmp_path / "nowhere" / "run.npz")
+    with pytest.raises(TypeError, match="expected a path, or a pair of one and the seconds between two files"):
+        SLOW(save=5)
 
 
 REFUSED = {
@@ -290,6 +322,8 @@ REFUSED = {
     "not an integer": ({"k": 2.5}, "expected integers, static in jit"),
     "ncv": ({"ncv": 3}, "eigsh got ncv=3 with k=6"),
     "maxiter": ({"maxiter": 0}, "eigsh got maxiter=0, expected at least 1"),
+    "tol of NumPy": ({"tol": np.float32(2)}, "eigsh got tol=2.0, expected 0 <= tol < 1"),
+    "key": ({"key": 0}, "eigsh got the key 0, expected one of JAX"),
     "tol": ({"tol": -1.0}, "expected 0 <= tol < 1, relative to each eigenvalue"),
     "mode": ({"mode": "buckling"}, "expected the mode 'normal' without Minv"),
     "sigma": ({"sigma": 0.0}, "expected both or none of them: OPinv is"),
@@ -309,6 +343,10 @@ def test_what_is_refused(name):
 def test_operators_that_are_refused():
     with pytest.raises(ValueError, match="whose matrix is not Hermitian"):
         eigsh(np.triu(np.ones((N, N), np.float32)))
+    nearly = np.float32(MATRICES["random"])
+    nearly[0, 1] += 0.3
+    with pytest.raises(ValueError, match="whose matrix is not Hermitian"):
+        eigsh(nearly)
     with pytest.raises(TypeError, match="which LAPACK has: convert its point"):
         eigsh(linops.Diagonal(jnp.ones(N, jnp.bfloat16)))
     with pytest.raises(ValueError, match="vectors to lock for"):
