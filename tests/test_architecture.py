@@ -25,6 +25,7 @@ LAYERS = [
      "linalg.operands", "linalg.problems", "linalg.runs", "linalg.lanczos", "linalg.symmetric",
      "linalg.bidiagonal", "linalg.singular", "linalg.growth", "linalg.functions", "linalg.solves",
      "linalg.shifted", "linalg.definite", "linalg.indefinite", "linalg.general",
+     "linalg.rotations", "linalg.gradients", "linalg.damped", "linalg.least_squares",
      "linalg.inverses", "sensitivity", "estimate.probes", "estimate.result", "estimate.ranges", "estimate.runs",
      "estimate.traces", "estimate.diagonals",
      "estimate.norms", "estimate.quadrature", "estimate.quadratic", "estimate.determinants", "estimate.densities",

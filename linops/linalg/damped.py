@@ -17,9 +17,7 @@ from linops.watching import watched
 def from_one_space(A, window, right, damps, bounds, rules):
     """Right-hand sides, one for each damp, guesses that should be the solutions, the rules, iterations and products."""
     given = jax.lax.stop_gradient((right.rows, damps, bounds, rules))
-    state, watch = watched(
-        _OneSpace(window), jax.lax.stop_gradient(A), given, _Glance(), A._listeners(), with_adjoint=True
-    )
+    state, _ = watched(_OneSpace(window), jax.lax.stop_gradient(A), given, _Glance(), A._listeners(), with_adjoint=True)
     count = len(damps)
     rows = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape[1:])), right.rows)
     guesses = jax.vmap(lambda x: A.domain.scale(state.size, x))(state.x)

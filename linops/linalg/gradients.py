@@ -24,7 +24,17 @@ from linops.linalg.rotations import (
     Rotations,
     Tolerances,
 )
-from linops.linalg.solves import RENEWED, RUNNING, Columns, Solver, either, linear_solution, marked_where, nonzero, solutions
+from linops.linalg.solves import (
+    RENEWED,
+    RUNNING,
+    Columns,
+    Solver,
+    either,
+    linear_solution,
+    marked_where,
+    nonzero,
+    solutions,
+)
 from linops.space import space_of
 
 CODES = {
@@ -226,7 +236,7 @@ def _is_solved(istop):
 
 
 def combined_trees(a, x, y):
-    """A x + y, of a real number and two trees."""
+    """The sum a x + y, of a real number and two trees."""
     return jax.tree.map(lambda x, y: (a * x + y).astype(y.dtype), x, y)
 
 

@@ -99,8 +99,8 @@ def lsmr(
 
     Notes
     -----
-    Where SciPy's first rule lets the norm of x count in full, an x that went astray certifies itself. Before x is called
-    a solution the norms are computed anew, with one more product with A and with its adjoint, as they are every 50
+    Where SciPy's first rule lets the norm of x count in full, an x that went astray certifies itself. Before x is
+    called a solution the norms are computed anew, with one more product with A and with its adjoint, as they are every 50
     iterations; where they are not what they were taken for, the iteration begins again with the residual. Within `jit`
     what did not converge is NaN, unless the record is asked for.
 
@@ -180,8 +180,8 @@ def _damps(A, right, damp):
             return jnp.full(rows_of(right.rows), damps), False
     if right.is_block or len(damps) == 0:
         raise ValueError(
-            f"lsmr got {len(damps)} damps with b of {rows_of(right.rows)} columns, expected some damps with one right-hand "
-            "side, or one damp: jax.vmap has all pairs"
+            f"lsmr got {len(damps)} damps with b of {rows_of(right.rows)} columns, expected some damps with one "
+            "right-hand side, or one damp: jax.vmap has all pairs"
         )
     return damps, True
 
