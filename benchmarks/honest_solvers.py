@@ -16,7 +16,6 @@ import importlib.util
 import warnings
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 import scipy.sparse.linalg
@@ -92,7 +91,12 @@ def general_systems(rng):
     yield "Jordan block", "general", 0.5 * np.eye(N) + np.eye(N, k=1), np.ones(N)
     yield "nilpotent", "general", np.eye(N, k=1), np.eye(N)[0]
     yield "Grcar", "general", sum(np.eye(N, k=k) for k in range(4)) - np.eye(N, k=-1), np.ones(N)
-    yield "Frank", "general", np.array([[N - max(i, j) if j >= i - 1 else 0 for j in range(N)] for i in range(N)]), np.ones(N)
+    yield (
+        "Frank",
+        "general",
+        np.array([[N - max(i, j) if j >= i - 1 else 0 for j in range(N)] for i in range(N)]),
+        np.ones(N),
+    )
     yield "random", "general", rng.normal(size=(N, N)), rng.normal(size=N)
     yield "zero", "general", np.zeros((N, N)), np.ones(N)
 

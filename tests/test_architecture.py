@@ -23,7 +23,7 @@ LAYERS = [
      "derivatives.mixed", "derivatives.gauss_newton", "derivatives.batched"],
     ["blas", "progress", "monitoring", "krylov", "iterate", "saving", "watching", "linalg.records",
      "linalg.operands", "linalg.problems", "linalg.runs", "linalg.lanczos", "linalg.symmetric",
-     "linalg.bidiagonal", "linalg.singular", "linalg.growth", "linalg.functions", "linalg.solves",
+     "linalg.bidiagonal", "linalg.singular", "linalg.growth", "linalg.functions", "linalg.systems", "linalg.solves",
      "linalg.shifted", "linalg.definite", "linalg.indefinite", "linalg.general",
      "linalg.rotations", "linalg.gradients", "linalg.damped", "linalg.least_squares",
      "linalg.inverses", "sensitivity", "estimate.probes", "estimate.result", "estimate.ranges", "estimate.runs",

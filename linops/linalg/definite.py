@@ -19,20 +19,8 @@ from linops.linalg.records import (
     ROUNDING,
 )
 from linops.linalg.shifted import from_one_space
-from linops.linalg.solves import (
-    RENEWED,
-    RUNNING,
-    Right,
-    Solver,
-    Told,
-    combined,
-    either,
-    info_of,
-    limits,
-    preconditioned,
-    solve,
-    square_system,
-)
+from linops.linalg.solves import RENEWED, RUNNING, Solver, Told, combined, either, info_of, preconditioned, solve
+from linops.linalg.systems import Right, limits, square_system
 from linops.precision import real_dtype
 from linops.products import is_traced
 

@@ -14,7 +14,8 @@ from linops.krylov import rows_of
 from linops.linalg.damped import from_one_space
 from linops.linalg.gradients import Damped, MinimalGradients, Rules
 from linops.linalg.operands import as_operator
-from linops.linalg.solves import Right, either, limits, require_dtype, require_not_negative, solve
+from linops.linalg.solves import either, solve
+from linops.linalg.systems import Right, limits, require_dtype, require_not_negative
 from linops.precision import real_dtype
 from linops.products import is_traced
 from linops.space import Space
@@ -100,9 +101,9 @@ def lsmr(
     Notes
     -----
     Where SciPy's first rule lets the norm of x count in full, an x that went astray certifies itself. Before x is
-    called a solution the norms are computed anew, with one more product with A and with its adjoint, as they are every 50
-    iterations; where they are not what they were taken for, the iteration begins again with the residual. Within `jit`
-    what did not converge is NaN, unless the record is asked for.
+    called a solution the norms are computed anew, with one more product with A and with its adjoint, as they are every
+    50 iterations; where they are not what they were taken for, the iteration begins again with the residual. Within
+    `jit` what did not converge is NaN, unless the record is asked for.
 
     x, normr and normx are differentiable in A, b, damp and x0, for an A of full rank or a damp that is not zero, by
     solves with A and with its adjoint; in reverse mode what rank is missing makes them NaN. Sources: Fong and Saunders,
