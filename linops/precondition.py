@@ -119,8 +119,8 @@ def deflation(w, V):
     `linops.linalg.eigsh` returns. Where w are the largest eigenvalues, the condition number is that of the others.
 
     >>> w, V = linops.linalg.eigsh(linops.Diagonal(jnp.array([1.0, 2.0, 100.0])), k=2)
-    >>> linops.precondition.deflation(w, V).toarray().round(4).diagonal().tolist()
-    [1.0, 1.0, 0.02]
+    >>> np.allclose(linops.precondition.deflation(w, V).toarray().diagonal(), [1, 1, 0.02])
+    True
     """
     if not is_traced(w) and not bool(jnp.all(jnp.asarray(w) > 0)):
         raise ValueError(f"deflation got eigenvalues {np.asarray(w)}, expected positive ones")

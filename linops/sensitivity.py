@@ -80,8 +80,8 @@ class Sensitivity(Operator):
         ...     x = jnp.sqrt(jax.lax.stop_gradient(p))  # by any solver
         ...     S = linops.Sensitivity(lambda x, p: x**2 - p, x, jax.lax.stop_gradient(p))
         ...     return jnp.sum(S.solution(p))
-        >>> jax.grad(loss)(jnp.array([4.0, 16.0])).tolist()
-        [0.25, 0.125]
+        >>> np.allclose(jax.grad(loss)(jnp.array([4.0, 16.0])), [0.25, 0.125])
+        True
         """
         moved = jax.tree.map(lambda p: p - jax.lax.stop_gradient(p), p)
         return self.codomain.add(self.x, self.mv(moved))

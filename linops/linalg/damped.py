@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from linops.krylov import empty, orthogonalized, with_row, zeros_like
-from linops.linalg.gradients import combined_trees, unit
+from linops.krylov import empty, with_row, zeros_like
+from linops.linalg.gradients import combined_trees, orthogonalized, unit
 from linops.linalg.records import CONVERGED, STOPPED, Record
 from linops.linalg.rotations import CONDITION, GOES_ON, TIME, Rotations, Tolerances
-from linops.linalg.solves import Right, either, nonzero
+from linops.linalg.solves import either, nonzero
+from linops.linalg.systems import Right
 from linops.watching import watched
 
 
@@ -68,7 +69,7 @@ class _OneSpace:
     def step(self, A, s):
         u, beta = unit(A.codomain, combined_trees(-s.alpha, s.u, A._mv(s.v)))
         v = combined_trees(-beta, s.v, A.H._mv(u))
-        v = orthogonalized(A.domain, s.recent, v)[0] if self.window else v
+        v = orthogonalized(A.domain, s.recent, v)
         v, alpha = unit(A.domain, v)
         iterations = s.iterations + 1
 

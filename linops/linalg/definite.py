@@ -19,20 +19,8 @@ from linops.linalg.records import (
     ROUNDING,
 )
 from linops.linalg.shifted import from_one_space
-from linops.linalg.solves import (
-    RENEWED,
-    RUNNING,
-    Right,
-    Solver,
-    Told,
-    combined,
-    either,
-    info_of,
-    limits,
-    preconditioned,
-    solve,
-    square_system,
-)
+from linops.linalg.solves import RENEWED, RUNNING, Solver, Told, combined, either, info_of, preconditioned, solve
+from linops.linalg.systems import Right, limits, square_system
 from linops.precision import real_dtype
 from linops.products import is_traced
 
@@ -114,8 +102,8 @@ def cg(
     --------
     >>> from linops.linalg import cg
     >>> x, info = cg(linops.Diagonal(np.array([1.0, 2.0, 4.0], np.float32)), np.ones(3, np.float32))
-    >>> x.tolist(), info
-    ([1.0, 0.5, 0.25], 0)
+    >>> np.allclose(x, [1, 0.5, 0.25]), info
+    (True, 0)
     """
     A, M = operators = square_system("cg", A, M, space)
     bounds = limits("cg", A, rtol, atol, 10 * A.shape[0] if maxiter is None else maxiter)

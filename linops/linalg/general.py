@@ -17,19 +17,8 @@ from linops.krylov import (
     zeros_like,
 )
 from linops.linalg.records import CONVERGED, LIMIT, NOT_FINITE, ROUNDING, STAGNATED
-from linops.linalg.solves import (
-    RUNNING,
-    Right,
-    Solver,
-    Told,
-    either,
-    info_of,
-    limits,
-    nonzero,
-    preconditioned,
-    solve,
-    square_system,
-)
+from linops.linalg.solves import RUNNING, Solver, Told, either, info_of, nonzero, preconditioned, solve
+from linops.linalg.systems import Right, limits, square_system
 from linops.space import combination
 
 RESTART = 20  # vectors of the Krylov space, by default, as in SciPy

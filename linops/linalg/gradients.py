@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from linops.algebra.operator import Conjugate, Operator
-from linops.krylov import empty, orthogonalized, with_row, zeros_like
+from linops.krylov import empty, with_row, zeros_like
 from linops.linalg.records import CONVERGED, ILL_CONDITIONED, LIMIT, NOT_FINITE, ROUNDING
 from linops.linalg.rotations import (
     BEGINNING,
@@ -35,7 +35,7 @@ from linops.linalg.solves import (
     nonzero,
     solutions,
 )
-from linops.space import space_of
+from linops.space import combination, inner_products, space_of
 
 CODES = {
     **dict.fromkeys((BEGINNING, SOLVED, LEAST, SOLVED_AT_BEST, LEAST_AT_BEST), CONVERGED),
@@ -126,7 +126,7 @@ class MinimalGradients(Solver):
         u, beta = unit(A.codomain, either(s.checks, residual, combined_trees(-s.rotations.alpha, s.u, forward)))
         back = A.H._mv(u)
         v = combined_trees(-beta, s.v, back)
-        v = orthogonalized(A.domain, s.recent, v)[0] if self.window else v
+        v = orthogonalized(A.domain, s.recent, v)
         v, alpha = unit(A.domain, either(s.checks, back, v))
         after = either(s.checks, self._checked(A, s, u, v, alpha, beta), self._stepped(A, s, u, v, alpha, beta))
         return after._replace(matvecs=s.matvecs + 2)
@@ -236,8 +236,15 @@ def _is_solved(istop):
 
 
 def combined_trees(a, x, y):
-    """A x + y, of a real number and two trees."""
+    """The sum a x + y, of a real number and two trees."""
     return jax.tree.map(lambda x, y: (a * x + y).astype(y.dtype), x, y)
+
+
+def orthogonalized(space, recent, v):
+    """What v has beyond the span of recent vectors, rows of a basis; v where none are kept."""
+    if recent is None:
+        return v
+    return jax.tree.map(jnp.subtract, v, combination(recent, inner_products(space, recent, v)))
 
 
 def unit(space, v):

@@ -22,18 +22,16 @@ from linops.linalg.records import (
 from linops.linalg.solves import (
     RENEWED,
     RUNNING,
-    Right,
     Solver,
     Told,
     combined,
     either,
     info_of,
-    limits,
     nonzero,
     preconditioned,
     solve,
-    square_system,
 )
+from linops.linalg.systems import Right, limits, square_system
 from linops.precision import real_dtype
 from linops.products import is_traced
 

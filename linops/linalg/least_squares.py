@@ -14,7 +14,8 @@ from linops.krylov import rows_of
 from linops.linalg.damped import from_one_space
 from linops.linalg.gradients import Damped, MinimalGradients, Rules
 from linops.linalg.operands import as_operator
-from linops.linalg.solves import Right, either, limits, require_dtype, require_not_negative, solve
+from linops.linalg.solves import either, solve
+from linops.linalg.systems import Right, limits, require_dtype, require_not_negative
 from linops.precision import real_dtype
 from linops.products import is_traced
 from linops.space import Space

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from linops.linalg.records import CONVERGED, LIMIT, STOPPED, Record
-from linops.linalg.solves import RUNNING, Right, combined
+from linops.linalg.solves import RUNNING, combined
+from linops.linalg.systems import Right
 from linops.watching import watched
 
 
