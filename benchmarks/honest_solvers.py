@@ -2,9 +2,9 @@
 
     python benchmarks/honest_solvers.py [--systems WORDS] [--worst]
 
-Ill-conditioned, singular, indefinite, badly scaled and non-normal systems, and least-squares problems, each with right-hand
-sides in and out of the range. A success is false where the residual, recomputed in float64, misses the tolerance that
-was asked for: that of A x = b, and for solvers of least squares ‖b - A x‖ <= (atol + btol) ‖b‖ or
+Ill-conditioned, singular, indefinite, badly scaled and non-normal systems, and least-squares problems, each with
+right-hand sides in and out of the range. A success is false where the residual, recomputed in float64, misses the
+tolerance that was asked for: that of A x = b, and for solvers of least squares ‖b - A x‖ <= (atol + btol) ‖b‖ or
 ‖Aᵀ (b - A x)‖ <= atol ‖A‖ ‖b - A x‖, the norm of A that of Frobenius. A solver without a status, as those of jax.scipy
 are, says success with whatever is finite. Peers that are not installed are left out.
 """

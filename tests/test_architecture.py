@@ -89,7 +89,13 @@ def _below(other, module):
 
 def test_the_core_imports_only_the_card():
     card = {"linops", "jax", "numpy", "scipy"}
-    optional = {"matplotlib", "sklearn", "threadpoolctl", "tqdm"}  # which are done without where they are not installed
+    optional = {
+        "lineax",
+        "matplotlib",
+        "sklearn",
+        "threadpoolctl",
+        "tqdm",
+    }  # which are done without where they are not installed
     used = {name.split(".")[0] for path in MODULES.values() for name in imports(path)}
     assert used <= card | optional | sys.stdlib_module_names
 

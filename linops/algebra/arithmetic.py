@@ -82,14 +82,12 @@ class Arithmetic(LinearMap):
 
     def __truediv__(self, other):
         if not is_scalar(other):
-            raise ValueError(f"{self!r} / {other!r}: expected a scalar; to solve a system, use scipy.sparse.linalg")
+            raise ValueError(f"{self!r} / {other!r}: expected a scalar; to solve a system, use linops.inverse")
         return self._scaled(reciprocal(other))
 
     def __pow__(self, power):
         if not isinstance(power, numbers.Integral) or power < 0:
-            raise ValueError(
-                f"{self!r} ** {power!r}: expected an integer power >= 0; for inverses, use scipy.sparse.linalg"
-            )
+            raise ValueError(f"{self!r} ** {power!r}: expected an integer power >= 0; for inverses, use linops.inverse")
         if self.shape[0] != self.shape[1]:
             raise ValueError(f"{self!r} ** {power}: expected a square operator")
         return self._power(int(power))

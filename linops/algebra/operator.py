@@ -73,6 +73,20 @@ class Operator(Arithmetic):
         """Aᴴ, the conjugate of Aᵀ."""
         return self if self._equals_adjoint else Conjugate.of(self.T)
 
+    def to_lineax(self):
+        """The same as a `lineax.FunctionLinearOperator` on pytrees, with its claims as tags; lineax has to be installed.
+
+        `A.mv` by itself is the callable that matfree, optimistix and jax.scipy take.
+        """
+        import lineax
+
+        claims = {
+            lineax.symmetric_tag: self._equals_adjoint,
+            lineax.positive_semidefinite_tag: self.positive_semidefinite,
+        }
+        tags = frozenset(tag for tag, is_claimed in claims.items() if is_claimed)
+        return lineax.FunctionLinearOperator(self.linearize().mv, self.domain.struct, frozenset(tags))
+
     T = property(transpose)
     H = property(adjoint)
     _transpose = transpose
