@@ -74,7 +74,7 @@ class Operator(Arithmetic):
         return self if self._equals_adjoint else Conjugate.of(self.T)
 
     def to_lineax(self):
-        """The same as a `lineax.FunctionLinearOperator` on pytrees, with its claims as tags; lineax has to be installed.
+        """The same as a `lineax.FunctionLinearOperator` on pytrees, with its claims as tags, where lineax is installed.
 
         `A.mv` by itself is the callable that matfree, optimistix and jax.scipy take.
         """
