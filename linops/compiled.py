@@ -25,6 +25,13 @@ class Compiled(Door):
         self._flat = Flat(operator, self.scope)
         self._aligned = None  # from the first large vector on: memory for a copy of one, while no product uses it
 
+    def rebound(self, leaves):
+        """The door of another operator, given by its leaves, arrays of the same types: nothing is looked up."""
+        door = object.__new__(Compiled)
+        vars(door).update(vars(self), _flat=self._flat.rebound(leaves))
+        vars(door).pop("_multiply", None)
+        return door
+
     @functools.cached_property
     def _multiply(self):
         """The compiled product with a vector, bound to the operator's arrays: [a vector, or one leaf in its shape]."""

@@ -34,13 +34,13 @@ class Map(Node):
     realified: Space | None = static()
 
     @classmethod
-    def trace(cls, f, x, args=(), *, realify=False):
+    def trace(cls, f, x, args=(), *, realify=False, what="f"):
         """Trace f at a point that a user gives; `realify` asks for pairs wherever there are complex numbers."""
         refuse_point(x)
         paths, treedef = jax.tree_util.tree_flatten_with_path(x)
         with SaidTogether():
             x = treedef.unflatten([to_device(leaf, f"x{jax.tree_util.keystr(path)}") for path, leaf in paths])
-        function, x, realified = trace_linear(f, x, space_of(x, "x"), args, realify=realify)
+        function, x, realified = trace_linear(f, x, space_of(x, "x"), args, what, realify)
         return cls._make(function=function, x=apart(x, function), realified=realified)
 
     origin = property(lambda self: self.function.origin)
@@ -88,11 +88,15 @@ class Map(Node):
             leaves = place(jax.tree.leaves(w), jax.tree.leaves(self.function.values))
             return jax.vjp(self.function, self.x)[1](self.values.treedef.unflatten(leaves))[0]
 
-    def gradient(self, x, weights=None):
-        """The gradient at x of the sum of all values, or of their weighted sum."""
+    def value_and_gradient(self, x, weights=None):
+        """The values at x, and the gradient of the sum of them all, or of their weighted sum."""
         with differentiating("reverse", self.origin):
             value, pull = jax.vjp(self.function, x)
-            return pull(jax.tree.map(jnp.ones_like, value) if weights is None else weights)[0]
+            return value, pull(jax.tree.map(jnp.ones_like, value) if weights is None else weights)[0]
+
+    def gradient(self, x, weights=None):
+        """The gradient at x of the sum of all values, or of their weighted sum."""
+        return self.value_and_gradient(x, weights)[1]
 
     def linearize(self, f, domain, codomain, like):
         """The derivative at x of a function that is computed with it, with values of the types `like`, linearized."""

@@ -57,6 +57,13 @@ class Flat:
         self.scope = scope
         self.cache = _cache_of(tree, self.treedef)
 
+    def rebound(self, leaves):
+        """The same of another tree, given by its leaves, arrays of the same types: nothing is looked up."""
+        other = object.__new__(Flat)
+        leaves = dict(zip(reversed(self.index), reversed(leaves), strict=True))
+        vars(other).update(vars(self), leaves=tuple(leaves[i] for i in range(len(leaves))))
+        return other
+
     def stage(self, function, *arguments):
         """`function(tree, *arguments)`, traced and ready to be compiled, for arguments of these types."""
         with self.scope.entered():
@@ -76,13 +83,19 @@ class Flat:
 
     def finish(self, staged, *arguments):
         """What is staged, of arguments: arrays, or types where the tree is one of types."""
+        return staged.out_tree.unflatten(self.leaves_of(staged, *arguments))
+
+    def leaves_of(self, staged, *arguments):
+        """The leaves of the same."""
         inputs = (*staged.consts, *self.leaves, *arguments)
         if self.of_types:
             outputs = staged.types
+        elif self.scope.is_entered:
+            outputs = staged.run(*inputs)
         else:
             with self.scope.entered():
                 outputs = staged.run(*inputs)
-        return staged.out_tree.unflatten([(inputs if passed else outputs)[i] for passed, i in staged.sources])
+        return [(inputs if passed else outputs)[i] for passed, i in staged.sources]
 
 
 _run_once = set()

@@ -1,0 +1,83 @@
+"""Constraints whose functions are JAX functions of a tree, as SciPy takes them: of vectors, with exact derivatives."""
+
+import jax
+import numpy as np
+import scipy.sparse
+from scipy.optimize import LinearConstraint, NonlinearConstraint
+
+from linops.arrays import brief
+from linops.derivatives.hessian import Hessian
+from linops.derivatives.jacobian import Jacobian
+from linops.derivatives.map import Map
+from linops.optimize.points import Evaluated, Moving, values, values_and_matrix, weighted
+from linops.optimize.vectors import Vectors
+
+
+def for_vectors(constraints, x0, vectors):
+    """The list of constraints as SciPy takes them, of those that a user gives for trees like x0."""
+    if isinstance(constraints, LinearConstraint | NonlinearConstraint | dict):
+        constraints = [constraints]
+    return [_for_vectors(constraint, x0, vectors) for constraint in constraints]
+
+
+def _for_vectors(constraint, x0, vectors):
+    if isinstance(constraint, LinearConstraint):
+        columns = (constraint.A if scipy.sparse.issparse(constraint.A) else np.atleast_2d(constraint.A)).shape[-1]
+        if columns != vectors.space.size:
+            raise ValueError(
+                f"got a LinearConstraint with {columns} columns, expected {vectors.space.size}, one for each entry of "
+                "the vector of x0"
+            )
+        return constraint
+    if isinstance(constraint, dict):
+        kind = constraint.get("type")
+        if kind not in ("eq", "ineq") or "fun" not in constraint:
+            raise ValueError(
+                f"got a constraint {brief(constraint)}, expected a dict with 'fun' and 'type', which is 'eq' or 'ineq'"
+            )
+        upper = 0.0 if kind == "eq" else np.inf
+        return _Constraint(constraint["fun"], x0, constraint.get("args", ())).between(0.0, upper, False)
+    if isinstance(constraint, NonlinearConstraint):
+        made = _Constraint(constraint.fun, x0, ())
+        return made.between(constraint.lb, constraint.ub, constraint.keep_feasible)
+    raise TypeError(
+        f"got a constraint {brief(constraint)}, expected scipy.optimize's LinearConstraint or NonlinearConstraint, or a "
+        "dict with 'type' and 'fun'"
+    )
+
+
+class _Constraint:
+    """A function of a tree: its values at a vector, its dense Jacobian, and the Hessian of their weighted sum."""
+
+    def __init__(self, fun, x0, args):
+        traced = Map.trace(fun, x0, args, realify=True, what="the function of a constraint")
+        self.points = Vectors.like(x0, traced.points)
+        self.values = Vectors(traced.values, ())
+        zeros = jax.tree.map(np.zeros_like, traced.values.struct)
+        options = {"map": traced, "keep": None, "check_finite": True}
+        size, count = ((space.size, space.dtype) for space in (traced.points, traced.values))
+        jacobian = Jacobian._make(extended=False, **options)
+        self._values = Evaluated(values, jacobian, size)
+        self._matrix = Evaluated(values_and_matrix, jacobian, size)
+        self._hessian = Moving(weighted, Hessian._make(weights=zeros, **options), size, count)
+
+    def between(self, lower, upper, keep_feasible):
+        """The constraint that the values are between these bounds, which may be trees like the values."""
+        lower, upper = (
+            bound if np.ndim(bound) == 0 and np.isreal(bound) else self.values.bound(bound, what, None)
+            for bound, what in [(lower, "lower"), (upper, "upper")]
+        )
+        return NonlinearConstraint(self.fun, lower, upper, jac=self.jac, hess=self.hess, keep_feasible=keep_feasible)
+
+    def fun(self, x):
+        return np.array(self._values(self._point(x))[0], float)
+
+    def jac(self, x):
+        return np.array(self._matrix(self._point(x))[1], float)
+
+    def hess(self, x, v):
+        weights = np.frombuffer(self.values.narrowed(v), self.values.space.dtype)
+        return self._hessian(self._point(x), weights)[1].operator
+
+    def _point(self, x):
+        return np.frombuffer(self.points.narrowed(x), self.points.space.dtype)

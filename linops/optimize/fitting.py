@@ -1,0 +1,200 @@
+"""SciPy's nonlinear least squares on trees, with errors of the parameters."""
+
+import numbers
+
+import numpy as np
+import scipy.optimize
+
+from linops.budget import memory_budget
+from linops.optimize.limits import ROUNDINGS, eps, is_at_rest, projected
+from linops.optimize.residuals import Residuals
+from linops.optimize.uncertainty import MOST_PARAMETERS, Fit, root_of_jacobian
+
+DENSE_OPERATIONS = 1e9  # of a factorization, up to which the dense Jacobian is taken
+DENSE_SHARE = 1 / 16  # of memory, for a dense Jacobian
+COLUMNS = 64  # of a block of the identity
+
+
+def least_squares(
+    fun,
+    x0,
+    args=(),
+    *,
+    bounds=None,
+    method="trf",
+    ftol="auto",
+    xtol="auto",
+    gtol="auto",
+    x_scale=None,
+    loss="linear",
+    f_scale=1.0,
+    max_nfev=None,
+    tr_solver=None,
+    tr_options=None,
+    verbose=0,
+    callback=None,
+    absolute_sigma=False,
+):
+    """Minimize half the sum of squares of fun(x) by `scipy.optimize.least_squares`, with exact Jacobian products.
+
+    Parameters
+    ----------
+    fun : callable
+        `fun(x, *args)`, a JAX function from a tree to a tree of residuals; of complex ones the squared absolute values
+        are summed.
+    x0, args
+        As for `Objective`.
+    bounds : optional
+        A pair (lower, upper), each a number, None or a tree like x0; or SciPy's `Bounds` for the vector.
+    method : {"trf", "dogbox", "lm"}
+    ftol, xtol, gtol : float or None
+        As SciPy has them. "auto" is SciPy's 1e-8 for all three, and what the dtype resolves in less than double precision.
+    x_scale : optional
+        As SciPy has it, or a tree like x0. "jac" works also where the Jacobian is not formed: the scale then is the
+        inverse of the exact norms of its columns at x0, and stays that.
+    tr_solver : {"exact", "lsmr"}, optional
+        "exact" forms the Jacobian, "lsmr" multiplies by it. By default it is formed where it is small enough for its
+        factorization to take no more than some 1e9 operations.
+    loss, f_scale, max_nfev, tr_options, verbose
+        As SciPy has them.
+    callback : callable
+        `callback(x)` or `callback(intermediate_result)`, with a tree x.
+    absolute_sigma : bool
+        Whether residuals are in units of their standard deviations, as in `scipy.optimize.curve_fit`. Otherwise their
+        variance is estimated, from the sum of squares and the degrees of freedom.
+
+    Returns
+    -------
+    linops.optimize.Fit
+        SciPy's `OptimizeResult`: `x`, `grad` and `active_mask` trees like x0, `fun` one like fun(x), `jac` the
+        `linops.Jacobian` at x. `success` asks, beyond SciPy's rule that made it stop, that the linear model at x, computed
+        anew, promises no decrease beyond the tolerance, or beyond rounding. `covariance` and `standard_errors` are those
+        of the parameters, s² (JᵀJ)⁻¹, by QR of the dense Jacobian; for a robust loss of SciPy's modified one, as in `curve_fit`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `Objective` does, for residuals.
+
+    Notes
+    -----
+    Source: Bates and Watts, Nonlinear Regression Analysis and Its Applications (1988), for errors and the last check.
+
+    Examples
+    --------
+    >>> t = jnp.linspace(0.0, 3.0, 20)
+    >>> y = 2 * jnp.exp(-0.7 * t) + 0.01 * jnp.cos(9 * t)
+    >>> fit = least_squares(lambda p: p["a"] * jnp.exp(-p["k"] * t) - y, {"a": 1.0, "k": 1.0})
+    >>> fit.success, round(float(fit.x["k"]), 2), bool(fit.standard_errors["k"] < 0.01)
+    (True, 0.7, True)
+    """
+    residuals = Residuals(fun, x0, args, "least_squares")
+    vectors, unit = residuals.vectors, eps(residuals.jacobian.dtype)
+    tolerances = _tolerances({"ftol": ftol, "xtol": xtol, "gtol": gtol}, unit)
+    bounds = vectors.bounds(bounds, pairs=False) or scipy.optimize.Bounds(*np.full((2, residuals.x0.size), [[-np.inf], [np.inf]]))
+    is_dense = _is_dense(residuals, method, tr_solver)
+    start = residuals.x0.astype(float)
+    found = scipy.optimize.least_squares(
+        residuals.fun,
+        start,
+        jac=residuals.matrix if is_dense else residuals.jac,
+        bounds=bounds,
+        method=method,
+        x_scale=_scale(x_scale, residuals, is_dense, start),
+        loss=loss,
+        f_scale=f_scale,
+        max_nfev=max_nfev,
+        tr_solver=tr_solver,
+        tr_options=tr_options,
+        verbose=verbose,
+        callback=vectors.callback(callback),
+        **tolerances,
+    )
+    return _judged(found, residuals, bounds, tolerances, unit, absolute_sigma)
+
+
+def _tolerances(given, unit):
+    fine = max(1e-8, ROUNDINGS * unit)
+    return {name: (fine if name != "gtol" else 1e-8) if value == "auto" else value for name, value in given.items()}
+
+
+def _is_dense(residuals, method, tr_solver):
+    """Whether SciPy gets the dense Jacobian."""
+    if method == "lm" or tr_solver is not None:
+        return tr_solver != "lsmr"
+    rows, columns = residuals.jacobian.shape
+    fits = 8 * rows * columns <= memory_budget(DENSE_SHARE)
+    return fits and rows * columns * min(rows, columns) <= DENSE_OPERATIONS
+
+
+def _scale(scale, residuals, is_dense, start):
+    """The scale of parameters, as SciPy takes it."""
+    if scale is None or (isinstance(scale, str) and (scale != "jac" or is_dense)):
+        return scale
+    if isinstance(scale, str):
+        norms = _column_norms(residuals.jac(start))
+        return 1 / np.where(norms > 0, norms, 1)
+    return scale if isinstance(scale, numbers.Real) else residuals.vectors.bound(scale, "x_scale as", None)
+
+
+def _column_norms(J):
+    """The exact norms of the columns, from products with the identity of the shorter side, in blocks."""
+    rows, columns = J.shape
+    squares = np.zeros(columns)
+    for start in range(0, min(rows, columns), COLUMNS):
+        count = min(COLUMNS, min(rows, columns) - start)
+        block = np.eye(min(rows, columns), count, -start, dtype=J.dtype)
+        if rows < columns:
+            squares += np.sum(J.T.matmat(block).astype(float) ** 2, axis=1)
+        else:
+            squares[start : start + count] = np.sum(J.matmat(block).astype(float) ** 2, axis=0)
+    return np.sqrt(squares)
+
+
+def _judged(found, residuals, bounds, tolerances, unit, absolute_sigma):
+    """SciPy's result as trees; whether it is a success follows from what is computed at x."""
+    vectors, x = residuals.vectors, np.asarray(found.x, float)
+    jacobian, gradient, held = found.jac, np.asarray(found.grad, float), found.active_mask != 0
+    variance = 1.0 if absolute_sigma else (2 * found.cost, found.fun.size - np.sum(~held))
+    optimality = float(np.abs(projected(gradient, x, bounds)).max(initial=0))
+    if found.success and optimality > (tolerances["gtol"] or 0):
+        limit = max(ROUNDINGS * (tolerances["ftol"] or 0), ROUNDINGS * unit) * found.cost
+        free = ~held
+
+        def product(v):
+            return jacobian.T @ (jacobian @ (v * free)) * free
+
+        found.success = is_at_rest(gradient * free, product, x * free, unit, limit)
+        if not found.success:
+            found.message += (
+                f" But the linear model promises to reduce the cost by more than {limit:.3g} at x, which is no minimum."
+            )
+    found.update(
+        x=vectors.tree(x),
+        grad=vectors.tree(gradient),
+        fun=residuals.of_values.tree(found.fun),
+        jac=residuals.jac(x),
+        active_mask=vectors.tree(found.active_mask, found.active_mask.dtype),
+        optimality=optimality,
+    )
+    return Fit.of(found, vectors, lambda: (_root(jacobian, variance, held, unit, vectors.space), held))
+
+
+def _root(jacobian, variance, held, unit, space):
+    """A square root of the covariance."""
+    rows, columns = jacobian.shape
+    if columns > MOST_PARAMETERS or 8 * rows * columns > memory_budget(DENSE_SHARE):
+        raise MemoryError(
+            f"got a Jacobian of shape {rows, columns}, expected one that fits a {DENSE_SHARE:.3g} of memory with at most "
+            f"{MOST_PARAMETERS} parameters, for a covariance by its factorization"
+        )
+    if isinstance(variance, tuple):
+        cost, freedom = variance
+        if freedom <= 0:
+            raise np.linalg.LinAlgError(
+                f"got {rows} residuals for {np.sum(~held)} parameters, expected more residuals, from which to estimate "
+                "their variance: pass absolute_sigma=True where they are in units of their standard deviations"
+            )
+        variance = cost / freedom
+    J = jacobian if isinstance(jacobian, np.ndarray) else jacobian @ np.eye(columns)
+    return root_of_jacobian(J, variance, held, unit, space)

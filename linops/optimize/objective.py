@@ -1,0 +1,155 @@
+"""A JAX function of a tree, as SciPy's optimizers take functions: of vectors, with its derivatives."""
+
+import math
+
+import numpy as np
+
+from linops.derivatives.hessian import Hessian, require_scalar
+from linops.derivatives.map import Map
+from linops.optimize.constraints import for_vectors
+from linops.optimize.points import Evaluated, Moving, second_order, value_and_gradient
+from linops.optimize.vectors import Vectors
+from linops.realify import any_complex
+
+
+class Objective:
+    """A scalar function of a tree for `scipy.optimize` called by hand: flat NumPy vectors outside, JAX inside.
+
+        objective = linops.optimize.Objective(fun, x0)
+        scipy.optimize.minimize(objective.fun, objective.x0, jac=objective.jac, hess=objective.hess, method="trust-ncg")
+
+    At a new point value and gradient come from one compiled call, and from the first Hessian on its linearization too.
+    Points are compared by value, and the last two are remembered: what is asked for again is not computed again.
+    Nothing is compiled at another point, or for a second objective of the same program.
+
+    Parameters
+    ----------
+    fun : callable
+        `fun(x, *args)`, a JAX function from a tree to a real scalar.
+    x0 : pytree of arrays
+        Of real or complex numbers; the vector of complex ones is [Re x, Im x].
+    args : tuple
+        Further arguments of fun, of which arrays and floats are data.
+    constraints : LinearConstraint, NonlinearConstraint, dict, or a sequence of these
+        As SciPy has them, but with JAX functions of the tree. Derivatives that they bring are not used. The matrix of a
+        `LinearConstraint` multiplies the vector of x. The bounds of a `NonlinearConstraint` may be trees like its values.
+    bounds : optional
+        A pair (lower, upper), each a number, None or a tree like x0; or SciPy's `Bounds` for the vector.
+
+    Attributes
+    ----------
+    fun, jac, hess, hessp : methods
+        The value, a float, NaN being read as infinity, to which no solver steps; the gradient, a vector; the Hessian, a
+        `linops.Hessian` at that point; and its product with a vector.
+    x0 : ndarray
+        The vector of x0, in the dtype that is computed in. SciPy's own arithmetic is in that of the vector it gets.
+    constraints : list
+        For SciPy: each a `LinearConstraint`, or a `NonlinearConstraint` with `jac(x)`, dense, and `hess(x, v)`, the
+        Hessian of v . c(x) as an operator.
+    bounds : scipy.optimize.Bounds or None
+
+    Raises
+    ------
+    TypeError
+        Where x0 is not of floating point, or fun is not a real scalar.
+    ValueError
+        Where bounds are not like x0, and, when it is asked for, where fun or its gradient is not finite at x0.
+
+    Examples
+    --------
+    >>> import scipy.optimize
+    >>> rosenbrock = lambda x: (1 - x["a"]) ** 2 + 100.0 * (x["b"] - x["a"] ** 2) ** 2
+    >>> f = Objective(rosenbrock, {"a": np.float32(-1), "b": np.float32(1)})
+    >>> found = scipy.optimize.minimize(f.fun, f.x0, jac=f.jac, hess=f.hess, method="Newton-CG")
+    >>> bool(np.allclose(f.tree(found.x)["b"], 1.0, atol=1e-2))
+    True
+    """
+
+    def __init__(self, fun, x0, args=(), constraints=(), bounds=None):
+        traced = Map.trace(fun, x0, args, realify=True, what="fun")
+        if any_complex(traced.function.codomain) or traced.function.codomain.paired:
+            raise TypeError(
+                "Objective got fun with complex values, expected a real scalar; take the real part, or the absolute value"
+            )
+        require_scalar(traced.function, "fun", "Objective", "for residuals use linops.optimize.least_squares")
+        hessian = Hessian._make(map=traced, weights=None, keep=None, check_finite=True)
+        self.vectors = Vectors.like(x0, traced.points)
+        self.x0 = self.vectors.vector(traced.x)
+        size = (traced.points.size, traced.points.dtype)
+        self._first = Evaluated(value_and_gradient, hessian, size)
+        self._second = Moving(second_order, hessian, size)
+        self._linearizes = False  # from the first Hessian on
+        self._points = []
+        self.bounds = self.vectors.bounds(bounds, pairs=True)
+        self.constraints = for_vectors(constraints, x0, self.vectors)
+
+    def fun(self, x):
+        """The value at a vector x, a float."""
+        return self._at(x).value
+
+    def jac(self, x):
+        """The gradient at a vector x, a new vector."""
+        return self._at(x).gradient.copy()
+
+    def hess(self, x):
+        """The Hessian at a vector x, an operator."""
+        return self._at(x, linearizes=True).hessian.operator
+
+    def hessp(self, x, v):
+        """The product of the Hessian at a vector x with a vector v."""
+        return self._at(x, linearizes=True).hessian.door.matvec(np.asarray(v))
+
+    def tree(self, vector):
+        """A vector as a tree like x0."""
+        return self.vectors.tree(vector)
+
+    def _at(self, x, linearizes=False):
+        """What is known at a point; what is not is computed."""
+        key = self.vectors.narrowed(x)
+        point = self._points[-1] if self._points else None
+        if point is not None and point.key == key and (point.hessian is not None or not linearizes):
+            return point
+        point = self._found(key)
+        self._linearizes = self._linearizes or linearizes
+        if point is None:
+            point = _Point(key, self.vectors.space)
+            self._points = [*self._points[-1:], point]
+        is_new = point.value is None
+        if point.hessian is None and (linearizes or (is_new and self._linearizes)):
+            (value, gradient), point.hessian = self._second(point.vector)
+        elif is_new:
+            value, gradient = self._first(point.vector)
+        if is_new:  # of two programs that round differently, what came first
+            point.value, point.gradient = _without_nan(float(value)), np.asarray(gradient)
+            if key == self.x0.tobytes():
+                self._require_finite(point)
+        return point
+
+    def _found(self, key):
+        for i, point in enumerate(self._points):
+            if point.key == key:
+                self._points.append(self._points.pop(i))
+                return point
+        return None
+
+    def _require_finite(self, point):
+        wrong = np.flatnonzero(~np.isfinite(point.gradient))
+        if np.isfinite(point.value) and not wrong.size:
+            return
+        where = f"its gradient at x0{self.vectors.space.locate(int(wrong[0]))}" if wrong.size else "it"
+        raise ValueError(
+            f"fun is {point.value} at x0 and {where} is not finite, expected finite numbers to start from: choose "
+            "another x0, or look at fun near it (jax.config.jax_debug_nans shows where)"
+        )
+
+
+class _Point:
+    """What is known of a point; its vector is not shared with anyone."""
+
+    def __init__(self, key, space):
+        self.key, self.vector = key, np.frombuffer(key, space.dtype)
+        self.value = self.gradient = self.hessian = None
+
+
+def _without_nan(value):
+    return math.inf if math.isnan(value) else value

@@ -1,0 +1,113 @@
+"""Errors of fitted parameters: their covariance, as an operator, and standard errors."""
+
+import functools
+
+import numpy as np
+import scipy.linalg
+from scipy.optimize import OptimizeResult
+
+from linops.algebra.operator import Gram
+from linops.matrix import Matrix
+from linops.space import Space
+
+MOST_PARAMETERS = 5_000  # of which a dense factorization is made
+
+
+class Fit(OptimizeResult):
+    """SciPy's result, of trees, with errors of the parameters, computed when they are asked for.
+
+    - `covariance`: the covariance matrix of the parameters, a symmetric positive semidefinite operator on trees like x;
+      of a function g of the parameters it is `J @ covariance @ J.T`, with `J = linops.Jacobian(g, result.x)`.
+    - `standard_errors`: the square roots of its diagonal, a tree like x.
+
+    A parameter at its bound is held there: it has no standard error, NaN, and the covariance of the others is that of
+    a fit without it. Where parameters are not determined, both raise `numpy.linalg.LinAlgError`, which says which.
+    """
+
+    @classmethod
+    def of(cls, result, vectors, factor):
+        """The fit of a result; `factor()` is a square root B of the covariance B Bᵀ, and which parameters are held."""
+        fit = cls(result)
+        vars(fit).update(vectors=vectors, factor=factor)
+        return fit
+
+    def __reduce__(self):
+        return OptimizeResult, (dict(self),)
+
+    @functools.cached_property
+    def _root(self):
+        return self.factor()
+
+    @functools.cached_property
+    def covariance(self):
+        """The covariance matrix of the parameters, an operator."""
+        space, root = self.vectors.space, self._root[0]
+        with space.scope():
+            half = Matrix(root.T.astype(space.dtype))
+        return Gram.of(half._on(space, Space.flat(root.shape[1], space.dtype)))
+
+    @functools.cached_property
+    def standard_errors(self):
+        """The standard errors of the parameters, a tree like x."""
+        root, held = self._root
+        return self.vectors.tree(np.where(held, np.nan, np.linalg.norm(root, axis=1)))
+
+
+def root_of_jacobian(J, variance, held, unit, space):
+    """B with B Bᵀ = variance (JᵀJ)⁻¹, for the parameters that are not held; by QR of the scaled columns."""
+    J = J[:, ~held]
+    norms = np.linalg.norm(J, axis=0)
+    scale = np.where(norms > 0, norms, 1)
+    R, order = scipy.linalg.qr(J / scale, mode="r", pivoting=True, check_finite=True)
+    count = J.shape[1]
+    R = R[:count]
+    sizes = np.abs(np.diag(R))
+    rank = int(np.sum(sizes > max(J.shape) * unit * sizes.max(initial=0)))
+    if rank < count:
+        kernel = np.zeros(count)
+        kernel[order] = _kernel(R, rank)
+        raise np.linalg.LinAlgError(
+            f"the Jacobian has rank {rank} of {count} at the solution, so that the data do not determine "
+            f"{_names(kernel / scale, held, space)}, which have no covariance: expected as many independent residuals as "
+            "parameters; hold some fixed, or add residuals that tie them"
+        )
+    inverse = np.zeros((count, count))
+    inverse[order] = scipy.linalg.solve_triangular(R, np.eye(count))
+    return _among_all(inverse / scale[:, None] * np.sqrt(variance), held)
+
+
+def root_of_hessian(H, held, unit, space):
+    """B with B Bᵀ = H⁻¹, for the parameters that are not held; by eigenvalues of the scaled matrix."""
+    H = H[np.ix_(~held, ~held)]
+    scale = np.sqrt(np.abs(np.diag(H)))
+    scale = np.where(scale > 0, scale, 1)
+    w, V = np.linalg.eigh(H / np.outer(scale, scale))
+    if w.size and not w[0] > len(w) * unit * abs(w[-1]):
+        kind = "singular" if abs(w[0]) <= len(w) * unit * abs(w).max() else "indefinite"
+        raise np.linalg.LinAlgError(
+            f"the Hessian is {kind} at the solution, with a scaled eigenvalue of {w[0]:.3g} beside {w[-1]:.3g} along "
+            f"{_names(V[:, 0] / scale, held, space)}: its inverse is no covariance; expected a minimum where all "
+            "parameters are determined"
+        )
+    return _among_all(V / np.sqrt(w) / scale[:, None], held)
+
+
+def _kernel(R, rank):
+    """A vector that R takes to almost nothing."""
+    kernel = np.zeros(R.shape[1])
+    kernel[rank] = 1
+    kernel[:rank] = -scipy.linalg.solve_triangular(R[:rank, :rank], R[:rank, rank]) if rank else 0
+    return kernel
+
+
+def _among_all(root, held):
+    whole = np.zeros((held.size, root.shape[1]))
+    whole[~held] = root
+    return whole
+
+
+def _names(vector, held, space, most=5):
+    """Where the largest entries of a vector lie in the tree of x."""
+    places = np.flatnonzero(~held)[np.argsort(-abs(vector))]
+    count = int(np.sum(abs(vector) > 0.1 * abs(vector).max()))
+    return ", ".join(f"x{space.locate(int(i))}" for i in places[: min(count, most)]) + ", ..." * (count > most)
