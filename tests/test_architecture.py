@@ -30,8 +30,10 @@ LAYERS = [
      "estimate.traces", "estimate.diagonals",
      "estimate.norms", "estimate.quadrature", "estimate.quadratic", "estimate.determinants", "estimate.densities",
      "precondition", "verify.values", "verify.differences", "verify.claims", "verify.report"],
-    ["optimize.results", "optimize.trust_region", "optimize.marquardt", "plot", "report", "probing", "analysis",
-     "embedded", "cli"],
+    ["optimize.results", "optimize.trust_region", "optimize.marquardt", "optimize.limits", "optimize.vectors",
+     "optimize.points", "optimize.constraints", "optimize.objective", "optimize.residuals", "optimize.uncertainty",
+     "optimize.minimizing", "optimize.fitting", "optimize.roots", "plot", "report", "probing", "analysis", "embedded",
+     "cli"],
 ]  # fmt: skip
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 MODULES = {

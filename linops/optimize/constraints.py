@@ -1,6 +1,7 @@
 """Constraints whose functions are JAX functions of a tree, as SciPy takes them: of vectors, with exact derivatives."""
 
-import jax
+import numbers
+
 import numpy as np
 import scipy.sparse
 from scipy.optimize import LinearConstraint, NonlinearConstraint
@@ -41,8 +42,8 @@ def _for_vectors(constraint, x0, vectors):
         made = _Constraint(constraint.fun, x0, ())
         return made.between(constraint.lb, constraint.ub, constraint.keep_feasible)
     raise TypeError(
-        f"got a constraint {brief(constraint)}, expected scipy.optimize's LinearConstraint or NonlinearConstraint, or a "
-        "dict with 'type' and 'fun'"
+        f"got a constraint {brief(constraint)}, expected scipy.optimize's LinearConstraint or NonlinearConstraint, or "
+        "a dict with 'type' and 'fun'"
     )
 
 
@@ -53,18 +54,17 @@ class _Constraint:
         traced = Map.trace(fun, x0, args, realify=True, what="the function of a constraint")
         self.points = Vectors.like(x0, traced.points)
         self.values = Vectors(traced.values, ())
-        zeros = jax.tree.map(np.zeros_like, traced.values.struct)
         options = {"map": traced, "keep": None, "check_finite": True}
         size, count = ((space.size, space.dtype) for space in (traced.points, traced.values))
         jacobian = Jacobian._make(extended=False, **options)
         self._values = Evaluated(values, jacobian, size)
         self._matrix = Evaluated(values_and_matrix, jacobian, size)
-        self._hessian = Moving(weighted, Hessian._make(weights=zeros, **options), size, count)
+        self._hessian = Moving(weighted, Hessian._make(weights=traced.values.zeros(), **options), size, count)
 
     def between(self, lower, upper, keep_feasible):
         """The constraint that the values are between these bounds, which may be trees like the values."""
         lower, upper = (
-            bound if np.ndim(bound) == 0 and np.isreal(bound) else self.values.bound(bound, what, None)
+            bound if isinstance(bound, numbers.Real) else self.values.bound(bound, what, None)
             for bound, what in [(lower, "lower"), (upper, "upper")]
         )
         return NonlinearConstraint(self.fun, lower, upper, jac=self.jac, hess=self.hess, keep_feasible=keep_feasible)

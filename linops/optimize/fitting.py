@@ -5,6 +5,7 @@ import numbers
 import numpy as np
 import scipy.optimize
 
+from linops.blas import one_blas_thread
 from linops.budget import memory_budget
 from linops.optimize.limits import ROUNDINGS, eps, is_at_rest, projected
 from linops.optimize.residuals import Residuals
@@ -46,9 +47,10 @@ def least_squares(
         As for `Objective`.
     bounds : optional
         A pair (lower, upper), each a number, None or a tree like x0; or SciPy's `Bounds` for the vector.
-    method : {"trf", "dogbox", "lm"}
+    method : str
+        "trf", "dogbox" or "lm", as SciPy has them.
     ftol, xtol, gtol : float or None
-        As SciPy has them. "auto" is SciPy's 1e-8 for all three, and what the dtype resolves in less than double precision.
+        As SciPy has them. "auto" is SciPy's 1e-8, and what the dtype resolves in less than double precision.
     x_scale : optional
         As SciPy has it, or a tree like x0. "jac" works also where the Jacobian is not formed: the scale then is the
         inverse of the exact norms of its columns at x0, and stays that.
@@ -67,9 +69,10 @@ def least_squares(
     -------
     linops.optimize.Fit
         SciPy's `OptimizeResult`: `x`, `grad` and `active_mask` trees like x0, `fun` one like fun(x), `jac` the
-        `linops.Jacobian` at x. `success` asks, beyond SciPy's rule that made it stop, that the linear model at x, computed
-        anew, promises no decrease beyond the tolerance, or beyond rounding. `covariance` and `standard_errors` are those
-        of the parameters, s² (JᵀJ)⁻¹, by QR of the dense Jacobian; for a robust loss of SciPy's modified one, as in `curve_fit`.
+        `linops.Jacobian` at x. `success` asks, beyond SciPy's rule that made it stop, that the linear model at x
+        promises no decrease beyond the tolerance, or beyond rounding. `covariance` and `standard_errors` are those of
+        the parameters, s² (JᵀJ)⁻¹, by QR of the dense Jacobian; for a robust loss of SciPy's modified one, as in
+        `curve_fit`.
 
     Raises
     ------
@@ -91,25 +94,26 @@ def least_squares(
     residuals = Residuals(fun, x0, args, "least_squares")
     vectors, unit = residuals.vectors, eps(residuals.jacobian.dtype)
     tolerances = _tolerances({"ftol": ftol, "xtol": xtol, "gtol": gtol}, unit)
-    bounds = vectors.bounds(bounds, pairs=False) or scipy.optimize.Bounds(*np.full((2, residuals.x0.size), [[-np.inf], [np.inf]]))
+    bounds = vectors.bounds((-np.inf, np.inf) if bounds is None else bounds, pairs=False)
     is_dense = _is_dense(residuals, method, tr_solver)
     start = residuals.x0.astype(float)
-    found = scipy.optimize.least_squares(
-        residuals.fun,
-        start,
-        jac=residuals.matrix if is_dense else residuals.jac,
-        bounds=bounds,
-        method=method,
-        x_scale=_scale(x_scale, residuals, is_dense, start),
-        loss=loss,
-        f_scale=f_scale,
-        max_nfev=max_nfev,
-        tr_solver=tr_solver,
-        tr_options=tr_options,
-        verbose=verbose,
-        callback=vectors.callback(callback),
-        **tolerances,
-    )
+    with one_blas_thread():
+        found = scipy.optimize.least_squares(
+            residuals.fun,
+            start,
+            jac=residuals.matrix if is_dense else residuals.jac,
+            bounds=bounds,
+            method=method,
+            x_scale=_scale(x_scale, residuals, is_dense, start),
+            loss=loss,
+            f_scale=f_scale,
+            max_nfev=max_nfev,
+            tr_solver=tr_solver,
+            tr_options=tr_options,
+            verbose=verbose,
+            callback=vectors.callback(callback),
+            **tolerances,
+        )
     return _judged(found, residuals, bounds, tolerances, unit, absolute_sigma)
 
 
@@ -185,8 +189,8 @@ def _root(jacobian, variance, held, unit, space):
     rows, columns = jacobian.shape
     if columns > MOST_PARAMETERS or 8 * rows * columns > memory_budget(DENSE_SHARE):
         raise MemoryError(
-            f"got a Jacobian of shape {rows, columns}, expected one that fits a {DENSE_SHARE:.3g} of memory with at most "
-            f"{MOST_PARAMETERS} parameters, for a covariance by its factorization"
+            f"got a Jacobian of shape {rows, columns}, expected one that fits a {DENSE_SHARE:.3g} of memory with at "
+            f"most {MOST_PARAMETERS} parameters, for a covariance by its factorization"
         )
     if isinstance(variance, tuple):
         cost, freedom = variance

@@ -20,14 +20,21 @@ def projected(gradient, x, bounds):
     return x - np.clip(x - gradient, bounds.lb, bounds.ub)
 
 
+def is_rounding(values, product, x, unit):
+    """Whether values are what rounding in x makes of zeros, of products with the matrix of their derivative.
+
+    That is their change along one unit in the last place of each entry of x, with signs at random.
+    """
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], x.shape)
+    return bool(np.linalg.norm(values) <= ROUNDINGS * unit * np.linalg.norm(product(signs * abs(x))))
+
+
 def is_at_rest(gradient, product, x, unit, limit):
     """Whether a quadratic model, of a gradient and of products with a matrix, promises no more than `limit`.
 
-    It does not either where the gradient is what rounding in x makes of one: the change along one unit, with signs at
-    random, in the last place of each entry of x.
+    It does not either where the gradient is what rounding in x makes of one.
     """
-    signs = np.random.default_rng(0).choice([-1.0, 1.0], x.shape)
-    if np.linalg.norm(gradient) <= ROUNDINGS * unit * np.linalg.norm(product(signs * abs(x))):
+    if is_rounding(gradient, product, x, unit):
         return True
     promised, residual = 0.0, -gradient
     direction, square = residual, residual @ residual
@@ -49,10 +56,10 @@ def is_at_rest(gradient, product, x, unit, limit):
 
 
 def stationarity(gradient, x, bounds, constraints, near):
-    """How far x is from a point of Karush, Kuhn and Tucker: what no multipliers explain of the gradient, and the violation.
+    """How far x is from a point of Karush, Kuhn and Tucker: what is left of the gradient, and the violation.
 
-    Multipliers of the constraints, as SciPy takes them, and bounds that are met up to `near`, are those of least squares,
-    with the signs that they have to have: the solver's own are not asked.
+    Multipliers, of the constraints as SciPy takes them and of bounds that are met up to `near`, are those of least
+    squares with the signs that they have to have: the solver's own are not asked.
     """
     rows, lower, upper, violation = [], [], [], 0.0
     for values, matrix, lb, ub in _with_bounds(x, bounds, constraints):

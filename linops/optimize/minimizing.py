@@ -6,6 +6,7 @@ import numpy as np
 import scipy.optimize
 from scipy.optimize import BFGS, NonlinearConstraint
 
+from linops.blas import one_blas_thread
 from linops.optimize.limits import ROUNDINGS, eps, is_at_rest, projected, stationarity
 from linops.optimize.objective import Objective
 from linops.optimize.uncertainty import MOST_PARAMETERS, Fit, root_of_hessian
@@ -73,17 +74,18 @@ def minimize(
     gtol = _gtol(name, unit) if asked is None else asked
     options = {**_defaults(name, unit, gtol, tol), **options}
     watch = _Watch(objective.vectors.callback(callback), name in TRUST_REGION, unit)
-    found = scipy.optimize.minimize(
-        objective.fun,
-        objective.x0.astype(float),
-        method=method,
-        bounds=objective.bounds,
-        constraints=_constraints(name, objective),
-        tol=tol,
-        callback=watch,
-        options=options,
-        **_derivatives(name, objective),
-    )
+    with one_blas_thread():
+        found = scipy.optimize.minimize(
+            objective.fun,
+            objective.x0.astype(float),
+            method=method,
+            bounds=objective.bounds,
+            constraints=_constraints(name, objective),
+            tol=tol,
+            callback=watch,
+            options=options,
+            **_derivatives(name, objective),
+        )
     return _judged(found, objective, name, gtol, asked is not None, unit, watch)
 
 
@@ -113,18 +115,18 @@ def _gtol(name, unit):
 
 
 def _defaults(name, unit, gtol, tol):
-    """Options, where a user gives none; `tol` is made others of by SciPy."""
-    fine = unit ** (2 / 3)
-    if name == "newton-cg":
-        return {} if tol is not None else {"xtol": fine}
-    if name == "slsqp":
-        return {} if tol is not None else {"ftol": fine}
-    found = {} if name == "tnc" else {"gtol": gtol}
-    if name == "l-bfgs-b" and tol is None:
-        found["ftol"] = ROUNDINGS * unit
-    if name == "trust-constr" and tol is None:
-        found |= {"xtol": max(1e-8, fine), "barrier_tol": gtol}
-    return found
+    """Options, where a user gives none: of steps and values nothing is asked, so that the gradient decides.
+
+    A `tol` SciPy makes others of. The gradient that trust-constr looks at is that of a problem with a barrier.
+    """
+    if name in TRUST_REGION:
+        return {"gtol": gtol, "max_trust_radius": math.inf}
+    if name == "trust-constr":
+        return {} if tol is not None else {"xtol": max(1e-8, ROUNDINGS * unit)}
+    steps = {"newton-cg": {"xtol": ROUNDINGS * unit}, "l-bfgs-b": {"ftol": 0.0}, "tnc": {"ftol": 0.0}}
+    steps["slsqp"] = {"ftol": unit**2}
+    found = {} if tol is not None else steps.get(name, {})
+    return found if name in ("newton-cg", "slsqp") else {"gtol": gtol, **found}
 
 
 def _derivatives(name, objective):
@@ -161,20 +163,21 @@ class _Watch:
 
     def __init__(self, callback, shrinks, unit):
         self.callback = callback
-        self.most = math.ceil(math.log(1 / unit, 4)) if shrinks else math.inf  # each failure takes a fourth of the radius
+        # Each failure leaves a fourth of the radius.
+        self.most = math.ceil(math.log(1 / unit, 4)) if shrinks else math.inf
         self.value, self.count, self.is_stuck = math.inf, 0, False
 
     def __call__(self, intermediate_result):
-        if self.callback is not None:
-            self.callback(intermediate_result)
+        stops = self.callback and self.callback(intermediate_result)
         if self.most == math.inf:
-            return
+            return stops
         value = intermediate_result.fun
         self.count = 0 if value < self.value else self.count + 1
         self.value = value
         if self.count > self.most:
             self.is_stuck = True
             raise StopIteration
+        return stops
 
 
 def _judged(found, objective, name, gtol, is_asked, unit, watch):

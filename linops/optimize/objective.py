@@ -32,7 +32,7 @@ class Objective:
         Further arguments of fun, of which arrays and floats are data.
     constraints : LinearConstraint, NonlinearConstraint, dict, or a sequence of these
         As SciPy has them, but with JAX functions of the tree. Derivatives that they bring are not used. The matrix of a
-        `LinearConstraint` multiplies the vector of x. The bounds of a `NonlinearConstraint` may be trees like its values.
+        `LinearConstraint` multiplies the vector of x. Bounds of a `NonlinearConstraint` may be trees like its values.
     bounds : optional
         A pair (lower, upper), each a number, None or a tree like x0; or SciPy's `Bounds` for the vector.
 
@@ -69,7 +69,8 @@ class Objective:
         traced = Map.trace(fun, x0, args, realify=True, what="fun")
         if any_complex(traced.function.codomain) or traced.function.codomain.paired:
             raise TypeError(
-                "Objective got fun with complex values, expected a real scalar; take the real part, or the absolute value"
+                "Objective got fun with complex values, expected a real scalar; take the real part, or the absolute "
+                "value"
             )
         require_scalar(traced.function, "fun", "Objective", "for residuals use linops.optimize.least_squares")
         hessian = Hessian._make(map=traced, weights=None, keep=None, check_finite=True)

@@ -15,7 +15,7 @@ class Residuals:
         traced = Map.trace(fun, x0, args, realify=True, what="fun")
         self.vectors = Vectors.like(x0, traced.points)
         self.x0 = self.vectors.vector(traced.x)
-        self.of_values = Vectors(traced.values, (True,) * len(traced.values.shapes))
+        self.of_values = Vectors(traced.values, (True,) * len((traced.values.paired or traced.values).shapes))
         self.jacobian = Jacobian._make(map=traced, extended=False, keep=None, check_finite=True)
         self.what = what
         size = (traced.points.size, traced.points.dtype)

@@ -1,16 +1,22 @@
 """SciPy's root finders on trees, Newton-Krylov with exact Jacobian products."""
 
 import inspect
+import math
 
 import numpy as np
 import scipy.optimize
 import scipy.sparse.linalg
 
-from linops.optimize.limits import eps
+from linops.blas import one_blas_thread
+from linops.optimize.limits import eps, is_rounding
 from linops.optimize.residuals import Residuals
 
 WITH_MATRIX = ("hybr", "lm")
-SOLVERS = {name: getattr(scipy.sparse.linalg, name) for name in ("lgmres", "gmres", "bicgstab", "cgs", "minres", "tfqmr")}
+INNER = ("lgmres", "gmres", "bicgstab", "cgs", "minres", "tfqmr")
+SOLVERS = {name: getattr(scipy.sparse.linalg, name) for name in INNER}
+FATOL = 6e-6  # SciPy's
+PATIENCE = 20  # steps
+STOPPED = 99  # the status, as SciPy's minimize has it, where a callback has stopped a run
 
 
 def root(fun, x0, args=(), method="krylov", *, tol=None, callback=None, options=None):
@@ -26,11 +32,11 @@ def root(fun, x0, args=(), method="krylov", *, tol=None, callback=None, options=
         "krylov" is SciPy's inexact Newton method with its line search, and with exact products with the Jacobian in the
         place of finite differences; "hybr" and "lm" take the dense Jacobian.
     tol, options
-        As SciPy has them; `options["jac_options"]` of "krylov" too: `method`, "lgmres" by default, `inner_maxiter`,
-        `inner_M`, `outer_k`. Without a tolerance the largest entry of fun(x) has to be at most the third root of
-        what the dtype resolves, 6e-6 in float64, as SciPy has it.
+        As SciPy has them; `options["jac_options"]` of "krylov" too: `method`, "gmres" by default, `inner_maxiter`,
+        `inner_M`, `outer_k`. Without a tolerance the largest entry of fun(x) has to be at most 6e-6, as SciPy has it, and
+        3e-4 in float32, or what rounding makes of zero.
     callback : callable
-        `callback(x, f)` with trees ("krylov").
+        `callback(x, f)` with trees ("krylov"); StopIteration ends the run.
 
     Returns
     -------
@@ -61,21 +67,27 @@ def root(fun, x0, args=(), method="krylov", *, tol=None, callback=None, options=
         raise ValueError(f"root got fun with {rows} values of {columns} numbers, expected as many: least_squares fits")
     options, start = dict(options or {}), residuals.x0.astype(float)
     residuals.fun(start)
-    floor = eps(residuals.jacobian.dtype) ** (1 / 3)
-    if method == "krylov":
-        tolerance = options.get("fatol", floor if tol is None else tol)
-        found = _krylov(residuals, start, callback, {**options, "fatol": tolerance})
-    else:
-        tolerance = floor if tol is None else tol
-        found = scipy.optimize.root(residuals.fun, start, jac=residuals.matrix, method=method, tol=tol, options=options)
-    values = residuals.fun(found.x)
+    unit = eps(residuals.jacobian.dtype)
+    asked = options.get("fatol", tol)
+    tolerance = max(FATOL, math.sqrt(unit)) if asked is None else asked
+    with one_blas_thread():
+        if method == "krylov":
+            found = _krylov(residuals, start, callback, {**options, "fatol": tolerance})
+        else:
+            given = {"jac": residuals.matrix, "method": method, "tol": tol, "options": options}
+            found = scipy.optimize.root(residuals.fun, start, **given)
+    x, values = found.x, residuals.fun(found.x)
     size = float(np.abs(values).max(initial=0))
+    note = f"the largest entry of fun is {size:.3g}, of at most {tolerance:.3g}"
+    success = size <= tolerance
+    if not success and asked is None and is_rounding(values, lambda v: residuals.jac(x) @ v, x, unit):
+        success, note = True, f"the largest entry of fun is {size:.3g}, limited by precision"
     found.update(
         x=residuals.vectors.tree(found.x),
         fun=residuals.of_values.tree(values),
         optimality=size,
-        success=bool(size <= tolerance),
-        message=f"{found.message.rstrip('.')}; the largest entry of fun is {size:.3g}, of at most {tolerance:.3g}",
+        success=bool(success) and found.status != STOPPED,
+        message=f"{found.message.rstrip('.')}; {note}",
     )
     return found
 
@@ -85,39 +97,57 @@ def _krylov(residuals, start, callback, options):
     solver = _Inner(residuals, start, **options.pop("jac_options", None) or {})
 
     def follow(x, values):
-        solver.point = x.copy()
         if callback is not None:
             callback(residuals.vectors.tree(x), residuals.of_values.tree(values))
+        solver.step_to(x, values)
 
     options["jac_options"] = {"method": solver, "inner_maxiter": solver.maxiter, "inner_M": solver.preconditioner}
     try:
         return scipy.optimize.root(residuals.fun, start, method="krylov", callback=follow, options=options)
+    except StopIteration:
+        status, message = STOPPED, "`callback` raised `StopIteration`."
+    except _InVain:
+        status, message = 3, f"{PATIENCE} steps have made nothing smaller."
     except ValueError as error:
         if "zero vector" not in str(error):
             raise
-        message = "The linear solver found no step: the Jacobian may be singular."
-        return scipy.optimize.OptimizeResult(x=solver.point, status=3, message=message)
+        status, message = 4, "The linear solver found no step: the Jacobian may be singular."
+    return scipy.optimize.OptimizeResult(x=solver.best, status=status, message=message, nit=solver.steps)
+
+
+class _InVain(Exception):
+    """Nothing has become smaller for many steps."""
 
 
 class _Inner:
-    """What SciPy's Newton-Krylov method takes for its linear solver: it multiplies by the exact Jacobian at its point."""
+    """What SciPy's Newton-Krylov method takes for its linear solver: of the exact Jacobian at its point."""
 
-    def __init__(self, residuals, start, method="lgmres", inner_maxiter=20, inner_M=None, outer_k=10, **options):
+    def __init__(self, residuals, start, method="gmres", inner_maxiter=20, inner_M=None, outer_k=10, **options):
         if method not in SOLVERS:
             raise ValueError(f"root got the inner method {method!r}, expected one of {', '.join(SOLVERS)}")
-        self.residuals, self.point = residuals, start
+        self.residuals, self.point, self.best = residuals, start, start
+        self.smallest, self.steps, self.last = math.inf, 0, 0  # the last step that has made something smaller
         self.solve, self.maxiter, self.preconditioner = SOLVERS[method], inner_maxiter, inner_M
         self.options = {name.removeprefix("inner_"): value for name, value in options.items()}
         if method == "gmres":
             self.options = {"restart": inner_maxiter, "maxiter": 1, **self.options}
-        elif method == "lgmres":  # one cycle for each step, and its vectors kept for the next one
-            kept = {"outer_v": [], "prepend_outer_v": True, "store_outer_Av": False}
+        elif method == "lgmres":  # one cycle for each step, its vectors kept for the next one
+            kept = {"outer_v": [], "prepend_outer_v": False, "store_outer_Av": False}
             self.options = {"inner_m": inner_maxiter, "outer_k": outer_k, "maxiter": 1, **kept, **self.options}
         else:
             self.options = {"maxiter": inner_maxiter, **self.options}
         taken = inspect.signature(self.solve).parameters
         if unknown := [name for name in self.options if name not in taken]:
             raise ValueError(f"root got options for {method} that it does not take: {', '.join(unknown)}")
+
+    def step_to(self, x, values):
+        """Follow to the next point, unless nothing has become smaller for long."""
+        self.point, size = x.copy(), np.abs(values).max(initial=0)
+        self.steps += 1
+        if size < self.smallest:
+            self.smallest, self.best, self.last = size, self.point, self.steps
+        if self.steps - self.last >= PATIENCE:
+            raise _InVain
 
     def __call__(self, A, b, *, rtol, maxiter=None, M=None):
         options = {"rtol": rtol, "M": M, **self.options}

@@ -68,8 +68,8 @@ def root_of_jacobian(J, variance, held, unit, space):
         kernel[order] = _kernel(R, rank)
         raise np.linalg.LinAlgError(
             f"the Jacobian has rank {rank} of {count} at the solution, so that the data do not determine "
-            f"{_names(kernel / scale, held, space)}, which have no covariance: expected as many independent residuals as "
-            "parameters; hold some fixed, or add residuals that tie them"
+            f"{_names(kernel / scale, held, space)}, which have no covariance: expected as many independent residuals "
+            "as parameters; hold some fixed, or add residuals that tie them"
         )
     inverse = np.zeros((count, count))
     inverse[order] = scipy.linalg.solve_triangular(R, np.eye(count))

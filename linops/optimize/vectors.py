@@ -92,7 +92,7 @@ class Vectors:
         if bound is None or isinstance(bound, numbers.Real):
             return np.full(self.space.size, default if bound is None else float(bound))
         space = self.space.paired or self.space
-        leaves, treedef = jax.tree.flatten(bound)
+        leaves, treedef = jax.tree.flatten(np.asarray(bound) if space.is_flat else bound)
         try:
             if treedef != space.treedef:
                 raise ValueError(f"a tree of structure {treedef}")

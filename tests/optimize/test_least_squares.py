@@ -1,0 +1,141 @@
+"""SciPy's least squares on trees, and the errors of parameters, beside certified values."""
+
+import pickle
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize
+from counting import compilations
+
+import linops
+from linops.optimize import least_squares
+
+# Misra1a of NIST's Statistical Reference Datasets (public domain): y = b1 (1 - exp(-b2 x)), residual sum of squares,
+# parameters and standard deviations as certified.
+Y = np.array([10.07, 14.73, 17.94, 23.93, 29.61, 35.18, 40.02, 44.82, 50.76, 55.05, 61.01, 66.40, 75.47, 81.78])
+X = np.array([77.6, 114.9, 141.1, 190.8, 239.9, 289.0, 332.8, 378.4, 434.8, 477.3, 536.8, 593.1, 689.1, 760.0])
+B1, B2, RSS = (2.3894212918e02, 2.7070075241e00), (5.5015643181e-04, 7.2668688436e-06), 1.2455138894e-01
+START = {"b1": 500.0, "b2": 0.0001}
+
+
+def misra(b, x, y):
+    return {"residuals": b["b1"] * (1 - jnp.exp(-b["b2"] * x)) - y}
+
+
+WAYS = [
+    {"x_scale": "jac"},
+    {"x_scale": "jac", "tr_solver": "lsmr"},
+    {"x_scale": {"b1": 100.0, "b2": 1e-4}, "method": "dogbox"},
+    {"x_scale": "jac", "method": "lm"},
+]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_certified_values(x64, way):
+    fit = least_squares(misra, START, (X, Y), xtol=1e-12, ftol=1e-14, **way)
+    assert fit.success, fit.message
+    assert set(fit.fun) == {"residuals"}
+    np.testing.assert_allclose([fit.x["b1"], fit.x["b2"]], [B1[0], B2[0]], rtol=1e-7)
+    np.testing.assert_allclose([fit.standard_errors["b1"], fit.standard_errors["b2"]], [B1[1], B2[1]], rtol=1e-7)
+    np.testing.assert_allclose(2 * fit.cost, RSS, rtol=1e-9)
+
+
+def test_float32():
+    fit = least_squares(misra, START, (X.astype(np.float32), Y.astype(np.float32)), x_scale="jac")
+    assert fit.success, fit.message
+    assert fit.x["b1"].dtype == np.float32
+    np.testing.assert_allclose([fit.x["b1"], fit.x["b2"]], [B1[0], B2[0]], rtol=1e-3)
+    np.testing.assert_allclose(fit.standard_errors["b2"], B2[1], rtol=1e-2)
+
+
+def curve(p, t):
+    return p["A"] * jnp.exp(-p["k"] * t) + p["c"]
+
+
+T = np.linspace(0, 4, 40)
+DATA = 2 * np.exp(-1.3 * T) + 0.5 + 0.05 * np.random.default_rng(1).normal(size=40)
+GUESS = {"A": 1.0, "k": 1.0, "c": 0.0}
+
+
+@pytest.mark.parametrize("options", [{}, {"loss": "soft_l1", "f_scale": 0.05}, {"absolute_sigma": True}], ids=str)
+@pytest.mark.parametrize("tr_solver", ["exact", "lsmr"])
+def test_covariance(x64, options, tr_solver):
+    fit = least_squares(lambda p: (curve(p, T) - DATA) / 0.05, GUESS, tr_solver=tr_solver, **options)
+    is_absolute = options.get("absolute_sigma", False)
+    _, expected = scipy.optimize.curve_fit(
+        lambda t, A, c, k: A * np.exp(-k * t) + c, T, DATA, [1, 0, 1], sigma=np.full(40, 0.05),
+        absolute_sigma=is_absolute, method="trf", **{k: v for k, v in options.items() if k != "absolute_sigma"},
+    )  # fmt: skip
+    rtol = 3e-3 if "loss" in options else 1e-4  # by the weights that the loss gives at a solution of finite tolerance
+    np.testing.assert_allclose(fit.covariance.toarray(), expected, rtol=rtol)
+    assert fit.covariance.positive_semidefinite
+    np.testing.assert_allclose(fit.standard_errors["c"], np.sqrt(expected[1, 1]), rtol=rtol)
+    J = linops.Jacobian(lambda p: curve(p, jnp.array([1.0, 2.0])), fit.x)
+    dense = J.toarray()
+    np.testing.assert_allclose((J @ fit.covariance @ J.T).toarray(), dense @ expected @ dense.T, rtol=10 * rtol)
+
+
+def test_held_parameters_and_callbacks(x64):
+    seen = []
+    bounds = ({"A": 0.0, "k": 0.0, "c": 0.6}, np.inf)
+    fit = least_squares(lambda p: curve(p, T) - DATA, {**GUESS, "c": 1.0}, bounds=bounds, callback=seen.append)
+    assert fit.success
+    assert int(fit.active_mask["c"]) == -1
+    assert np.isnan(fit.standard_errors["c"])
+    free = least_squares(lambda p: curve({**p, "c": 0.6}, T) - DATA, {"A": 1.0, "k": 1.0})
+    np.testing.assert_allclose(fit.standard_errors["k"], free.standard_errors["k"], rtol=1e-3)
+    assert set(seen[0]) == {"A", "k", "c"}
+    assert float(pickle.loads(pickle.dumps(least_squares(misra, START, (X, Y)))).x["b1"]) > 0
+
+
+def test_complex_residuals():
+    roots = np.array([1j, 4.0], np.complex64)
+    fit = least_squares(lambda z, roots: z * z - roots, np.array([1 + 1j, 1 - 0.5j], np.complex64), (roots,))
+    assert fit.success
+    np.testing.assert_allclose(fit.x, np.sqrt(roots), rtol=1e-4)
+    assert fit.fun.dtype == np.complex64
+
+
+def test_large_fits_multiply():
+    """A smooth curve through 400 numbers: more than one factorization should take, and few products do."""
+    target = np.sin(np.arange(1200) / 100).astype(np.float32)
+
+    def residuals(x):
+        return {"data": jnp.repeat(x, 3) - target, "bends": 0.1 * jnp.diff(x, 2)}
+
+    fit = least_squares(residuals, np.zeros(400, np.float32), tr_solver="lsmr", x_scale="jac")
+    assert fit.success, fit.message
+    assert isinstance(fit.jac, linops.Jacobian)
+    with compilations() as count:
+        assert least_squares(residuals, np.ones(400, np.float32), tr_solver="lsmr", x_scale="jac").success
+    assert count() == 0
+
+
+def test_success_is_what_the_linear_model_says(x64):
+    early = least_squares(misra, START, (X, Y), x_scale="jac", xtol=0.5, ftol=None)
+    assert early.status == 3
+    assert not early.success
+    assert "linear model promises to reduce" in early.message
+    assert not least_squares(misra, START, (X, Y), max_nfev=2).success
+
+
+def test_no_errors_where_there_are_none(x64):
+    fit = least_squares(lambda p: p["a"] * p["b"] * jnp.exp(-T) - DATA + p["c"], {"a": 1.0, "b": 1.0, "c": 0.0})
+    with pytest.raises(
+        np.linalg.LinAlgError, match=r"has rank 2 of 3 .* do not determine x\['[ab]'\], x\['[ab]'\], which"
+    ):
+        _ = fit.standard_errors
+    exact = least_squares(lambda p: p - jnp.arange(3.0), np.zeros(3))
+    with pytest.raises(np.linalg.LinAlgError, match="expected more residuals, from which to estimate"):
+        _ = exact.covariance
+
+
+def test_what_is_refused():
+    with pytest.raises(ValueError, match="least_squares got fun with 1 of 2 values not finite at x0, the first at "):
+        least_squares(lambda x: jnp.log(x), np.array([1.0, -1.0], np.float32))
+    many = least_squares(lambda x: x, np.zeros(5_001, np.float32))
+    with pytest.raises(MemoryError, match="for a covariance by its factorization"):
+        _ = many.covariance
+    with pytest.raises(ValueError, match=r"expected \(lower, upper\), each a number, None or a tree"):
+        least_squares(lambda x: x, np.zeros(2, np.float32), bounds=3)
