@@ -98,7 +98,9 @@ class Objective:
 
     def hessp(self, x, v):
         """The product of the Hessian at a vector x with a vector v."""
-        return self._at(x, linearizes=True).hessian.door.matvec(np.asarray(v))
+        with np.errstate(over="ignore"):
+            v = np.asarray(v).astype(self.x0.dtype, copy=False)
+        return self._at(x, linearizes=True).hessian.door.matvec(v)
 
     def tree(self, vector):
         """A vector as a tree like x0."""

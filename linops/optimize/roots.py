@@ -33,8 +33,8 @@ def root(fun, x0, args=(), method="krylov", *, tol=None, callback=None, options=
         place of finite differences; "hybr" and "lm" take the dense Jacobian.
     tol, options
         As SciPy has them; `options["jac_options"]` of "krylov" too: `method`, "gmres" by default, `inner_maxiter`,
-        `inner_M`, `outer_k`. Without a tolerance the largest entry of fun(x) has to be at most 6e-6, as SciPy has it, and
-        3e-4 in float32, or what rounding makes of zero.
+        `inner_M`, `outer_k`. Without a tolerance the largest entry of fun(x) has to be at most 6e-6, as SciPy has it,
+        and 3e-4 in float32, or what rounding makes of zero.
     callback : callable
         `callback(x, f)` with trees ("krylov"); StopIteration ends the run.
 
@@ -106,7 +106,7 @@ def _krylov(residuals, start, callback, options):
         return scipy.optimize.root(residuals.fun, start, method="krylov", callback=follow, options=options)
     except StopIteration:
         status, message = STOPPED, "`callback` raised `StopIteration`."
-    except _InVain:
+    except _InVainError:
         status, message = 3, f"{PATIENCE} steps have made nothing smaller."
     except ValueError as error:
         if "zero vector" not in str(error):
@@ -115,7 +115,7 @@ def _krylov(residuals, start, callback, options):
     return scipy.optimize.OptimizeResult(x=solver.best, status=status, message=message, nit=solver.steps)
 
 
-class _InVain(Exception):
+class _InVainError(Exception):
     """Nothing has become smaller for many steps."""
 
 
@@ -147,7 +147,7 @@ class _Inner:
         if size < self.smallest:
             self.smallest, self.best, self.last = size, self.point, self.steps
         if self.steps - self.last >= PATIENCE:
-            raise _InVain
+            raise _InVainError
 
     def __call__(self, A, b, *, rtol, maxiter=None, M=None):
         options = {"rtol": rtol, "M": M, **self.options}

@@ -151,7 +151,7 @@ def test_no_errors_where_there_are_none(fun, words):
 
 
 def test_what_is_refused():
-    with pytest.raises(ValueError, match="others go by linops.optimize.Objective"):
+    with pytest.raises(ValueError, match=r"others go by linops\.optimize\.Objective"):
         minimize(beale, BEALE, method="simplex")
     with pytest.raises(ValueError, match="method='trust-krylov' of minimize does not take bounds"):
         minimize(beale, BEALE, bounds=(0, 1))
