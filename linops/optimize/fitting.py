@@ -9,7 +9,7 @@ from linops.blas import one_blas_thread
 from linops.budget import memory_budget
 from linops.optimize.limits import ROUNDINGS, eps, is_at_rest, projected
 from linops.optimize.residuals import Residuals
-from linops.optimize.uncertainty import MOST_PARAMETERS, Fit, root_of_jacobian
+from linops.optimize.uncertainty import MOST_PARAMETERS, Errors, Fit, inverse_of, root_of_jacobian
 
 DENSE_OPERATIONS = 1e9  # of a factorization, up to which the dense Jacobian is taken
 DENSE_SHARE = 1 / 16  # of memory, for a dense Jacobian
@@ -114,7 +114,7 @@ def least_squares(
             callback=vectors.callback(callback),
             **tolerances,
         )
-    return _judged(found, residuals, bounds, tolerances, unit, absolute_sigma)
+    return _judged(found, residuals, bounds, tolerances, unit, loss, absolute_sigma)
 
 
 def _tolerances(given, unit):
@@ -155,11 +155,10 @@ def _column_norms(J):
     return np.sqrt(squares)
 
 
-def _judged(found, residuals, bounds, tolerances, unit, absolute_sigma):
+def _judged(found, residuals, bounds, tolerances, unit, loss, absolute_sigma):
     """SciPy's result as trees; whether it is a success follows from what is computed at x."""
     vectors, x = residuals.vectors, np.asarray(found.x, float)
     jacobian, gradient, held = found.jac, np.asarray(found.grad, float), found.active_mask != 0
-    variance = 1.0 if absolute_sigma else (2 * found.cost, found.fun.size - np.sum(~held))
     optimality = float(np.abs(projected(gradient, x, bounds)).max(initial=0))
     if found.success and optimality > (tolerances["gtol"] or 0):
         limit = max(ROUNDINGS * (tolerances["ftol"] or 0), ROUNDINGS * unit) * found.cost
@@ -181,24 +180,38 @@ def _judged(found, residuals, bounds, tolerances, unit, absolute_sigma):
         active_mask=vectors.tree(found.active_mask, found.active_mask.dtype),
         optimality=optimality,
     )
-    return Fit.of(found, vectors, lambda: (_root(jacobian, variance, held, unit, vectors.space), held))
+    errors = _errors(residuals, x, jacobian, found.cost, held, unit, loss, absolute_sigma)
+    return Fit.of(found, vectors, errors)
 
 
-def _root(jacobian, variance, held, unit, space):
-    """A square root of the covariance."""
+def _errors(residuals, x, jacobian, cost, held, unit, loss, absolute_sigma):
+    """Errors by the inverse of JᵀJ, of SciPy's Jacobian, which a robust loss has weighted."""
     rows, columns = jacobian.shape
-    if columns > MOST_PARAMETERS or 8 * rows * columns > memory_budget(DENSE_SHARE):
-        raise MemoryError(
-            f"got a Jacobian of shape {rows, columns}, expected one that fits a {DENSE_SHARE:.3g} of memory with at "
-            f"most {MOST_PARAMETERS} parameters, for a covariance by its factorization"
-        )
-    if isinstance(variance, tuple):
-        cost, freedom = variance
-        if freedom <= 0:
+    space = residuals.vectors.space
+
+    def variance():
+        if absolute_sigma:
+            return 1.0
+        if rows <= np.sum(~held):
             raise np.linalg.LinAlgError(
                 f"got {rows} residuals for {np.sum(~held)} parameters, expected more residuals, from which to estimate "
                 "their variance: pass absolute_sigma=True where they are in units of their standard deviations"
             )
-        variance = cost / freedom
-    J = jacobian if isinstance(jacobian, np.ndarray) else jacobian @ np.eye(columns)
-    return root_of_jacobian(J, variance, held, unit, space)
+        return 2 * cost / (rows - np.sum(~held))
+
+    def root():
+        scale = variance()
+        J = jacobian if isinstance(jacobian, np.ndarray) else jacobian @ np.eye(columns)
+        return root_of_jacobian(J, scale, held, unit, space)
+
+    def whole():
+        if loss != "linear":
+            raise ValueError(
+                f"the covariance of {columns} parameters under a robust loss was asked for, expected loss='linear', or "
+                f"at most {MOST_PARAMETERS} parameters and a Jacobian that fits memory"
+            )
+        J = residuals.jac(x)
+        return variance() * inverse_of(J.T @ J, held)
+
+    is_small = columns <= MOST_PARAMETERS and 8 * rows * columns <= memory_budget(DENSE_SHARE)
+    return Errors(held, is_small, root, whole)

@@ -9,7 +9,7 @@ from scipy.optimize import BFGS, NonlinearConstraint
 from linops.blas import one_blas_thread
 from linops.optimize.limits import ROUNDINGS, eps, is_at_rest, projected, stationarity
 from linops.optimize.objective import Objective
-from linops.optimize.uncertainty import MOST_PARAMETERS, Fit, root_of_hessian
+from linops.optimize.uncertainty import MOST_PARAMETERS, Errors, Fit, inverse_of, root_of_hessian
 from linops.program.missing import MissingRule
 
 TRUST_REGION = ("trust-ncg", "trust-krylov", "trust-exact", "dogleg")
@@ -214,8 +214,7 @@ def _judged(found, objective, name, gtol, is_asked, unit, watch):
     found.pop("grad", None)
     if "allvecs" in found:
         found.allvecs = [vectors.tree(vector) for vector in found.allvecs]
-    held = _held(x, gradient, bounds)
-    return Fit.of(found, vectors, lambda: (_root(objective, x, held, unit), held))
+    return Fit.of(found, vectors, _errors(objective, x, _held(x, gradient, bounds), unit))
 
 
 def _held(x, gradient, bounds):
@@ -235,15 +234,18 @@ def _is_rounding(objective, x, gradient, unit):
         return False
 
 
-def _root(objective, x, held, unit):
-    if x.size > MOST_PARAMETERS:
-        raise MemoryError(
-            f"got {x.size} parameters, expected at most {MOST_PARAMETERS} for a covariance, which takes the dense "
-            "Hessian; solve with linops.Hessian for the entries that matter"
-        )
-    if objective.constraints:
-        raise ValueError(
-            "the covariance of a minimum with constraints was asked for, expected none: the inverse of the Hessian is "
-            "none there; write the constraints into the parameters"
-        )
-    return root_of_hessian(objective.hess(x).toarray().astype(float), held, unit, objective.vectors.space)
+def _errors(objective, x, held, unit):
+    """Errors by the inverse of the Hessian."""
+
+    def hessian():
+        if objective.constraints:
+            raise ValueError(
+                "the covariance of a minimum with constraints was asked for, expected none: the inverse of the Hessian "
+                "is none there; write the constraints into the parameters"
+            )
+        return objective.hess(x)
+
+    def root():
+        return root_of_hessian(hessian().toarray().astype(float), held, unit, objective.vectors.space)
+
+    return Errors(held, x.size <= MOST_PARAMETERS, root, lambda: inverse_of(hessian(), held))

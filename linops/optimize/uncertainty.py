@@ -1,12 +1,15 @@
 """Errors of fitted parameters: their covariance, as an operator, and standard errors."""
 
+import dataclasses
 import functools
+from collections.abc import Callable
 
 import numpy as np
 import scipy.linalg
 from scipy.optimize import OptimizeResult
 
 from linops.algebra.operator import Gram
+from linops.linalg.inverses import inverse
 from linops.matrix import Matrix
 from linops.space import Space
 
@@ -16,19 +19,21 @@ MOST_PARAMETERS = 5_000  # of which a dense factorization is made
 class Fit(OptimizeResult):
     """SciPy's result, of trees, with errors of the parameters, computed when they are asked for.
 
-    - `covariance`: the covariance matrix of the parameters, a symmetric positive semidefinite operator on trees like x;
-      of a function g of the parameters it is `J @ covariance @ J.T`, with `J = linops.Jacobian(g, result.x)`.
-    - `standard_errors`: the square roots of its diagonal, a tree like x.
+    - `covariance`: the covariance matrix of the parameters, a symmetric operator on trees like x; of a function g of
+      the parameters it is `J @ covariance @ J.T`, with `J = linops.Jacobian(g, result.x)`. For more than 5,000
+      parameters it is a `linops.inverse`, of which each product is a solve.
+    - `standard_errors`: the square roots of its diagonal, a tree like x. For more parameters
+      `linops.estimate.diagonal(result.covariance, key)` estimates their squares, with errors of its own.
 
     A parameter at its bound is held there: it has no standard error, NaN, and the covariance of the others is that of
     a fit without it. Where parameters are not determined, both raise `numpy.linalg.LinAlgError`, which says which.
     """
 
     @classmethod
-    def of(cls, result, vectors, factor):
-        """The fit of a result; `factor()` is a square root B of the covariance B Bᵀ, and which parameters are held."""
+    def of(cls, result, vectors, errors):
+        """The fit of a result, with what its `Errors` are computed by."""
         fit = cls(result)
-        vars(fit).update(vectors=vectors, factor=factor)
+        vars(fit).update(vectors=vectors, errors=errors)
         return fit
 
     def __reduce__(self):
@@ -36,12 +41,14 @@ class Fit(OptimizeResult):
 
     @functools.cached_property
     def _root(self):
-        return self.factor()
+        return self.errors.root()
 
     @functools.cached_property
     def covariance(self):
         """The covariance matrix of the parameters, an operator."""
-        space, root = self.vectors.space, self._root[0]
+        if not self.errors.is_small:
+            return self.errors.whole()
+        space, root = self.vectors.space, self._root
         with space.scope():
             half = Matrix(root.T.astype(space.dtype))
         return Gram.of(half._on(space, Space.flat(root.shape[1], space.dtype)))
@@ -49,8 +56,33 @@ class Fit(OptimizeResult):
     @functools.cached_property
     def standard_errors(self):
         """The standard errors of the parameters, a tree like x."""
-        root, held = self._root
-        return self.vectors.tree(np.where(held, np.nan, np.linalg.norm(root, axis=1)))
+        if not self.errors.is_small:
+            raise MemoryError(
+                f"got {self.vectors.space.size} parameters, expected at most {MOST_PARAMETERS}, and a Jacobian that "
+                "fits memory, for standard errors by a dense factorization: "
+                "linops.estimate.diagonal(result.covariance, key) estimates their squares"
+            )
+        return self.vectors.tree(np.where(self.errors.held, np.nan, np.linalg.norm(self._root, axis=1)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Errors:
+    """What errors of parameters are computed by, when they are asked for."""
+
+    held: np.ndarray  # which parameters are at bounds
+    is_small: bool  # whether there is a dense factorization
+    root: Callable  # of no arguments: B with B Bᵀ = the covariance
+    whole: Callable  # the covariance, where there is none
+
+
+def inverse_of(A, held):
+    """The inverse of a positive definite matrix, where no parameter is held: products by conjugate gradients."""
+    if held.any():
+        raise ValueError(
+            f"the covariance of more than {MOST_PARAMETERS} parameters was asked for where {held.sum()} are at bounds, "
+            "expected none: leave these out of the parameters"
+        )
+    return inverse(A, method="cg")
 
 
 def root_of_jacobian(J, variance, held, unit, space):

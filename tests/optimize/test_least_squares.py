@@ -134,8 +134,13 @@ def test_no_errors_where_there_are_none(x64):
 def test_what_is_refused():
     with pytest.raises(ValueError, match="least_squares got fun with 1 of 2 values not finite at x0, the first at "):
         least_squares(lambda x: jnp.log(x), np.array([1.0, -1.0], np.float32))
-    many = least_squares(lambda x: x, np.zeros(5_001, np.float32))
-    with pytest.raises(MemoryError, match="for a covariance by its factorization"):
-        _ = many.covariance
+    many = least_squares(lambda x: x - 1, np.ones(5_001, np.float32), absolute_sigma=True)
+    np.testing.assert_allclose(many.covariance @ many.x, many.x, rtol=1e-5)
+    robust = least_squares(lambda x: x - 1, np.ones(5_001, np.float32), loss="soft_l1")
+    with pytest.raises(ValueError, match="parameters under a robust loss was asked for"):
+        _ = robust.covariance
+    held = least_squares(lambda x: x - 2, np.ones(5_001, np.float32), bounds=(0, 1.5), absolute_sigma=True)
+    with pytest.raises(ValueError, match="are at bounds, expected none: leave these"):
+        _ = held.covariance
     with pytest.raises(ValueError, match=r"expected \(lower, upper\), each a number, None or a tree"):
         least_squares(lambda x: x, np.zeros(2, np.float32), bounds=3)

@@ -157,6 +157,12 @@ def test_what_is_refused():
         minimize(beale, BEALE, bounds=(0, 1))
     with pytest.raises(ValueError, match="does not take constraints"):
         minimize(beale, BEALE, method="L-BFGS-B", constraints={"type": "eq", "fun": lambda p: p["x"]})
-    many = minimize(lambda x: jnp.sum(x**2), np.zeros(5_001, np.float32), method="L-BFGS-B")
-    with pytest.raises(MemoryError, match="for a covariance, which takes the dense"):
-        _ = many.covariance
+
+
+def test_covariances_of_many_parameters_are_solves():
+    scales = np.linspace(1, 3, 5_001).astype(np.float32)
+    found = minimize(lambda x: jnp.sum(scales * x**2), np.ones(5_001, np.float32), method="Newton-CG")
+    assert found.success
+    np.testing.assert_allclose(found.covariance @ np.ones(5_001, np.float32), 0.5 / scales, rtol=1e-3)
+    with pytest.raises(MemoryError, match="for standard errors by a dense factorization"):
+        _ = found.standard_errors
