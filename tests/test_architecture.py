@@ -30,8 +30,9 @@ LAYERS = [
      "estimate.traces", "estimate.diagonals",
      "estimate.norms", "estimate.quadrature", "estimate.quadratic", "estimate.determinants", "estimate.densities",
      "precondition", "verify.values", "verify.differences", "verify.claims", "verify.report"],
-    ["optimize.results", "optimize.trust_region", "optimize.marquardt", "optimize.limits", "optimize.vectors",
+    ["optimize.results", "optimize.limits", "optimize.vectors",
      "optimize.points", "optimize.constraints", "optimize.objective", "optimize.residuals", "optimize.uncertainty",
+     "optimize.trust_region", "optimize.marquardt",
      "optimize.minimizing", "optimize.fitting", "optimize.roots", "plot", "report", "probing", "analysis", "embedded",
      "cli"],
 ]  # fmt: skip

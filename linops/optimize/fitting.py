@@ -9,7 +9,14 @@ from linops.blas import one_blas_thread
 from linops.budget import memory_budget
 from linops.optimize.limits import ROUNDINGS, eps, is_at_rest, projected
 from linops.optimize.residuals import Residuals
-from linops.optimize.uncertainty import MOST_PARAMETERS, Errors, Fit, inverse_of, root_of_jacobian
+from linops.optimize.uncertainty import (
+    MOST_PARAMETERS,
+    Errors,
+    Fit,
+    inverse_of,
+    root_of_jacobian,
+    variance_of_residuals,
+)
 
 DENSE_OPERATIONS = 1e9  # of a factorization, up to which the dense Jacobian is taken
 DENSE_SHARE = 1 / 16  # of memory, for a dense Jacobian
@@ -190,14 +197,7 @@ def _errors(residuals, x, jacobian, cost, held, unit, loss, absolute_sigma):
     space = residuals.vectors.space
 
     def variance():
-        if absolute_sigma:
-            return 1.0
-        if rows <= np.sum(~held):
-            raise np.linalg.LinAlgError(
-                f"got {rows} residuals for {np.sum(~held)} parameters, expected more residuals, from which to estimate "
-                "their variance: pass absolute_sigma=True where they are in units of their standard deviations"
-            )
-        return 2 * cost / (rows - np.sum(~held))
+        return variance_of_residuals(cost, rows, np.sum(~held), absolute_sigma)
 
     def root():
         scale = variance()

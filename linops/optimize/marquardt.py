@@ -10,8 +10,10 @@ from linops.derivatives.jacobian import Jacobian
 from linops.iterate import scope_of
 from linops.linalg.solves import either
 from linops.optimize.results import CONVERGED, LIMIT, NOT_FINITE, PRECISION, RUNNING, STEP, Result, optimized
+from linops.optimize.uncertainty import Fit, errors_of_residuals
+from linops.optimize.vectors import Vectors
 from linops.precision import real_dtype
-from linops.products import dense_matrix
+from linops.products import dense_matrix, is_traced
 from linops.realify import any_complex
 
 FIRST = 100  # times the scaled norm of x0: the first radius, as in MINPACK
@@ -33,6 +35,7 @@ def levenberg_marquardt(
     callback=None,
     save=None,
     progress=False,
+    absolute_sigma=False,
 ):
     """Minimize the sum of squares of residuals, ‖f(x)‖² / 2, by Levenberg and Marquardt's method on the device.
 
@@ -59,10 +62,14 @@ def levenberg_marquardt(
     progress : bool
         Whether to show a bar of products on a terminal.
 
+    absolute_sigma : bool
+        Whether residuals are in units of their standard deviations, as in `scipy.optimize.curve_fit`.
+
     Returns
     -------
-    OptimizeResult
-        SciPy's, of `least_squares`: `x` and the gradient `grad` like x0, `cost`, `fun`, the residuals, `optimality`,
+    linops.optimize.Fit
+        SciPy's `OptimizeResult`, of `least_squares`, with `covariance` and `standard_errors` of the parameters; `x` and
+        the gradient `grad` like x0, `cost`, `fun`, the residuals, `optimality`,
         the largest cosine, `status`, `success`, `message`, `nit`, `nfev`, `njev`. Status 0: the cosines are below gtol.
         6: the step is below xtol. 1: maxiter. 2: limited by precision: no step decreases the cost by more than
         rounding; a success where the cosines, or the step of Gauss and Newton relative to x, are below the square root
@@ -102,7 +109,11 @@ def levenberg_marquardt(
     def to_user(result):
         return Result(result | {name: J.map.given(result[name]) for name in ("x", "grad")})
 
-    return optimized("levenberg_marquardt", LevenbergMarquardt(), (J,), (bounds,), to_user, callback, save, progress)
+    result = optimized("levenberg_marquardt", LevenbergMarquardt(), (J,), (bounds,), to_user, callback, save, progress)
+    if is_traced(result):
+        return result
+    errors = errors_of_residuals(J.at(result.x), result.cost, absolute_sigma)
+    return Fit.of(result, Vectors.like(x0, J.domain), errors)
 
 
 class Bounds(NamedTuple):

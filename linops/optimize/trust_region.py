@@ -24,7 +24,10 @@ from linops.optimize.results import (
     Result,
     optimized,
 )
+from linops.optimize.uncertainty import Fit, errors_of_minimum
+from linops.optimize.vectors import Vectors
 from linops.precision import real_dtype
+from linops.products import is_traced
 from linops.realify import any_complex
 
 SHARES = tuple(4.0**-i for i in range(1, 6))  # of the radius, that are tried after a step that is rejected
@@ -80,8 +83,10 @@ def newton_cg(
 
     Returns
     -------
-    OptimizeResult
-        SciPy's, with `x` and the gradient `jac` like x0, `fun`, `status`, `success`, `message`, `nit`, `nfev`, `njev`
+    linops.optimize.Fit
+        SciPy's `OptimizeResult`, with `covariance` and `standard_errors` by the inverse of the Hessian, for a fun that
+        is the negative logarithm of a likelihood; `x` and the gradient `jac` like x0, `fun`,
+        `status`, `success`, `message`, `nit`, `nfev`, `njev`
         and `nhev`, the number of products with Hessians. Status 0: converged. 1: maxiter. 2: limited by precision: no
         step decreases the gradient, or f by more than rounding. 3: f or its gradient is not finite at x. 4:
         max_matvecs. 5: stopped by the callback. Within `jit` it is a pytree, without message.
@@ -117,7 +122,10 @@ def newton_cg(
     def to_user(result):
         return Result(result | {name: H.map.given(result[name]) for name in ("x", "jac")})
 
-    return optimized("newton_cg", NewtonCG(), (H, M), (bounds,), to_user, callback, save, progress)
+    result = optimized("newton_cg", NewtonCG(), (H, M), (bounds,), to_user, callback, save, progress)
+    return (
+        result if is_traced(result) else Fit.of(result, Vectors.like(x0, H.domain), errors_of_minimum(H.at(result.x)))
+    )
 
 
 class Bounds(NamedTuple):

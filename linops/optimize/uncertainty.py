@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 from scipy.optimize import OptimizeResult
@@ -83,6 +84,42 @@ def inverse_of(A, held):
             "expected none: leave these out of the parameters"
         )
     return inverse(A, method="cg")
+
+
+def errors_of_residuals(J, cost, absolute_sigma):
+    """Errors by the inverse of JᵀJ, of the Jacobian at the solution, where no parameter is held."""
+    held, unit = np.zeros(J.shape[1], bool), float(jnp.finfo(J.dtype).eps)
+
+    def root():
+        variance = variance_of_residuals(cost, *J.shape, absolute_sigma)
+        return root_of_jacobian(J.toarray().astype(float), variance, held, unit, J.domain)
+
+    def whole():
+        return variance_of_residuals(cost, *J.shape, absolute_sigma) * inverse_of(J.T @ J, held)
+
+    return Errors(held, J.shape[1] <= MOST_PARAMETERS, root, whole)
+
+
+def errors_of_minimum(H):
+    """Errors by the inverse of the Hessian at the minimum, where no parameter is held."""
+    held, unit = np.zeros(H.shape[1], bool), float(jnp.finfo(H.dtype).eps)
+
+    def root():
+        return root_of_hessian(H.toarray().astype(float), held, unit, H.domain)
+
+    return Errors(held, H.shape[1] <= MOST_PARAMETERS, root, lambda: inverse_of(H, held))
+
+
+def variance_of_residuals(cost, rows, count, absolute_sigma):
+    """The variance of residuals, half of whose sum of squares is the cost, from what `count` parameters leave free."""
+    if absolute_sigma:
+        return 1.0
+    if rows <= count:
+        raise np.linalg.LinAlgError(
+            f"got {rows} residuals for {count} parameters, expected more residuals, from which to estimate their "
+            "variance: pass absolute_sigma=True where they are in units of their standard deviations"
+        )
+    return 2 * cost / (rows - count)
 
 
 def root_of_jacobian(J, variance, held, unit, space):
