@@ -19,7 +19,19 @@ from linops.linalg.records import (
     ROUNDING,
 )
 from linops.linalg.shifted import from_one_space
-from linops.linalg.solves import RENEWED, RUNNING, Solver, Told, combined, either, info_of, preconditioned, solve
+from linops.linalg.solves import (
+    RENEWED,
+    RUNNING,
+    Certainty,
+    Solver,
+    Told,
+    combined,
+    either,
+    info_of,
+    nonzero,
+    preconditioned,
+    solve,
+)
 from linops.linalg.systems import Right, limits, square_system
 from linops.precision import real_dtype
 from linops.products import is_traced
@@ -179,13 +191,14 @@ class ConjugateGradients(Solver):
         code = jnp.where(norm <= given.tolerance, CONVERGED, RUNNING).astype(jnp.int32)
         return State(
             b, x, r, z, z, rho, norm, jnp.full((), jnp.inf, real), checks, none + fault, none, none, none, code,
-            given.tolerance, given.limit, shift, region,
+            given.tolerance, given.limit, shift, region, Certainty.begin(given.tolerance),
         )  # fmt: skip
 
     def step(self, operators, s):
         A, M = operators
         space = A.domain
-        product = self.product(A, either(s.checks, s.x, s.p), s.shift)
+        multiplied = either(s.checks, s.x, s.p)
+        product = self.product(A, multiplied, s.shift)
         curvature = space.inner(s.p, product).real
         length, region, fault = self._length(s, curvature)
         x = combined(space, length, s.p, s.x)
@@ -200,19 +213,22 @@ class ConjugateGradients(Solver):
         fault = jnp.where(fault == NONE, _fault(M, norm, rho, length), fault)
         iterations = s.iterations + ~s.checks
         since = jnp.where(s.checks, 0, s.since + 1)
-        ends = (norm <= s.tolerance) | (iterations >= s.limit) | (fault != NONE)
+        ends = (iterations >= s.limit) | (fault != NONE)
         if self.renewed is None:
-            checks, code = s.checks, jnp.where(ends, _code(norm <= s.tolerance, fault, False), RUNNING)
+            certainty, is_met = s.certainty, norm <= s.tolerance
+            checks, code = s.checks, jnp.where(ends | is_met, _code(is_met, fault, False), RUNNING)
         else:
-            checks = ~s.checks & (ends | (since >= self.renewed))
+            certainty = s.certainty.seen(space.norm(product) / nonzero(space.norm(multiplied)))
+            certainty = either(s.checks, certainty.at(space, x, s.tolerance), certainty)
+            checks = ~s.checks & (ends | (norm <= certainty.aim) | (since >= self.renewed))
+            is_met = certainty.is_met(norm, s.tolerance)
             drift = space.norm(space.add(r, space.scale(-1, s.r)))
-            stuck = (drift > norm / 2) & (norm > s.checked / 2)
-            ended = ends | stuck
-            code = jnp.where(s.checks & ended, _code(norm <= s.tolerance, fault, stuck), RUNNING)
+            stuck = (drift > norm / 2) & (norm > s.checked / 2) | certainty.is_too_small(norm, s.tolerance)
+            code = jnp.where(s.checks & (ends | is_met | stuck), _code(is_met, fault, stuck), RUNNING)
         return State(
             s.b, x, r, z, p, rho, norm, jnp.where(s.checks, jnp.minimum(norm, s.checked), s.checked), checks, fault,
             since, iterations, s.matvecs + 1, code.astype(jnp.int32), s.tolerance, s.limit, s.shift,
-            region if region is None else region.after(beta, rho, s.checks),
+            region if region is None else region.after(beta, rho, s.checks), certainty,
         )  # fmt: skip
 
     def _length(self, s, curvature):
@@ -254,6 +270,7 @@ class State(NamedTuple):
     limit: jax.Array
     shift: Any
     region: Any
+    certainty: Certainty
 
 
 class Region(NamedTuple):

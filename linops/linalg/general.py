@@ -17,7 +17,7 @@ from linops.krylov import (
     zeros_like,
 )
 from linops.linalg.records import CONVERGED, LIMIT, NOT_FINITE, ROUNDING, STAGNATED
-from linops.linalg.solves import RUNNING, Solver, Told, either, info_of, nonzero, preconditioned, solve
+from linops.linalg.solves import RUNNING, Certainty, Solver, Told, either, info_of, nonzero, preconditioned, solve
 from linops.linalg.systems import Right, limits, square_system
 from linops.space import combination
 
@@ -185,7 +185,7 @@ class GeneralResiduals(Solver):
         code = jnp.where(norm <= given.tolerance, CONVERGED, RUNNING).astype(jnp.int32)
         return State(
             b, x, r, Spanned.begin(space, r, norm, self.restart), norm, norm, jnp.full((), given.x is not None), none,
-            none, none, code, given.tolerance, given.limit,
+            none, none, code, given.tolerance, given.limit, Certainty.begin(given.tolerance),
         )  # fmt: skip
 
     def step(self, operators, s):
@@ -196,7 +196,9 @@ class GeneralResiduals(Solver):
         coefficients = jnp.where(s.checks, spanned.solution(s.begun), ahead.astype(spanned.turns.dtype))
         direction = preconditioned(M, combination(spanned.basis, coefficients))
         x = space.add(s.x, direction)
-        image = A._mv(either(s.checks, x, direction))
+        multiplied = either(s.checks, x, direction)
+        image = A._mv(multiplied)
+        s = s._replace(certainty=s.certainty.seen(space.norm(image) / nonzero(space.norm(multiplied))))
         after = either(s.checks, self._checked(space, s, x, image), self._expanded(space, s, image))
         return after._replace(matvecs=s.matvecs + 1)
 
@@ -207,7 +209,7 @@ class GeneralResiduals(Solver):
         iterations = s.iterations + 1
         is_finite = jnp.isfinite(norm) & jnp.all(jnp.isfinite(spanned.triangle))
         fault = jnp.where(is_finite, NONE, NOT_FINITE).astype(jnp.int32)
-        checks = (norm <= s.tolerance) | ends | (spanned.size >= self.restart) | (iterations >= s.limit)
+        checks = (norm <= s.certainty.aim) | ends | (spanned.size >= self.restart) | (iterations >= s.limit)
         return s._replace(
             spanned=spanned, norm=norm, checks=checks | (fault != NONE), fault=fault, iterations=iterations
         )
@@ -220,11 +222,12 @@ class GeneralResiduals(Solver):
         stands = norm > (1 - SLACK * jnp.finfo(norm.dtype).eps) * s.begun
         # What the space promised, rounding did not let happen; or it promised nothing.
         misled = (s.norm < s.begun / 2) & (norm > s.begun / 2)
+        certainty = s.certainty.at(space, x, s.tolerance)
         ends = [
-            (norm <= s.tolerance, CONVERGED),
+            (certainty.is_met(norm, s.tolerance), CONVERGED),
             (s.fault != NONE, s.fault),
             (~jnp.isfinite(norm), NOT_FINITE),
-            (misled, ROUNDING),
+            (misled | certainty.is_too_small(norm, s.tolerance), ROUNDING),
             (stands, STAGNATED),
             (s.iterations >= s.limit, LIMIT),
         ]
@@ -232,7 +235,7 @@ class GeneralResiduals(Solver):
         x, r, norm = either(is_better, (x, anew, norm), (s.x, s.r, s.begun))
         return s._replace(
             x=x, r=r, spanned=Spanned.begin(space, r, norm, self.restart), norm=norm, begun=norm,
-            checks=jnp.zeros_like(s.checks), code=code,
+            checks=jnp.zeros_like(s.checks), code=code, certainty=certainty,
         )  # fmt: skip
 
 
@@ -296,3 +299,4 @@ class State(NamedTuple):
     code: jax.Array
     tolerance: jax.Array
     limit: jax.Array
+    certainty: Certainty

@@ -22,6 +22,7 @@ from linops.linalg.records import (
 from linops.linalg.solves import (
     RENEWED,
     RUNNING,
+    Certainty,
     Solver,
     Told,
     combined,
@@ -181,7 +182,7 @@ class MinimalResiduals(Solver):
         code = jnp.where(norm <= given.tolerance, CONVERGED, RUNNING).astype(jnp.int32)
         return State(
             b, x, r, run, best, norm, norm, jnp.zeros((), real), phase, fault, phase != EXPANDS, none + RUNNING, none,
-            none, none, code, given.tolerance, given.limit, shift,
+            none, none, code, given.tolerance, given.limit, shift, Certainty.begin(given.tolerance),
         )  # fmt: skip
 
     def step(self, operators, s):
@@ -189,7 +190,9 @@ class MinimalResiduals(Solver):
         space, run = A.domain, s.run
         checks, certifies = (s.phase == CHECKS) | (s.phase == ENDS), s.phase == CERTIFIES
         v = space.scale(1 / nonzero(run.beta), run.y)
-        product = self.product(A, either(checks, s.x, either(certifies, run.y, v)), s.shift)
+        multiplied = either(checks, s.x, either(certifies, run.y, v))
+        product = self.product(A, multiplied, s.shift)
+        s = s._replace(certainty=s.certainty.seen(space.norm(product) / nonzero(space.norm(multiplied))))
         ahead, alpha, asymmetry = run.orthogonalized(space, v, product)
         anew = space.add(s.b, space.scale(-1, product))
         dual = either(checks, anew, either(certifies, product, ahead))
@@ -227,7 +230,7 @@ class MinimalResiduals(Solver):
             (~is_definite, NO_PRECONDITIONER),
         ]
         fault = jnp.select(*zip(*faults, strict=True), NONE).astype(jnp.int32)
-        due = ends | (norm <= s.tolerance) | (iterations >= s.limit) | (fault != NONE)
+        due = ends | (norm <= s.certainty.aim) | (iterations >= s.limit) | (fault != NONE)
         due = due | (beta <= BREAKDOWN * eps * scale)
         phase = jnp.where(due | (since >= RENEWED), CHECKS, EXPANDS)
         phase = jnp.where(ends & (fault == NONE), ENDS, phase).astype(jnp.int32)
@@ -245,11 +248,13 @@ class MinimalResiduals(Solver):
         fault = jnp.where(is_definite, s.fault, NO_PRECONDITIONER)
         fault = jnp.where(jnp.isfinite(norm), fault, NOT_FINITE).astype(jnp.int32)
         verdict = jnp.where(s.iterations >= s.limit, LIMIT, RUNNING)
-        verdict = jnp.where(renews & (norm > s.checked / 2), ROUNDING, verdict)
+        certainty = s.certainty.at(space, s.x, s.tolerance)
+        stuck = renews & (norm > s.checked / 2) | certainty.is_too_small(norm, s.tolerance)
+        verdict = jnp.where(stuck, ROUNDING, verdict)
         verdict = jnp.where(s.phase == ENDS, s.verdict, verdict).astype(jnp.int32)
         returns = (s.phase == CHECKS) & (verdict != RUNNING) & s.best.is_solution(norm)
         asks = returns | (s.phase == ENDS)
-        ends = [(norm <= s.tolerance, CONVERGED), (fault != NONE, fault), (asks, RUNNING)]
+        ends = [(certainty.is_met(norm, s.tolerance), CONVERGED), (fault != NONE, fault), (asks, RUNNING)]
         code = jnp.select(*zip(*ends, strict=True), verdict).astype(jnp.int32)
         phase = jnp.select([s.phase == ENDS, returns], [CERTIFIES, ENDS], EXPANDS).astype(jnp.int32)
         renews = renews | asks
@@ -257,6 +262,7 @@ class MinimalResiduals(Solver):
             x=either(returns & (code == RUNNING), s.best.x, s.x), r=either(renews, anew, s.r),
             run=either(renews, fresh, s.run), norm=norm, checked=jnp.where(renews, norm, s.checked), code=code,
             fault=fault, phase=phase, verdict=verdict, due=jnp.zeros_like(s.due), since=jnp.zeros_like(s.since),
+            certainty=certainty,
         )  # fmt: skip
 
     def _certified(self, A, M, s, product, image):
@@ -386,3 +392,4 @@ class State(NamedTuple):
     tolerance: jax.Array
     limit: jax.Array
     shift: Any
+    certainty: Certainty

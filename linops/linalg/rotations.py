@@ -92,26 +92,30 @@ class Rotations(NamedTuple):
         """Which of SciPy's rules says to stop, or `GOES_ON`; a residual and what it was compared with.
 
         In the first rule the norms of A and x count for no more than that of b: an x that goes astray would certify
-        itself. In the second one A has the norm that was seen, and not an estimate that grows with each step.
+        itself. In the second one A has the norm that was seen, and not an estimate that grows with each step. What
+        rounding adds to a residual, eps ‖A‖ ‖x‖ / 2, counts.
         """
         btol, atol, conlim, reference, limit = tolerances
-        least = rounding(A, DIGITS)
-        size = jnp.minimum(self.scale * A.domain.norm(x), reference)
-        to_solve, at_best = btol * reference + atol * size, least * reference
-        share = self.scale * self.norm
-        ends = [
-            (self.norm <= to_solve, SOLVED),
-            (self.gradient <= atol * share, LEAST),
-            (self.norm <= at_best, SOLVED_AT_BEST),
-            (self.gradient <= least * share, LEAST_AT_BEST),
+        eps, least = jnp.finfo(self.norm.dtype).eps, rounding(A, DIGITS)
+        size, share = self.scale * A.domain.norm(x), self.scale * self.norm
+        noise, dull = eps / 2 * size, eps / 2 * self.scale * (self.norm + size)
+        rules = [
+            (SOLVED, self.norm, noise, btol * reference + atol * jnp.minimum(size, reference)),
+            (LEAST, self.gradient, dull, atol * share),
+            (SOLVED_AT_BEST, self.norm, noise, least * reference),
+            (LEAST_AT_BEST, self.gradient, dull, least * share),
+        ]
+        ends = [(jnp.hypot(value, added) <= bound, istop) for istop, value, added, bound in rules]
+        ends += [((value <= bound) & (added > bound), NO_BETTER) for _, value, added, bound in rules[2:]]
+        ends += [
             ((conlim > 0) & (self.condition >= conlim), CONDITION),
-            (self.condition >= 1 / jnp.finfo(self.norm.dtype).eps, CONDITION_AT_WORST),
+            (self.condition >= 1 / eps, CONDITION_AT_WORST),
             (iterations >= limit, TIME),
         ]
         istop = jnp.select(*zip(*ends, strict=True), GOES_ON).astype(jnp.int32)
         is_solved = (istop == SOLVED) | (istop == SOLVED_AT_BEST)
-        residual = jnp.where(is_solved, self.norm, self.gradient)
-        return istop, residual, jnp.where(is_solved, jnp.maximum(to_solve, at_best), jnp.maximum(atol, least) * share)
+        solved, least = (jnp.maximum(rules[i][3], rules[i + 2][3]) for i in range(2))
+        return istop, jnp.where(is_solved, self.norm, self.gradient), jnp.where(is_solved, solved, least)
 
     def after(self, alpha, beta, damp=None):
         """With one more column of the bidiagonal matrix, (alpha before, beta), and the alpha after it."""

@@ -152,6 +152,41 @@ def preconditioned(M, r):
     return r if M is None else M._mv(r)
 
 
+class Certainty(NamedTuple):
+    """How sure a residual is that was computed: rounding in the product with x adds about eps ‖A‖ ‖x‖ / 2 to it.
+
+    `scale` is the norm of A, as far as it was seen, `noise` what is added, and `aim` what the norm of a residual is to
+    come down to, for it to be below the tolerance with that.
+    """
+
+    scale: jax.Array
+    noise: jax.Array
+    aim: jax.Array
+
+    @classmethod
+    def begin(cls, tolerance):
+        return cls(jnp.zeros_like(tolerance), jnp.zeros_like(tolerance), tolerance)
+
+    def seen(self, ratio):
+        """With the ratio of norms of a product and of what was multiplied."""
+        return self._replace(scale=jnp.fmax(self.scale, ratio))
+
+    def at(self, space, x, tolerance):
+        """With what is added at x."""
+        noise = jnp.finfo(tolerance.dtype).eps / 2 * self.scale * space.norm(x)
+        share = noise / jnp.where(tolerance > 0, tolerance, 1)
+        aim = tolerance * jnp.sqrt(jnp.where(share < 1, 1 - share**2, 1))
+        return self._replace(noise=noise, aim=aim)
+
+    def is_met(self, norm, tolerance):
+        """Whether a residual of this norm is surely below the tolerance."""
+        return (norm <= self.aim) & (self.noise <= tolerance)
+
+    def is_too_small(self, norm, tolerance):
+        """Whether the tolerance is below what can be told from rounding."""
+        return (norm <= tolerance) & (self.noise > tolerance)
+
+
 # What it comes to.
 
 
