@@ -88,6 +88,17 @@ def orthogonalized(space, basis, v):
     return jax.lax.fori_loop(0, PASSES, a_pass, (_placed(v, row(basis, 0)), none))
 
 
+def orthogonalized(space, basis, v):
+    """What v has beyond the span of the rows, and its coefficients on them: some passes of Gram-Schmidt."""
+
+    def a_pass(_, pair):
+        v, coefficients = pair
+        step = inner_products(space, basis, v)
+        return jax.tree.map(jnp.subtract, v, combination(basis, step)), coefficients + step
+
+    return jax.lax.fori_loop(0, PASSES, a_pass, (v, jnp.zeros(rows_of(basis), space.dtype)))
+
+
 def next_vector(space, basis, v, seed):
     """What v adds to a basis: a unit vector orthogonal to the rows, with v's coefficients on them and on it.
 
@@ -100,24 +111,21 @@ def next_vector(space, basis, v, seed):
     v = space.scale(1 / jnp.where(before > 0, before, 1), v)
     rounding = BREAKDOWN * jnp.finfo(before.dtype).eps
 
-    def a_pass(state):
-        # One body serves all passes, of v and of what is drawn in its place: XLA compiles it once.
-        passes, v, coefficients, norm = state
-        step = inner_products(space, basis, v)
-        v = jax.tree.map(jnp.subtract, v, combination(basis, step))
-        size, passes = space.norm(v), passes + 1
-        of_v = passes <= PASSES
-        norm = jnp.where(of_v, size, norm)
-        v = jax.lax.cond((passes == PASSES) & ~(size > rounding), lambda: _placed(noise(space, seed), v), lambda: v)
-        return passes, v, coefficients + jnp.where(of_v, step, 0), norm
+    def a_try(state):
+        # One body serves v and what is drawn in its place: XLA compiles it once.
+        tries, v, coefficients, norm, _ = state
+        first = tries == 0
+        v = jax.lax.cond(first, lambda: v, lambda: _placed(noise(space, seed), v))
+        v, step = orthogonalized(space, basis, v)
+        size = space.norm(v)
+        return tries + 1, v, jnp.where(first, step, coefficients), jnp.where(first, size, norm), size
 
     def goes_on(state):
-        passes, _, _, norm = state
-        return (passes < PASSES) | ((passes < 2 * PASSES) & ~(norm > rounding))
+        tries, _, _, norm, _ = state
+        return (tries == 0) | ((tries == 1) & ~(norm > rounding))
 
     none = jnp.zeros(rows_of(basis), space.dtype)
-    _, v, coefficients, norm = jax.lax.while_loop(goes_on, a_pass, (jnp.int32(0), v, none, before))
-    size = space.norm(v)
+    _, v, coefficients, norm, size = jax.lax.while_loop(goes_on, a_try, (jnp.int32(0), v, none, before, before))
     unit = space.scale(1 / jnp.where(size > 0, size, 1), v)
     return unit, before * coefficients, jnp.where(norm > rounding, before * norm, 0)
 
