@@ -66,7 +66,7 @@ def levenberg_marquardt(
         the largest cosine, `status`, `success`, `message`, `nit`, `nfev`, `njev`. Status 0: the cosines are below gtol.
         6: the step is below xtol. 1: maxiter. 2: limited by precision: no step decreases the cost by more than
         rounding; a success where the cosines, or the step of Gauss and Newton relative to x, are below the square root
-        of eps. 3: residuals or Jacobian are not finite at x. 5: stopped by the callback.
+        of eps, or the residuals below eps times the first. 3: residuals or Jacobian are not finite at x. 5: stopped by the callback.
 
     Raises
     ------
@@ -126,6 +126,7 @@ class State(NamedTuple):
     evaluations: jax.Array
     jacobians: jax.Array
     code: jax.Array
+    first: jax.Array  # the norm of the residuals at x0
     bounds: Bounds
 
 
@@ -142,7 +143,7 @@ class LevenbergMarquardt:
         size = jnp.linalg.norm(scale * x)
         radius = FIRST * jnp.where(size > 0, size, 1)
         one = jnp.ones((), jnp.int32)
-        state = State(x, residuals, jacobian, scale, radius, jnp.inf * radius, 0 * one, one, one, one, bounds)
+        state = State(x, residuals, jacobian, scale, radius, jnp.inf * radius, 0 * one, one, one, one, jnp.linalg.norm(residuals), bounds)
         finite = jnp.isfinite(jnp.sum(residuals**2)) & jnp.all(jnp.isfinite(norms))
         ends = [(~finite, NOT_FINITE), (_optimality(state) <= bounds.gtol, CONVERGED)]
         return state._replace(code=jnp.select(*zip(*ends, strict=True), RUNNING).astype(jnp.int32))
@@ -184,8 +185,9 @@ class LevenbergMarquardt:
 
 def _is_success(s):
     """Whether x is a least: where rounding ended it, half of the digits have to be settled."""
-    half = jnp.sqrt(jnp.finfo(s.x.dtype).eps)
-    settled = (_optimality(s) <= half) | (s.ahead <= half)
+    eps = jnp.finfo(s.x.dtype).eps
+    half, zero = jnp.sqrt(eps), jnp.linalg.norm(s.residuals) <= eps * s.first
+    settled = (_optimality(s) <= half) | (s.ahead <= half) | zero
     return (s.code == CONVERGED) | (s.code == STEP) | (s.code == PRECISION) & settled
 
 
