@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from linops.derivatives.hessian import Hessian
 from linops.iterate import iterate, scope_of
@@ -24,8 +25,10 @@ from linops.optimize.results import (
     RUNNING,
     Result,
     optimized,
+    require,
 )
 from linops.precision import real_dtype
+from linops.products import is_traced
 from linops.realify import any_complex
 
 SHARES = tuple(4.0**-i for i in range(1, 6))  # of the radius, that are tried after a step that is rejected
@@ -73,7 +76,8 @@ def newton_cg(
         A preconditioner, symmetric positive definite, close to the inverse of the Hessian. The trust region is a ball
         in the norm of its inverse.
     callback : callable, optional
-        `callback(intermediate_result)` is called after each iteration, an OptimizeResult; True stops.
+        `callback(intermediate_result)` is called after each iteration, an OptimizeResult; True, or StopIteration,
+        stops.
     save : path, or (path, seconds), optional
         A file in which the state is kept, and from which a run that was stopped goes on.
     progress : bool
@@ -110,6 +114,9 @@ def newton_cg(
     >>> result.x.round(3).tolist(), result.success
     ([1.0, 1.0, 1.0, 1.0], True)
     """
+    require("newton_cg", {"gtol": gtol}, {"maxiter": maxiter, "max_matvecs": max_matvecs})
+    if radius is not None and not is_traced(radius) and not (np.ndim(radius) == 0 and radius > 0):
+        raise ValueError(f"newton_cg got radius={radius!r}, expected a positive number")
     H = Hessian(fun, x0, args=args)
     M = None if M is None else as_square(M, H.domain, "M of newton_cg")._on(H.domain, H.domain).linearize()
     if any_complex(H.domain):
@@ -171,7 +178,7 @@ class NewtonCG:
         code = jnp.select([~finite, size == 0], [NOT_FINITE, CONVERGED], RUNNING).astype(jnp.int32)
         unset = -jnp.maximum(H.domain.norm(H.x), 1)  # conjugate gradients set it
         radius = jnp.where(jnp.isinf(bounds.radius), unset, bounds.radius)
-        return State(H.x, value, gradient, size, size, radius, 0 * one, one, one, 0 * one, code, code == CONVERGED, bounds)
+        return State(H.x, value, gradient, size, size, radius, 0 * one, one, one, 0 * one, code, size == 0, bounds)
 
     def done(self, operators, state):
         return state.code != RUNNING
@@ -202,7 +209,8 @@ class NewtonCG:
         code = jnp.select(*zip(*ends, strict=True), RUNNING).astype(jnp.int32)
         return s._replace(
             x=x, value=value, gradient=gradient, size=size, radius=trial.radius, iterations=iterations,
-            evaluations=s.evaluations + trial.count, gradients=s.gradients + 1, matvecs=matvecs, code=code, settled=settled,
+            evaluations=s.evaluations + trial.count, gradients=s.gradients + 1, matvecs=matvecs, code=code,
+            settled=settled,
         )  # fmt: skip
 
     def result(self, operators, s):
