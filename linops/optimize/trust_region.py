@@ -118,7 +118,7 @@ def newton_cg(
     if radius is not None and not is_traced(radius) and not (np.ndim(radius) == 0 and radius > 0):
         raise ValueError(f"newton_cg got radius={radius!r}, expected a positive number")
     H = Hessian(fun, x0, args=args)
-    M = None if M is None else as_square(M, H.domain, "M of newton_cg")._on(H.domain, H.domain).linearize()
+    M = None if M is None else _fitting(M, H)
     if any_complex(H.domain):
         raise TypeError("newton_cg got a function with complex values, expected real ones, of which one is the least")
     bounds = _bounds(H, gtol, maxiter, max_matvecs, radius)
@@ -127,6 +127,14 @@ def newton_cg(
         return Result(result | {name: H.map.given(result[name]) for name in ("x", "jac")})
 
     return optimized("newton_cg", NewtonCG(), (H, M), (bounds,), to_user, callback, save, progress)
+
+
+def _fitting(M, H):
+    """The preconditioner, between elements of the domain of H."""
+    M = as_square(M, H.domain, "M of newton_cg")
+    if M.shape != H.shape:
+        raise ValueError(f"newton_cg got M of shape {M.shape} for {H!r}, expected {H.shape}")
+    return M._on(H.domain, H.domain).linearize()
 
 
 class Bounds(NamedTuple):
