@@ -12,7 +12,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from linops.iterate import compute, iterate
+from linops.iterate import compute, iterate, operators_of
 from linops.saving import SavedRun, checksum
 
 SAVE_SECONDS = 60  # between two files, by default
@@ -104,13 +104,19 @@ def _interrupts(watch):
 
 
 def _identity(A, state):
-    """What tells an operator, and what was begun with it, from another: some inner products, and a checksum."""
-    tried = compute(_tried, A)
-    return {"shape": list(A.shape), "dtype": str(A.dtype), "products": tried.tolist(), "start": checksum(state)}
+    """What tells operators, and what was begun with them, from others: some inner products, and a checksum."""
+    first, tried = operators_of(A)[0], compute(_tried, A)
+    return {
+        "shape": list(first.shape), "dtype": str(first.dtype), "products": tried.tolist(), "start": checksum(state)
+    }  # fmt: skip
 
 
-def _tried(A):
-    """Inner products of what A makes of one vector with some others."""
+def _tried(operators):
+    """Inner products of what each operator makes of one vector with some others."""
     keys = jax.random.split(jax.random.key(20), TRIED + 1)
-    product = A._mv(A.domain.draw(keys[0]))
-    return jnp.abs(jnp.stack([A.codomain.inner(A.codomain.draw(key), product) for key in keys[1:]]))
+
+    def tried(A):
+        product = A._mv(A.domain.draw(keys[0]))
+        return [A.codomain.inner(A.codomain.draw(key), product) for key in keys[1:]]
+
+    return jnp.abs(jnp.stack([number for A in operators_of(operators) for number in tried(A)]))

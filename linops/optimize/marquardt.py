@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from linops.derivatives.jacobian import Jacobian
 from linops.iterate import scope_of
 from linops.linalg.solves import either
-from linops.optimize.results import CONVERGED, LIMIT, NOT_FINITE, PRECISION, RUNNING, STEP, Result, optimized
+from linops.optimize.results import CONVERGED, LIMIT, NOT_FINITE, PRECISION, RUNNING, STEP, Result, optimized, require
 from linops.optimize.uncertainty import Fit, errors_of_residuals
 from linops.optimize.vectors import Vectors
 from linops.precision import real_dtype
@@ -21,7 +21,8 @@ ACCEPTED = 1e-3  # of the decrease that the model has
 TRIES = 20  # radii, each a fourth of the one before, in one iteration
 NEWTON_STEPS = 100  # on the secular equation, at most
 CLOSE = 0.1  # to the radius, relative
-ROUNDING = 10  # times eps of the cost: a decrease that is smaller is not seen in it
+STALLS = 5  # steps in a row of which neither cost nor cosines show anything
+ROUNDING = 0.75  # the power of eps that is not seen of the cost: residuals are differences, of numbers often larger
 
 
 def levenberg_marquardt(
@@ -56,12 +57,12 @@ def levenberg_marquardt(
     maxiter : int, optional
         How many iterations, 1000 (n + 1) by default.
     callback : callable, optional
-        `callback(intermediate_result)` is called after each iteration, an OptimizeResult; True stops.
+        `callback(intermediate_result)` is called after each iteration, an OptimizeResult; True, or StopIteration,
+        stops.
     save : path, or (path, seconds), optional
         A file in which the state is kept, and from which a run that was stopped goes on.
     progress : bool
         Whether to show a bar of products on a terminal.
-
     absolute_sigma : bool
         Whether residuals are in units of their standard deviations, as in `scipy.optimize.curve_fit`.
 
@@ -72,8 +73,9 @@ def levenberg_marquardt(
         the gradient `grad` like x0, `cost`, `fun`, the residuals, `optimality`,
         the largest cosine, `status`, `success`, `message`, `nit`, `nfev`, `njev`. Status 0: the cosines are below gtol.
         6: the step is below xtol. 1: maxiter. 2: limited by precision: no step decreases the cost by more than
-        rounding; a success where the cosines, or the step of Gauss and Newton relative to x, are below the square root
-        of eps. 3: residuals or Jacobian are not finite at x. 5: stopped by the callback.
+        rounding, or the cosines; a success where these, or the step of Gauss and Newton relative to x, are below the
+        square root of eps, or the residuals below eps times the first. 3: residuals or Jacobian are not finite at x.
+        5: stopped by the callback.
 
     Raises
     ------
@@ -94,6 +96,7 @@ def levenberg_marquardt(
     >>> {name: round(float(value), 4) for name, value in fit.x.items()}
     {'a': 2.0, 'b': 1.0}
     """
+    require("levenberg_marquardt", {"gtol": gtol, "xtol": xtol}, {"maxiter": maxiter})
     J = Jacobian(fun, x0, args=args)
     if any_complex(J.domain) or any_complex(J.codomain):
         raise TypeError("levenberg_marquardt got complex residuals, expected real ones: stack real and imaginary parts")
@@ -133,10 +136,12 @@ class State(NamedTuple):
     scale: jax.Array
     radius: jax.Array
     ahead: jax.Array  # how long the last step of Gauss and Newton was, relative to x; infinite where it is not unique
+    stalls: jax.Array
     iterations: jax.Array
     evaluations: jax.Array
     jacobians: jax.Array
     code: jax.Array
+    first: jax.Array  # the norm of the residuals at x0
     bounds: Bounds
 
 
@@ -153,7 +158,10 @@ class LevenbergMarquardt:
         size = jnp.linalg.norm(scale * x)
         radius = FIRST * jnp.where(size > 0, size, 1)
         one = jnp.ones((), jnp.int32)
-        state = State(x, residuals, jacobian, scale, radius, jnp.inf * radius, 0 * one, one, one, one, bounds)
+        state = State(
+            x, residuals, jacobian, scale, radius, jnp.inf * radius, 0 * one, 0 * one, one, one, one,
+            jnp.linalg.norm(residuals), bounds,
+        )  # fmt: skip
         finite = jnp.isfinite(jnp.sum(residuals**2)) & jnp.all(jnp.isfinite(norms))
         ends = [(~finite, NOT_FINITE), (_optimality(state) <= bounds.gtol, CONVERGED)]
         return state._replace(code=jnp.select(*zip(*ends, strict=True), RUNNING).astype(jnp.int32))
@@ -167,18 +175,22 @@ class LevenbergMarquardt:
         x, residuals = either(trial.accepted, (trial.x, trial.residuals), (s.x, s.residuals))
         jacobian = _matrix(J, x)
         scale = jnp.maximum(s.scale, jnp.linalg.norm(jacobian, axis=0))
-        after = s._replace(
-            x=x, residuals=residuals, jacobian=jacobian, scale=scale, radius=trial.radius, ahead=ahead,
-            iterations=s.iterations + 1, evaluations=s.evaluations + trial.count, jacobians=s.jacobians + 1,
+        after = s._replace(x=x, residuals=residuals, jacobian=jacobian)
+        # Where the cost shows no decrease any more, the cosines have to: if not, a shorter step from the same point.
+        still = (trial.gain <= trial.rounding) & ~(_optimality(after) < _optimality(s))
+        after = either(still & jnp.isfinite(_optimality(after)), s, after)
+        after = after._replace(
+            scale=scale, radius=jnp.where(still, trial.length / 4, trial.radius), ahead=ahead,
+            stalls=jnp.where(still, s.stalls + 1, 0), iterations=s.iterations + 1,
+            evaluations=s.evaluations + trial.count, jacobians=s.jacobians + 1,
         )  # fmt: skip
         optimality = _optimality(after)
         small = trial.whole & trial.accepted & (ahead <= s.bounds.xtol)
-        still = ~trial.accepted | (trial.gain <= trial.rounding) & ~(optimality < _optimality(s))
         ends = [
-            (~jnp.all(jnp.isfinite(jacobian)), NOT_FINITE),
+            (~jnp.isfinite(optimality), NOT_FINITE),
             (optimality <= s.bounds.gtol, CONVERGED),
             (small, STEP),
-            (still, PRECISION),
+            (~trial.accepted | (after.stalls >= STALLS), PRECISION),
             (after.iterations >= s.bounds.iterations, LIMIT),
         ]
         return after._replace(code=jnp.select(*zip(*ends, strict=True), RUNNING).astype(jnp.int32))
@@ -195,8 +207,9 @@ class LevenbergMarquardt:
 
 def _is_success(s):
     """Whether x is a least: where rounding ended it, half of the digits have to be settled."""
-    half = jnp.sqrt(jnp.finfo(s.x.dtype).eps)
-    settled = (_optimality(s) <= half) | (s.ahead <= half)
+    eps = jnp.finfo(s.x.dtype).eps
+    half, zero = jnp.sqrt(eps), jnp.linalg.norm(s.residuals) <= eps * s.first
+    settled = (_optimality(s) <= half) | (s.ahead <= half) | zero
     return (s.code == CONVERGED) | (s.code == STEP) | (s.code == PRECISION) & settled
 
 
@@ -228,6 +241,7 @@ class _Trial(NamedTuple):
     gain: jax.Array
     rounding: jax.Array
     whole: jax.Array  # whether it is the step of Gauss and Newton
+    length: jax.Array
     radius: jax.Array
     accepted: jax.Array
     count: jax.Array
@@ -239,7 +253,7 @@ def _tried(J, s):
     tiny = values <= max(s.jacobian.shape) * jnp.finfo(values.dtype).eps * values[0]
     values, along = jnp.where(tiny, 0, values), s.residuals @ U
     cost = _cost(s.residuals)
-    rounding = ROUNDING * jnp.finfo(cost.dtype).eps * cost
+    rounding = float(jnp.finfo(cost.dtype).eps) ** ROUNDING * cost
 
     def attempt(trial):
         y, whole = _within(values, along, trial.radius)
@@ -251,11 +265,11 @@ def _tried(J, s):
         accepted = (ratio >= ACCEPTED) & ~jnp.all(x == s.x)
         grown = jnp.where((ratio > 0.75) & ~whole, 2 * trial.radius, trial.radius)
         radius = jnp.where(accepted & (ratio >= 0.25), grown, length / 4)
-        return _Trial(x, residuals, gain, rounding, whole, radius, accepted, trial.count + 1)
+        return _Trial(x, residuals, gain, rounding, whole, length, radius, accepted, trial.count + 1)
 
     none = jnp.zeros_like(cost)
     no = jnp.zeros((), bool)
-    first = _Trial(s.x, s.residuals, none, rounding, no, s.radius, no, jnp.zeros((), jnp.int32))
+    first = _Trial(s.x, s.residuals, none, rounding, no, none, s.radius, no, jnp.zeros((), jnp.int32))
     newton = jnp.where(jnp.any(tiny), jnp.inf, jnp.linalg.norm(along / jnp.where(tiny, 1, values)))
     trial = jax.lax.while_loop(lambda t: ~t.accepted & (t.count < TRIES) & (t.radius > 0), attempt, first)
     return trial, newton / jnp.linalg.norm(s.scale * s.x)

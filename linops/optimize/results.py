@@ -1,10 +1,12 @@
 """What the optimizers on the device hand back: SciPy's OptimizeResult, which is a pytree within jit."""
 
 import dataclasses
+import operator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from scipy.optimize import OptimizeResult
 
 from linops.iterate import compute, finished
@@ -54,7 +56,7 @@ def optimized(name, algorithm, operators, operands, to_user, callback=None, save
     if callback is None and save is None and not progress:
         result = finished(algorithm, finish, operators, *operands)
     else:
-        told = None if callback is None else lambda result: callback(said(to_user(result), ended=False))
+        told = None if callback is None else lambda result: _stops(callback, said(to_user(result), ended=False))
         monitor = Tally(progress=progress)
         state, watch = watched(
             algorithm, operators, operands, finish, [(monitor, False)], told, save, every=None if told is None else 1
@@ -69,6 +71,24 @@ def optimized(name, algorithm, operators, operands, to_user, callback=None, save
             "begin at another point"
         )
     return result
+
+
+def _stops(callback, result):
+    """Whether a callback wants it to stop: it says True, or raises StopIteration, as in SciPy."""
+    try:
+        return callback(result)
+    except StopIteration:
+        return True
+
+
+def require(name, tolerances, counts):
+    """Tolerances are not negative, and counts at least 1, where they are given and known."""
+    for what, value in tolerances.items():
+        if value is not None and not is_traced(value) and not (np.ndim(value) == 0 and value >= 0):
+            raise ValueError(f"{name} got {what}={value!r}, expected a number that is not negative")
+    for what, value in counts.items():
+        if value is not None and not is_traced(value) and operator.index(value) < 1:
+            raise ValueError(f"{name} got {what}={value}, expected at least 1")
 
 
 def said(result, ended=True):

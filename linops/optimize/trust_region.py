@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from linops.derivatives.hessian import Hessian
 from linops.iterate import iterate, scope_of
 from linops.krylov import row
+from linops.linalg import records
 from linops.linalg.definite import ConjugateGradients, Path
 from linops.linalg.operands import as_square
 from linops.linalg.solves import Given, combined, either
@@ -23,6 +25,7 @@ from linops.optimize.results import (
     RUNNING,
     Result,
     optimized,
+    require,
 )
 from linops.optimize.uncertainty import Fit, errors_of_minimum
 from linops.optimize.vectors import Vectors
@@ -63,8 +66,8 @@ def newton_cg(
     args : tuple
         Further arguments; arrays in it are data.
     gtol : float, optional
-        Converged is what has a gradient of Euclidean norm gtol at most; by default the square root of eps, 1.5e-8 in
-        float64 and 3.5e-4 in float32.
+        Converged is what has a gradient of Euclidean norm gtol at most; by default eps^(2/3), 3.7e-11 in float64 and
+        2.4e-5 in float32.
     maxiter : int, optional
         How many iterations, 200 n by default.
     max_matvecs : int, optional
@@ -75,7 +78,8 @@ def newton_cg(
         A preconditioner, symmetric positive definite, close to the inverse of the Hessian. The trust region is a ball
         in the norm of its inverse.
     callback : callable, optional
-        `callback(intermediate_result)` is called after each iteration, an OptimizeResult; True stops.
+        `callback(intermediate_result)` is called after each iteration, an OptimizeResult; True, or StopIteration,
+        stops.
     save : path, or (path, seconds), optional
         A file in which the state is kept, and from which a run that was stopped goes on.
     progress : bool
@@ -88,8 +92,9 @@ def newton_cg(
         is the negative logarithm of a likelihood; `x` and the gradient `jac` like x0, `fun`,
         `status`, `success`, `message`, `nit`, `nfev`, `njev`
         and `nhev`, the number of products with Hessians. Status 0: converged. 1: maxiter. 2: limited by precision: no
-        step decreases the gradient, or f by more than rounding. 3: f or its gradient is not finite at x. 4:
-        max_matvecs. 5: stopped by the callback. Within `jit` it is a pytree, without message.
+        step decreases the gradient, or f by more than rounding; a success where the gradient is below the square root
+        of eps, or where all of a step of Newton, at positive curvature, would not be seen in f. 3: f or its gradient is
+        not finite at x. 4: max_matvecs. 5: stopped by the callback. Within `jit` it is a pytree, without message.
 
     Raises
     ------
@@ -113,8 +118,11 @@ def newton_cg(
     >>> result.x.round(3).tolist(), result.success
     ([1.0, 1.0, 1.0, 1.0], True)
     """
+    require("newton_cg", {"gtol": gtol}, {"maxiter": maxiter, "max_matvecs": max_matvecs})
+    if radius is not None and not is_traced(radius) and not (np.ndim(radius) == 0 and radius > 0):
+        raise ValueError(f"newton_cg got radius={radius!r}, expected a positive number")
     H = Hessian(fun, x0, args=args)
-    M = None if M is None else as_square(M, H.domain, "M of newton_cg")._on(H.domain, H.domain).linearize()
+    M = None if M is None else _fitting(M, H)
     if any_complex(H.domain):
         raise TypeError("newton_cg got a function with complex values, expected real ones, of which one is the least")
     bounds = _bounds(H, gtol, maxiter, max_matvecs, radius)
@@ -128,6 +136,14 @@ def newton_cg(
     )
 
 
+def _fitting(M, H):
+    """The preconditioner, between elements of the domain of H."""
+    M = as_square(M, H.domain, "M of newton_cg")
+    if M.shape != H.shape:
+        raise ValueError(f"newton_cg got M of shape {M.shape} for {H!r}, expected {H.shape}")
+    return M._on(H.domain, H.domain).linearize()
+
+
 class Bounds(NamedTuple):
     """When to stop, and the first radius."""
 
@@ -139,7 +155,7 @@ class Bounds(NamedTuple):
 
 def _bounds(H, gtol, maxiter, max_matvecs, radius):
     real, n = real_dtype(H.dtype), H.shape[0]
-    gtol = float(jnp.sqrt(jnp.finfo(real).eps)) if gtol is None else gtol
+    gtol = float(jnp.finfo(real).eps) ** (2 / 3) if gtol is None else gtol
     maxiter = min(200 * n, 2**31 - 1) if maxiter is None else maxiter
     max_matvecs = 2**31 - 1 if max_matvecs is None else max_matvecs
     radius = jnp.inf if radius is None else radius
@@ -161,6 +177,7 @@ class State(NamedTuple):
     gradients: jax.Array
     matvecs: jax.Array
     code: jax.Array
+    settled: jax.Array  # whether rounding would hide a whole step of Newton
     bounds: Bounds
 
 
@@ -176,7 +193,7 @@ class NewtonCG:
         code = jnp.select([~finite, size == 0], [NOT_FINITE, CONVERGED], RUNNING).astype(jnp.int32)
         unset = -jnp.maximum(H.domain.norm(H.x), 1)  # conjugate gradients set it
         radius = jnp.where(jnp.isinf(bounds.radius), unset, bounds.radius)
-        return State(H.x, value, gradient, size, size, radius, 0 * one, one, one, 0 * one, code, bounds)
+        return State(H.x, value, gradient, size, size, radius, 0 * one, one, one, 0 * one, code, size == 0, bounds)
 
     def done(self, operators, state):
         return state.code != RUNNING
@@ -186,6 +203,7 @@ class NewtonCG:
         space = H.domain
         run = _direction((_at(H, s.x).linearize(), M), s)
         rounding = ROUNDING * jnp.finfo(s.value.dtype).eps * abs(s.value)
+        settled = (run.code == records.CONVERGED) & (s.size**2 * run.region.decrease <= rounding)
         trial = _tried(H, s, run, rounding)
         x = either(trial.accepted, trial.x, s.x)
         value = jnp.where(trial.accepted, trial.value, s.value)
@@ -207,14 +225,21 @@ class NewtonCG:
         return s._replace(
             x=x, value=value, gradient=gradient, size=size, radius=trial.radius, iterations=iterations,
             evaluations=s.evaluations + trial.count, gradients=s.gradients + 1, matvecs=matvecs, code=code,
+            settled=settled,
         )  # fmt: skip
 
     def result(self, operators, s):
         """What is handed back of a state."""
         return Result(
-            x=s.x, fun=s.value, jac=s.gradient, status=s.code, success=s.code == CONVERGED, nit=s.iterations,
+            x=s.x, fun=s.value, jac=s.gradient, status=s.code, success=_is_success(s), nit=s.iterations,
             nfev=s.evaluations, njev=s.gradients, nhev=s.matvecs,
         )  # fmt: skip
+
+
+def _is_success(s):
+    """Whether x is a least: where rounding ended it, of a gradient of half of the digits, or of what f can show."""
+    settled = s.settled | (s.size <= jnp.sqrt(jnp.finfo(s.size.dtype).eps))
+    return (s.code == CONVERGED) | (s.code == PRECISION) & settled
 
 
 def _at(H, x):
