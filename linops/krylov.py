@@ -77,18 +77,6 @@ def product(A, B):
 
 
 def orthogonalized(space, basis, v):
-    """What v has beyond the span of the rows, and its coefficients on them."""
-
-    def a_pass(_, state):
-        v, coefficients = state
-        step = inner_products(space, basis, v)
-        return jax.tree.map(jnp.subtract, v, combination(basis, step)), coefficients + step
-
-    none = jnp.zeros(rows_of(basis), space.dtype)
-    return jax.lax.fori_loop(0, PASSES, a_pass, (_placed(v, row(basis, 0)), none))
-
-
-def orthogonalized(space, basis, v):
     """What v has beyond the span of the rows, and its coefficients on them: some passes of Gram-Schmidt."""
 
     def a_pass(_, pair):
