@@ -344,6 +344,12 @@ def test_a_loop_whose_condition_and_body_depend_on_the_point():
 
     np.testing.assert_allclose(linops.Jacobian(f, vector()).toarray(), jax.jit(jax.jacfwd(f))(vector()), rtol=1e-4)
 
+    def many(x):  # each of which goes on by itself
+        return jax.vmap(lambda scale: f(scale * x))(jnp.array([0.1, 1.0, 5.0]))
+
+    expected = jax.jit(jax.jacfwd(many))(vector()).reshape(-1, len(vector()))
+    np.testing.assert_allclose(linops.Jacobian(many, vector()).toarray(), expected, rtol=1e-4)
+
 
 @pytest.mark.parametrize("holder", ["callback", "partial", "equal by name"])
 def test_callbacks_over_other_data_are_other_programs(holder):

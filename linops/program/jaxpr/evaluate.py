@@ -141,11 +141,23 @@ def _while(equation, env, inputs):
     cond_consts, body_consts = equation.params["cond_nconsts"], equation.params["body_nconsts"]
     cond, body = (_branch(equation.graphs[name][0], env) for name in ("cond_jaxpr", "body_jaxpr"))
     for_cond, for_body = inputs[:cond_consts], inputs[cond_consts : cond_consts + body_consts]
+
+    def step(state):
+        goes_on, after = cond(*for_cond, *state)[0], body(*for_body, *state)
+        return [jnp.where(_leading(goes_on, new), new, old) for new, old in zip(after, state, strict=True)]
+
+    # A loop that was batched by vmap goes on for each example by itself, which JAX writes as a condition of many.
+    is_batched = bool(equation.graphs["cond_jaxpr"][0].outputs[0].aval.shape)
     return jax.lax.while_loop(
-        lambda state: cond(*for_cond, *state)[0],
-        lambda state: body(*for_body, *state),
+        lambda state: jnp.any(cond(*for_cond, *state)[0]) if is_batched else cond(*for_cond, *state)[0],
+        step if is_batched else lambda state: body(*for_body, *state),
         list(inputs[cond_consts + body_consts :]),
     )
+
+
+def _leading(condition, array):
+    """A condition on leading axes, in as many axes as an array has."""
+    return condition.reshape(condition.shape + (1,) * (array.ndim - condition.ndim))
 
 
 def _cond(equation, env, inputs):
