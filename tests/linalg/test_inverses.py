@@ -131,6 +131,11 @@ def test_what_does_not_converge():
             ValueError,
             "expected 0: it knows rtol",
         ),
+        (
+            lambda: linops.inverse(linops.Matrix(GENERAL[:5]), "lsmr", gram(DEFINITE)),
+            ValueError,
+            "expected None: it takes",
+        ),
         (lambda: linops.inverse(lambda x: x), TypeError, "expected an operator of linops"),
     ],
 )
