@@ -5,7 +5,8 @@
 - nist: digits of NIST's certified fits, from both starts, by `levenberg_marquardt` and by SciPy's `least_squares`.
 - published: the problems of More, Garbow and Hillstrom by `newton_cg` and by `levenberg_marquardt`.
 - sized: those of any number of variables, n = 10,000, by `newton_cg`.
-- rosenbrock: chained Rosenbrock, n = 1,000, in turn with SciPy and other peers.
+- rosenbrock: chained Rosenbrock, n = 1,000, in turn with SciPy's methods over hand-written jitted products.
+- peers: other packages on the same function.
 - nystrom: iterations of `cg` on damped Gauss-Newton systems of the digits network, with `nystrom` and without.
 - bound: condition numbers with `nystrom`, dense, beside the bound of its paper.
 - poisson: where it does not help.
@@ -158,97 +159,98 @@ class Compilations:
         self.count += name == "/jax/core/compile/backend_compile_duration"
 
 
-def rosenbrock(n=1_000, seconds=4.0):
-    """Seconds to a gradient of 1e-8, in turn; then the compilations of a second problem of that shape."""
-    start = np.resize([-1.2, 1.0], n)
-    gtol = 1e-8
-    value_and_gradient = jax.jit(jax.value_and_grad(chained_rosenbrock))
-    product = jax.jit(lambda x, v: jax.jvp(jax.grad(chained_rosenbrock), (x,), (v,))[1])
+START = np.resize([-1.2, 1.0], 1_000)
+GTOL = 1e-8  # of the norm of the gradient
 
-    def objective(x):
-        value, gradient = value_and_gradient(x)
-        return float(value), np.asarray(gradient)
+_value_and_gradient = jax.jit(jax.value_and_grad(chained_rosenbrock))
+_product = jax.jit(lambda x, v: jax.jvp(jax.grad(chained_rosenbrock), (x,), (v,))[1])
 
-    def by_scipy(method, **options):
-        return scipy.optimize.minimize(
-            objective, start, jac=True, hessp=lambda x, v: np.asarray(product(x, v)), method=method, options=options
-        )
 
+def _objective(x):
+    value, gradient = _value_and_gradient(x)
+    return float(value), np.asarray(gradient)
+
+
+def _minimized(method, **options):
+    """What one writes by hand for SciPy: value and gradient of one program, products of another."""
+    return scipy.optimize.minimize(
+        _objective, START, jac=True, hessp=lambda x, v: np.asarray(_product(x, v)), method=method, options=options
+    )
+
+
+def rosenbrock():
+    """Beside SciPy's, in turn; then the compilations of a second problem of that shape."""
     calls = {
-        "linops": lambda: newton_cg(chained_rosenbrock, start, gtol=gtol),
-        "SciPy, trust-krylov": lambda: by_scipy("trust-krylov", gtol=gtol, maxiter=10_000),
-        "SciPy, trust-krylov, inexact": lambda: by_scipy("trust-krylov", gtol=gtol, maxiter=10_000, inexact=True),
-        "SciPy, trust-ncg": lambda: by_scipy("trust-ncg", gtol=gtol, maxiter=10_000),
-        "SciPy, Newton-CG": lambda: by_scipy("Newton-CG", xtol=1e-10, maxiter=10_000),
-        **_peers(start, gtol),
+        "linops, newton_cg": lambda: newton_cg(chained_rosenbrock, START, gtol=GTOL),
+        "SciPy, trust-krylov": lambda: _minimized("trust-krylov", gtol=GTOL, maxiter=10_000),
+        "SciPy, trust-ncg": lambda: _minimized("trust-ncg", gtol=GTOL, maxiter=10_000),
+        "SciPy, Newton-CG": lambda: _minimized("Newton-CG", xtol=1e-10, maxiter=10_000),
     }
-    print(f"chained Rosenbrock, n = {n:,}")
-    for name, call in list(calls.items()):
-        before = time.perf_counter()
-        try:
-            result = call()
-        except Exception as error:  # a peer that gives up is a row of the table
-            print(f"  {name:40} {type(error).__name__}: {str(error).splitlines()[0][:80]}")
-            del calls[name]
-            continue
-        x, counts = (result.x, _counts(result)) if hasattr(result, "nit") else (result, "")
-        value, gradient = objective(jnp.asarray(x))
-        took = time.perf_counter() - before
-        print(f"  {name:40} f {value:8.1e}  gradient {np.linalg.norm(gradient):7.1e}  first {took:5.1f} s  {counts}")
-    times = interleaved(calls, seconds=seconds, least=3, most=30)
-    ours = times["linops"][1]
+    for name, call in calls.items():
+        result = call()
+        counts = ", ".join(f"{what} {result[key]}" for key, what in COUNTS.items())
+        print(f"  {name:40} f {result.fun:8.1e}, gradient {np.linalg.norm(result.jac):7.1e}; {counts}")
+    times = interleaved(calls, seconds=2.5, least=3, most=9)
     for name, (low, median, high) in times.items():
-        print(f"  {name:40} {1e3 * median:9.1f} ms ({1e3 * low:.1f} to {1e3 * high:.1f})  {median / ours:7.2f}")
+        ratio = median / times["linops, newton_cg"][1]
+        print(f"  {name:40} {1e3 * median:9.1f} ms ({1e3 * low:.1f} to {1e3 * high:.1f}), {ratio:.2f}")
     compilations = Compilations()
     jax.monitoring.register_event_duration_secs_listener(compilations)
-    result = newton_cg(chained_rosenbrock, np.zeros(n), gtol=gtol)
-    print(f"  compilations from a second start: {compilations.count}, f {result.fun:.1e}")
+    result = newton_cg(chained_rosenbrock, np.zeros_like(START), (90.0,), gtol=GTOL)
+    before = compilations.count
+    result = newton_cg(chained_rosenbrock, START, (110.0,), gtol=GTOL)
+    print(f"  compilations of another start and height: {compilations.count - before}, f {result.fun:.1e}")
 
 
-def _counts(result):
-    names = {"nit": "iterations", "nfev": "evaluations", "nhev": "products"}
-    return ", ".join(f"{result[name]} {what}" for name, what in names.items() if name in result)
+COUNTS = {"nit": "iterations", "nfev": "evaluations", "nhev": "products"}
 
 
-def _peers(start, gtol):
-    """Of the other packages on the device, each in one jitted function, what it returns as x."""
-    x0, calls = jnp.asarray(start), {}
-    gradient = jax.grad(chained_rosenbrock)
-    if importlib.util.find_spec("optimistix"):
-        import optimistix
+def peers():
+    """Other packages on the same function, each whole in one jitted function: what they reach, and in what time."""
+    for name, run in _peers().items():
+        try:
+            x, seconds = timed(lambda run=run: jax.block_until_ready(run(START)))
+        except Exception as error:  # a peer that gives up is a row of the table
+            print(f"  {name:40} {type(error).__name__}: {str(error).splitlines()[0][:80]}", flush=True)
+            continue
+        value, gradient = _objective(x)
+        print(f"  {name:40} f {value:8.1e}, gradient {np.linalg.norm(gradient):7.1e}, {seconds:7.2f} s", flush=True)
 
-        def minimized(x0, solver=None):
-            return optimistix.minimise(lambda x, _: chained_rosenbrock(x), solver, x0, max_steps=20_000).value
 
-        def root(x0, solver):
-            return optimistix.root_find(lambda x, _: gradient(x), solver, x0, max_steps=200).value
-
-        solvers = optimistix.BFGS, optimistix.LBFGS
-        for solver in [solver(rtol=gtol, atol=gtol) for solver in solvers]:
-            run = jax.jit(functools.partial(minimized, solver=solver))
-            calls[f"optimistix, {type(solver).__name__}"] = _ready(run, x0)
-        for solver in [solver(rtol=gtol, atol=gtol) for solver in (optimistix.Dogleg, optimistix.Newton)]:
-            run = jax.jit(functools.partial(root, solver=solver))
-            calls[f"optimistix, {type(solver).__name__} on the gradient"] = _ready(run, x0)
+def _peers():
+    """A function from x0 to x of each."""
+    gradient, runs = jax.grad(chained_rosenbrock), {}
+    runs["linops, newton_cg"] = lambda x0: newton_cg(chained_rosenbrock, x0, gtol=GTOL).x
     if importlib.util.find_spec("jaxopt"):
         import jaxopt
 
-        for solver in (
-            jaxopt.LBFGS(chained_rosenbrock, tol=gtol, maxiter=20_000),
-            jaxopt.BFGS(chained_rosenbrock, tol=gtol, maxiter=20_000),
-        ):
-            run = jax.jit(lambda x0, solver=solver: solver.run(x0).params)
-            calls[f"jaxopt, {type(solver).__name__}"] = _ready(run, x0)
+        for method in (jaxopt.LBFGS, jaxopt.NonlinearCG):
+            solver = method(chained_rosenbrock, tol=GTOL, maxiter=20_000)
+            runs[f"jaxopt, {method.__name__}"] = jax.jit(lambda x0, solver=solver: solver.run(x0).params)
+    if importlib.util.find_spec("optimistix"):
+        import optimistix
+
+        for method in (optimistix.LBFGS, optimistix.BFGS):
+            solver = method(rtol=GTOL, atol=GTOL)
+            runs[f"optimistix, {method.__name__}"] = jax.jit(
+                lambda x0, solver=solver: (
+                    optimistix.minimise(
+                        lambda x, _: chained_rosenbrock(x), solver, x0, max_steps=20_000, throw=False
+                    ).value
+                )
+            )
+        for method in (optimistix.Newton, optimistix.Dogleg):
+            solver = method(rtol=GTOL, atol=GTOL)
+            runs[f"optimistix, {method.__name__} on the gradient"] = jax.jit(
+                lambda x0, solver=solver: (
+                    optimistix.root_find(lambda x, _: gradient(x), solver, x0, max_steps=100, throw=False).value
+                )
+            )
     if importlib.util.find_spec("solvax"):
         import solvax
 
-        run = jax.jit(lambda x0: solvax.newton_krylov(gradient, x0).x)
-        calls["solvax, newton_krylov on the gradient"] = _ready(run, x0)
-    return calls
-
-
-def _ready(run, x0):
-    return lambda: jax.block_until_ready(run(x0))
+        runs["solvax, newton_krylov on the gradient"] = jax.jit(lambda x0: solvax.newton_krylov(gradient, x0)[0])
+    return runs
 
 
 # Solvers and preconditioners.
@@ -363,7 +365,7 @@ def ten_shifts(n=2_410):
 
 PARTS = {
     "nist": (certified, True), "published": (minima, True), "sized": (sized, True), "rosenbrock": (rosenbrock, True),
-    "nystrom": (damped_systems, False), "bound": (paper_bound, True), "poisson": (poisson, True),
+    "peers": (peers, True),    "nystrom": (damped_systems, False), "bound": (paper_bound, True), "poisson": (poisson, True),
     "shifts": (ten_shifts, False),
 }  # fmt: skip
 

@@ -16,7 +16,7 @@ from linops.precision import real_dtype
 from linops.products import dense_matrix, is_traced
 from linops.realify import any_complex
 
-FIRST = 100  # times the scaled norm of x0: the first radius, as in MINPACK
+FIRST = 1  # times the scaled norm of x0: the first radius; MINPACK's 100 leads off, where exponentials die out
 ACCEPTED = 1e-3  # of the decrease that the model has
 TRIES = 20  # radii, each a fourth of the one before, in one iteration
 NEWTON_STEPS = 100  # on the secular equation, at most
