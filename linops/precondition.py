@@ -49,7 +49,8 @@ def jacobi(A, *, key=None, num_matvecs=None):
         sizes = abs(jnp.asarray(entries))
         floor = jnp.finfo(sizes.dtype).eps * jnp.max(sizes)
         sizes = jnp.where(sizes > floor, sizes, jnp.where(floor > 0, floor, 1))
-        return Diagonal(A.domain.unravel((1 / sizes).astype(A.domain.dtype)))
+        entries = A.domain.unravel((1 / sizes).astype(A.domain.dtype))
+        return Diagonal._make(entries=entries, space=A.domain)  # a matrix may be the element
 
 
 def nystrom(A, shift=0.0, rank=None, *, key=None):

@@ -53,6 +53,8 @@ def test_jacobi_and_its_estimate():
     estimated = precondition.jacobi(A, key=jax.random.key(0), num_matvecs=10)
     assert condition(estimated, np.diag(d)) < 2
     assert condition(precondition.jacobi(linops.Diagonal(np.r_[-1.0, 0, 4])), np.diag([1.0, 1.0, 1.0])) > 0
+    of_a_matrix = linops.Hessian(lambda x: jnp.sum(x**4), np.array([[1.0, 2.0], [3.0, 4.0]]))
+    np.testing.assert_allclose(precondition.jacobi(of_a_matrix).diagonal(), 1 / (12 * np.array([1.0, 4, 9, 16])))
 
 
 def test_block_jacobi_of_leaves():
