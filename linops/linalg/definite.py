@@ -235,7 +235,8 @@ class ConjugateGradients(Solver):
         """How far to go along p, where that is in the trust region, and what is wrong or ends there."""
         bends = curvature > 0
         length = jnp.where(s.checks | ~bends, 0, s.rho / jnp.where(bends, curvature, 1))
-        fault = jnp.where(s.checks | bends, s.fault, NOT_DEFINITE)
+        found = jnp.where(jnp.isfinite(curvature), NOT_DEFINITE, NOT_FINITE)
+        fault = jnp.where(s.checks | bends | (s.fault != NONE), s.fault, found)
         if s.region is None:
             return length, None, fault
         region = s.region.sized(length, bends)

@@ -37,6 +37,7 @@ from linops.precision import real_dtype
 from linops.products import is_traced
 
 DIGITS = 10  # of rounding, below which A r is nothing
+EARLY = 5  # steps in which a matrix that is not Hermitian shows it
 
 
 def minres(
@@ -223,7 +224,8 @@ class MinimalResiduals(Solver):
             before=s.run.current, current=ahead, y=image, v=v, w_before=s.run.w, w=w, beta_before=s.run.beta, beta=beta
         )
         norm, since, iterations = space.norm(r), s.since + 1, s.iterations + 1
-        told = jnp.minimum(s.run.beta, asymmetry) > jnp.sqrt(eps) * scale
+        # Later a Krylov space that is used up looks as one of a matrix that is not Hermitian.
+        told = (s.iterations < EARLY) & (jnp.minimum(s.run.beta, asymmetry) > jnp.sqrt(eps) * scale)
         faults = [
             (~(jnp.isfinite(norm) & jnp.isfinite(alpha) & jnp.isfinite(beta)), NOT_FINITE),
             (told, NOT_SYMMETRIC),
@@ -249,7 +251,7 @@ class MinimalResiduals(Solver):
         fault = jnp.where(jnp.isfinite(norm), fault, NOT_FINITE).astype(jnp.int32)
         verdict = jnp.where(s.iterations >= s.limit, LIMIT, RUNNING)
         certainty = s.certainty.at(space, s.x, s.tolerance)
-        stuck = renews & (norm > s.checked / 2) | certainty.is_too_small(norm, s.tolerance)
+        stuck = (drift > norm / 2) & (norm > s.checked / 2) | certainty.is_too_small(norm, s.tolerance)
         verdict = jnp.where(stuck, ROUNDING, verdict)
         verdict = jnp.where(s.phase == ENDS, s.verdict, verdict).astype(jnp.int32)
         returns = (s.phase == CHECKS) & (verdict != RUNNING) & s.best.is_solution(norm)
