@@ -139,13 +139,13 @@ def _newton(result, seconds, reached):
 
 
 def sized(n=10_000):
-    """The same for problems of n variables."""
+    """The same for problems of n variables, of at most 100,000 products."""
     print(
         "problem                                        newton_cg: f, gradient, iterations, evaluations, products, ms"
     )
     for name, make in mgh.SIZED.items():
         problem = make(n)
-        result, seconds = timed(functools.partial(newton_cg, problem.f, problem.start))
+        result, seconds = timed(functools.partial(newton_cg, problem.f, problem.start, max_matvecs=100_000))
         print(f"{name:46} {_newton(result, seconds, problem.reached(result.fun))}", flush=True)
 
 
