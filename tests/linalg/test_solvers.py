@@ -105,7 +105,9 @@ def test_trees_guesses_preconditioners_and_callbacks(solver):
     D, b = linops.Diagonal(d), jax.tree.map(jnp.ones_like, d)
     expected = jax.tree.map(lambda leaf: 1 / leaf, d)
     seen = []
-    x, info, record = run(solver, D, b, 1e-4, callback=seen.append, **({"callback_type": "x"} if solver is gmres else {}))
+    x, info, record = run(
+        solver, D, b, 1e-4, callback=seen.append, **({"callback_type": "x"} if solver is gmres else {})
+    )
     assert info == 0
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-3, atol=1e-5), x, expected)
     jax.tree.map(np.testing.assert_array_equal, seen[-1], x)
@@ -236,8 +238,9 @@ def failing():
         any_b, in_range = np.ones(A.shape[0], np.float32), A @ np.ones(A.shape[1], np.float32)
         yield "limit", solver, A, any_b, limit, 7 if solver is lsmr else 2, "the limit of iterations"
         most = {"maxiter": 500} if solver is not gmres else {"maxiter": 500, "restart": N}
-        info = {lsmr: 4, gmres: 500 * N + 1}.get(solver, 501)
-        yield "rounding", solver, A, in_range, {"tol": 1e-12, **most}, info, "as rounding lets"
+        info = 500 * N + 1 if solver is gmres else 501
+        if solver is not lsmr:  # which takes what rounding leaves for a solution, as SciPy's does, with istop 4
+            yield "rounding", solver, A, in_range, {"tol": 1e-12, **most}, info, "as rounding lets"
     yield "curvature", cg, -definite, b, {}, -1, "the matrix is not positive definite"
     yield "indefinite", cg, MATRICES[minres](np.float32), b, {}, -1, "the matrix is not positive definite"
     for solver in (cg, minres):
