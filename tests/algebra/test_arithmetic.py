@@ -41,7 +41,7 @@ def test_algebra():
     with pytest.raises(ValueError, match=r"\*\* 2: expected a square operator"):
         J**2
     for power in (-1, 0.5):
-        with pytest.raises(ValueError, match=r"expected an integer power >= 0; for inverses, use scipy"):
+        with pytest.raises(ValueError, match=r"expected an integer power >= 0; for inverses, use linops"):
             H**power
     with pytest.raises(ValueError, match=r"expected a scalar; to solve a system, use scipy"):
         H / H
