@@ -104,9 +104,10 @@ def newton_cg(
     Notes
     -----
     Conjugate gradients run until the residual is min(1/2, sqrt(‖g‖ / ‖g0‖)) ‖g‖. A step is accepted by the decrease of
-    f, as far as rounding in f lets it be seen: (f - f+ + 10 eps |f|) / (p + 10 eps |f|) with the decrease p of the
-    model. After one that is rejected shorter ones are tried of the path that conjugate gradients took, without another
-    product. The first gradient is not taken for convergence: at a saddle a small one still finds negative curvature.
+    f, as far as rounding lets it be seen: ``(f - f+ + 10 eps abs(f)) / (p + 10 eps abs(f))`` with the decrease p of
+    the model. After one that is rejected shorter ones are tried of the path that conjugate gradients took, without
+    another product. The first gradient is not taken for convergence: at a saddle a small one still finds negative
+    curvature.
 
     Sources: Steihaug, SIAM J. Numer. Anal. 20 (1983); Conn, Gould and Toint, "Trust Region Methods" (2000), 17.4 for
     rounding; Dembo, Eisenstat and Steihaug, SIAM J. Numer. Anal. 19 (1982) for the residual.
