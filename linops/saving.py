@@ -10,7 +10,7 @@ import numpy as np
 
 from linops.files import replaced
 
-VERSION = 1
+VERSION = 2
 SAME = 1e-5  # of the largest: numbers are of one operator, though sums may go another way the next time
 
 
