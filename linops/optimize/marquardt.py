@@ -21,7 +21,8 @@ ACCEPTED = 1e-3  # of the decrease that the model has
 TRIES = 20  # radii, each a fourth of the one before, in one iteration
 NEWTON_STEPS = 100  # on the secular equation, at most
 CLOSE = 0.1  # to the radius, relative
-STALLS = 5  # steps in a row of which neither cost nor cosines show anything
+STALLS = 20  # steps that rounding may hide from the cost, in which the cosines do not fall by a tenth
+SEEN = 10  # times eps of the cost: a decrease as large is one, where residuals are exact to their last digit
 ROUNDING = 0.75  # the power of eps that is not seen of the cost: residuals are differences, of numbers often larger
 
 
@@ -136,7 +137,8 @@ class State(NamedTuple):
     scale: jax.Array
     radius: jax.Array
     ahead: jax.Array  # how long the last step of Gauss and Newton was, relative to x; infinite where it is not unique
-    stalls: jax.Array
+    lowest: jax.Array  # the cosine below nine tenths of which the next has to come
+    stalls: jax.Array  # steps since then
     iterations: jax.Array
     evaluations: jax.Array
     jacobians: jax.Array
@@ -159,7 +161,7 @@ class LevenbergMarquardt:
         radius = FIRST * jnp.where(size > 0, size, 1)
         one = jnp.ones((), jnp.int32)
         state = State(
-            x, residuals, jacobian, scale, radius, jnp.inf * radius, 0 * one, 0 * one, one, one, one,
+            x, residuals, jacobian, scale, radius, jnp.inf * radius, jnp.inf * radius, 0 * one, 0 * one, one, one, one,
             jnp.linalg.norm(residuals), bounds,
         )  # fmt: skip
         finite = jnp.isfinite(jnp.sum(residuals**2)) & jnp.all(jnp.isfinite(norms))
@@ -176,15 +178,17 @@ class LevenbergMarquardt:
         jacobian = _matrix(J, x)
         scale = jnp.maximum(s.scale, jnp.linalg.norm(jacobian, axis=0))
         after = s._replace(x=x, residuals=residuals, jacobian=jacobian)
-        # Where the cost shows no decrease any more, the cosines have to: if not, a shorter step from the same point.
-        still = (trial.gain <= trial.rounding) & ~(_optimality(after) < _optimality(s))
+        # Where rounding may hide a decrease of the cost, the cosines have to fall: if not, a shorter step from there.
+        hidden = trial.gain <= trial.rounding
+        still = hidden & ~trial.seen & ~(_optimality(after) < _optimality(s))
         after = either(still & jnp.isfinite(_optimality(after)), s, after)
+        optimality = _optimality(after)
+        lower = ~hidden | (optimality < 0.9 * s.lowest)
         after = after._replace(
             scale=scale, radius=jnp.where(still, trial.length / 4, trial.radius), ahead=ahead,
-            stalls=jnp.where(still, s.stalls + 1, 0), iterations=s.iterations + 1,
-            evaluations=s.evaluations + trial.count, jacobians=s.jacobians + 1,
+            lowest=jnp.where(lower, optimality, s.lowest), stalls=jnp.where(lower, 0, s.stalls + 1),
+            iterations=s.iterations + 1, evaluations=s.evaluations + trial.count, jacobians=s.jacobians + 1,
         )  # fmt: skip
-        optimality = _optimality(after)
         small = trial.whole & trial.accepted & (ahead <= s.bounds.xtol)
         ends = [
             (~jnp.isfinite(optimality), NOT_FINITE),
@@ -242,6 +246,7 @@ class _Trial(NamedTuple):
     rounding: jax.Array
     whole: jax.Array  # whether it is the step of Gauss and Newton
     length: jax.Array
+    seen: jax.Array  # whether the cost is less beyond doubt
     radius: jax.Array
     accepted: jax.Array
     count: jax.Array
@@ -253,7 +258,8 @@ def _tried(J, s):
     tiny = values <= max(s.jacobian.shape) * jnp.finfo(values.dtype).eps * values[0]
     values, along = jnp.where(tiny, 0, values), s.residuals @ U
     cost = _cost(s.residuals)
-    rounding = float(jnp.finfo(cost.dtype).eps) ** ROUNDING * cost
+    eps = float(jnp.finfo(cost.dtype).eps)
+    exact, rounding = SEEN * eps * cost, eps**ROUNDING * cost
 
     def attempt(trial):
         y, whole = _within(values, along, trial.radius)
@@ -261,15 +267,18 @@ def _tried(J, s):
         x = s.x + (y @ Vh) / s.scale
         residuals = _values(J, x)
         gain = -jnp.sum(y * values * (along + y * values / 2))
-        ratio = (cost - _cost(residuals) + rounding) / (gain + rounding)
+        decrease = cost - _cost(residuals)
+        slack = jnp.where(gain <= rounding, rounding, exact)
+        ratio = (decrease + slack) / (gain + slack)
         accepted = (ratio >= ACCEPTED) & ~jnp.all(x == s.x)
         grown = jnp.where((ratio > 0.75) & ~whole, 2 * trial.radius, trial.radius)
         radius = jnp.where(accepted & (ratio >= 0.25), grown, length / 4)
-        return _Trial(x, residuals, gain, rounding, whole, length, radius, accepted, trial.count + 1)
+        seen = decrease >= jnp.maximum(ACCEPTED * gain, exact)
+        return _Trial(x, residuals, gain, rounding, whole, length, seen, radius, accepted, trial.count + 1)
 
     none = jnp.zeros_like(cost)
     no = jnp.zeros((), bool)
-    first = _Trial(s.x, s.residuals, none, rounding, no, none, s.radius, no, jnp.zeros((), jnp.int32))
+    first = _Trial(s.x, s.residuals, none, rounding, no, none, no, s.radius, no, jnp.zeros((), jnp.int32))
     newton = jnp.where(jnp.any(tiny), jnp.inf, jnp.linalg.norm(along / jnp.where(tiny, 1, values)))
     trial = jax.lax.while_loop(lambda t: ~t.accepted & (t.count < TRIES) & (t.radius > 0), attempt, first)
     return trial, newton / jnp.linalg.norm(s.scale * s.x)
