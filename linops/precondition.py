@@ -19,6 +19,7 @@ from linops.estimate.runs import operand, require_square
 from linops.iterate import compute, scope_of
 from linops.krylov import product, rotated
 from linops.linalg.operands import fitting
+from linops.linalg.systems import require_not_negative
 from linops.matrix import Diagonal, Identity, LowRank
 from linops.node import static
 from linops.products import is_traced
@@ -72,7 +73,7 @@ def nystrom(A, shift=0.0, rank=None, *, key=None):
     Array(True, dtype=bool)
     """
     require_square(A, "nystrom")
-    _require_shift(shift)
+    require_not_negative("nystrom", shift=shift)
     A, width = operand(A, "nystrom")
     n = A.shape[0]
     key = as_key(jax.random.key(0) if key is None else key, "nystrom")
@@ -130,11 +131,6 @@ def deflation(w, V):
 
 
 # What it comes to.
-
-
-def _require_shift(shift):
-    if not is_traced(shift) and not (np.ndim(shift) == 0 and shift >= 0):
-        raise ValueError(f"nystrom got shift={shift!r}, expected a number that is not negative")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -73,3 +73,8 @@ def diagonal_of_block(A, block, start):
 def dense_matrix(A):
     """The matrix, linearization and products in one."""
     return block_product(A.linearize(), jnp.eye(A.shape[1], dtype=A.dtype))
+
+
+def shorter_dense_matrix(A):
+    """The same, by columns or rows, whichever are fewer."""
+    return dense_matrix(A.T).T if A.shape[0] < A.shape[1] else dense_matrix(A)

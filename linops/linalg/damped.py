@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from linops.krylov import empty, with_row, zeros_like
-from linops.linalg.gradients import combined_trees, orthogonalized, unit
+from linops.linalg.gradients import orthogonalized, unit
 from linops.linalg.records import CONVERGED, STOPPED, Record
 from linops.linalg.rotations import CONDITION, GOES_ON, TIME, Rotations, Tolerances
-from linops.linalg.solves import either, nonzero
+from linops.linalg.solves import combined, either, nonzero
 from linops.linalg.systems import Right
 from linops.watching import watched
 
@@ -67,18 +67,18 @@ class _OneSpace:
         )  # fmt: skip
 
     def step(self, A, s):
-        u, beta = unit(A.codomain, combined_trees(-s.alpha, s.u, A._mv(s.v)))
-        v = combined_trees(-beta, s.v, A.H._mv(u))
+        u, beta = unit(A.codomain, combined(A.codomain, -s.alpha, s.u, A._mv(s.v)))
+        v = combined(A.domain, -beta, s.v, A.H._mv(u))
         v = orthogonalized(A.domain, s.recent, v)
         v, alpha = unit(A.domain, v)
         iterations = s.iterations + 1
 
         def of_damp(x, h, hbar, rotations, damp):
             rotations, step = rotations.after(alpha, beta, damp)
-            hbar = combined_trees(step.on_bar, hbar, h)
-            x = combined_trees(step.on_x, hbar, x)
+            hbar = combined(A.domain, step.on_bar, hbar, h)
+            x = combined(A.domain, step.on_x, hbar, x)
             istop, _, _ = rotations.ends(A, x, iterations, s.tolerances)
-            return x, combined_trees(step.on_h, h, v), hbar, rotations, istop
+            return x, combined(A.domain, step.on_h, h, v), hbar, rotations, istop
 
         before = s.x, s.h, s.hbar, s.rotations, s.istop
         after = jax.vmap(of_damp)(*before[:4], s.damps)

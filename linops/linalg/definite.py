@@ -20,16 +20,18 @@ from linops.linalg.records import (
 )
 from linops.linalg.shifted import from_one_space
 from linops.linalg.solves import (
+    NONE,
     RENEWED,
     RUNNING,
     Certainty,
     Solver,
     Told,
+    answered,
     combined,
     either,
-    info_of,
     nonzero,
     preconditioned,
+    shifted,
     solve,
 )
 from linops.linalg.systems import Right, limits, square_system
@@ -129,9 +131,7 @@ def cg(
     solver, marked = ConjugateGradients(), not full_output
     told = Told.of(callback, right, A)
     x, record, _ = solve("cg", solver, operators, right, guesses, bounds, shifts, inside, told=told, marked=marked)
-    record = right.counted(record.after(*spent))
-    results = right.shaped(A.domain, x), info_of(record, bounds.iterations)
-    return (*results, record) if full_output else results
+    return answered(A, right, x, record.after(*spent), bounds, full_output)
 
 
 # What is asked for.
@@ -172,8 +172,7 @@ class ConjugateGradients(Solver):
 
     def product(self, A, x, shift=None, radius=None):
         """(A + shift) x."""
-        product = A._mv(x)
-        return product if shift is None else combined(A.domain, shift, x, product)
+        return shifted(A, x, shift)
 
     def begin(self, operators, given, shift=None, radius=None, path=None):
         A, M = operators
@@ -245,9 +244,6 @@ class ConjugateGradients(Solver):
         length = jnp.where(leaves, most, length)
         fault = jnp.where(leaves & bends, BOUNDARY, fault)
         return length, region.along(length, s.x, s.p, s.rho, curvature), fault
-
-
-NONE = 0  # no fault
 
 
 class State(NamedTuple):

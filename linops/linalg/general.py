@@ -17,7 +17,18 @@ from linops.krylov import (
     zeros_like,
 )
 from linops.linalg.records import CONVERGED, LIMIT, NOT_FINITE, ROUNDING, STAGNATED
-from linops.linalg.solves import RUNNING, Certainty, Solver, Told, either, info_of, nonzero, preconditioned, solve
+from linops.linalg.solves import (
+    NONE,
+    RUNNING,
+    Certainty,
+    Solver,
+    Told,
+    answered,
+    either,
+    nonzero,
+    preconditioned,
+    solve,
+)
 from linops.linalg.systems import Right, limits, square_system
 from linops.space import combination
 
@@ -119,9 +130,7 @@ def gmres(
     told = (_ToldOfSpaces if kind == "x" else _ToldOfNorms).of(callback, right, A)
     solver = GeneralResiduals(restart)
     x, record, _ = solve("gmres", solver, operators, right, guesses, bounds, told=told, marked=not full_output)
-    record = right.counted(record)
-    results = right.shaped(A.domain, x), info_of(record, bounds.iterations)
-    return (*results, record) if full_output else results
+    return answered(A, right, x, record, bounds, full_output)
 
 
 # What is asked for.
@@ -165,8 +174,6 @@ class _ToldOfNorms(Told):
 
 
 # The algorithm.
-
-NONE = 0  # no fault
 
 
 @dataclasses.dataclass(frozen=True)

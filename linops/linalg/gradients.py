@@ -29,6 +29,7 @@ from linops.linalg.solves import (
     RUNNING,
     Columns,
     Solver,
+    combined,
     either,
     linear_solution,
     marked_where,
@@ -123,9 +124,9 @@ class MinimalGradients(Solver):
         A = self.system(operators[0], s.damp)
         forward = A._mv(either(s.checks, s.x, s.v))
         residual = jax.tree.map(jnp.subtract, s.b, forward)
-        u, beta = unit(A.codomain, either(s.checks, residual, combined_trees(-s.rotations.alpha, s.u, forward)))
+        u, beta = unit(A.codomain, either(s.checks, residual, combined(A.codomain, -s.rotations.alpha, s.u, forward)))
         back = A.H._mv(u)
-        v = combined_trees(-beta, s.v, back)
+        v = combined(A.domain, -beta, s.v, back)
         v = orthogonalized(A.domain, s.recent, v)
         v, alpha = unit(A.domain, either(s.checks, back, v))
         after = either(s.checks, self._checked(A, s, u, v, alpha, beta), self._stepped(A, s, u, v, alpha, beta))
@@ -133,15 +134,15 @@ class MinimalGradients(Solver):
 
     def _stepped(self, A, s, u, v, alpha, beta):
         rotations, step = s.rotations.after(alpha, beta)
-        hbar = combined_trees(step.on_bar, s.hbar, s.h)
-        x = combined_trees(step.on_x, hbar, s.x)
+        hbar = combined(A.domain, step.on_bar, s.hbar, s.h)
+        x = combined(A.domain, step.on_x, hbar, s.x)
         iterations, since = s.iterations + 1, s.since + 1
         istop, _, _ = rotations.ends(A, x, iterations, s.tolerances)
         due = (istop != GOES_ON) | ~(jnp.isfinite(rotations.norm) & jnp.isfinite(rotations.gradient))
         recent = with_row(s.recent, iterations % self.window, v) if self.window else None
         return s._replace(
-            x=x, u=u, v=v, h=combined_trees(step.on_h, s.h, v), hbar=hbar, recent=recent, rotations=rotations, due=due,
-            checks=due | (since >= RENEWED), since=since, iterations=iterations,
+            x=x, u=u, v=v, h=combined(A.domain, step.on_h, s.h, v), hbar=hbar, recent=recent, rotations=rotations,
+            due=due, checks=due | (since >= RENEWED), since=since, iterations=iterations,
         )  # fmt: skip
 
     def _checked(self, A, s, u, v, alpha, beta):
@@ -233,11 +234,6 @@ def _saddle(solver, A, damp, f, g, *, bounds, rules):
 
 def _is_solved(istop):
     return (istop == BEGINNING) | (istop == SOLVED) | (istop == SOLVED_AT_BEST)
-
-
-def combined_trees(a, x, y):
-    """The sum a x + y, of a real number and two trees."""
-    return jax.tree.map(lambda x, y: (a * x + y).astype(y.dtype), x, y)
 
 
 def orthogonalized(space, recent, v):

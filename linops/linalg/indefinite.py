@@ -20,19 +20,21 @@ from linops.linalg.records import (
     ROUNDING,
 )
 from linops.linalg.solves import (
+    NONE,
     RENEWED,
     RUNNING,
     Certainty,
     Solver,
     Told,
+    answered,
     combined,
     either,
-    info_of,
     nonzero,
     preconditioned,
+    shifted,
     solve,
 )
-from linops.linalg.systems import Right, limits, square_system
+from linops.linalg.systems import Right, limits, refuse_show, square_system
 from linops.precision import real_dtype
 from linops.products import is_traced
 
@@ -124,8 +126,7 @@ def minres(
     >>> np.round(x, 5).tolist(), info
     ([1.0, -0.5, 0.25], 0)
     """
-    if show:
-        raise ValueError("minres got show=True, expected False: with linops.monitor(A) in place of A a bar is shown")
+    refuse_show("minres", show)
     A, M = operators = square_system("minres", A, M, space)
     bounds = limits("minres", A, rtol, 0.0, 5 * A.shape[0] if maxiter is None else maxiter)
     right = Right.of(A.domain, b, "minres")
@@ -134,12 +135,9 @@ def minres(
     x, record, _ = solve(
         "minres", MinimalResiduals(), operators, right, guesses, bounds, shifts, told=told, marked=not full_output
     )
-    record = right.counted(record)
-    info = info_of(record, bounds.iterations)
-    if check and not is_traced(info) and np.isin(record.code, (NOT_SYMMETRIC, NO_PRECONDITIONER)).any():
+    if check and not is_traced(record) and np.isin(record.code, (NOT_SYMMETRIC, NO_PRECONDITIONER)).any():
         raise ValueError(f"minres got {A!r} with check=True, expected a Hermitian A and a definite M: {record.reason}")
-    results = right.shaped(A.domain, x), info
-    return (*results, record) if full_output else results
+    return answered(A, right, x, record, bounds, full_output)
 
 
 def _shifts(A, right, shift):
@@ -156,7 +154,6 @@ def _shifts(A, right, shift):
 
 # What a step multiplies: a Lanczos vector, x, x in the end, or M r.
 EXPANDS, CHECKS, ENDS, CERTIFIES = range(4)
-NONE = 0  # no fault
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,8 +162,7 @@ class MinimalResiduals(Solver):
 
     def product(self, A, x, shift=None):
         """(A + shift) x."""
-        product = A._mv(x)
-        return product if shift is None else combined(A.domain, shift, x, product)
+        return shifted(A, x, shift)
 
     def begin(self, operators, given, shift=None):
         A, M = operators

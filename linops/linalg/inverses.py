@@ -20,7 +20,7 @@ from linops.linalg.records import NoConvergence
 from linops.matrix import Diagonal, Identity, Matrix
 from linops.node import static
 from linops.precision import real_dtype
-from linops.products import concrete, dense_matrix, is_traced
+from linops.products import concrete, dense_matrix, is_traced, shorter_dense_matrix
 from linops.program.staged import Flat
 
 SMALL = 500  # rows or columns, of which a dense factor is made
@@ -165,11 +165,7 @@ class Inverse(Operator):
         return self._transposed()._mv(w)
 
     def _transposed(self):
-        factors = {name: None if A is None else A.T for name, A in self._parts().items()}
-        return self._replace(**factors)
-
-    def _parts(self):
-        return {"operator": self.operator, "preconditioner": self.preconditioner, "guess": self.guess}
+        return self._with_factors({name: A.T for name, A in self._factors().items()})
 
     def _listeners(self):
         """Those of the operator are told by its solver."""
@@ -311,9 +307,7 @@ def _small_inverse(J, c):
 
 def _pseudo_inverse(A):
     """The dense pseudo-inverse, and the rank."""
-    m, n = A.shape
-    matrix = dense_matrix(A.T).T if m < n else dense_matrix(A)
-    U, s, Vh = jnp.linalg.svd(matrix, full_matrices=False)
-    nonzero = s > max(m, n) * jnp.finfo(s.dtype).eps * s[0]
+    U, s, Vh = jnp.linalg.svd(shorter_dense_matrix(A), full_matrices=False)
+    nonzero = s > max(A.shape) * jnp.finfo(s.dtype).eps * s[0]
     inverse = jnp.where(nonzero, 1 / jnp.where(nonzero, s, 1), 0)
     return jnp.matmul(Vh.conj().T * inverse, U.conj().T, precision="highest"), jnp.sum(nonzero)

@@ -15,7 +15,7 @@ from linops.linalg.damped import from_one_space
 from linops.linalg.gradients import Damped, MinimalGradients, Rules
 from linops.linalg.operands import as_operator
 from linops.linalg.solves import either, solve
-from linops.linalg.systems import Right, limits, require_dtype, require_not_negative
+from linops.linalg.systems import Right, limits, refuse_show, require_dtype, require_not_negative
 from linops.precision import real_dtype
 from linops.products import is_traced
 from linops.space import Space
@@ -119,8 +119,7 @@ def lsmr(
     """
     A = as_operator(A, space, "lsmr").linearize()
     require_dtype("lsmr", A)
-    if show:
-        raise ValueError("lsmr got show=True, expected False: with linops.monitor(A) in place of A a bar is shown")
+    refuse_show("lsmr", show)
     atol, btol, conlim = _numbers(atol, btol, conlim)
     bounds = limits("lsmr", A, btol, 0.0, min(A.shape) if maxiter is None else maxiter)
     solver, right = MinimalGradients(_window(A, window)), Right.of(A.codomain, b, "lsmr")

@@ -1,13 +1,15 @@
 """All of (A + s) x = b, for some shifts s, from the Krylov space of one of them, which they share."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from linops.krylov import zeros_like
 from linops.linalg.records import CONVERGED, LIMIT, STOPPED, Record
-from linops.linalg.solves import RUNNING, combined
+from linops.linalg.solves import RUNNING, combined, either
 from linops.linalg.systems import Right
 from linops.watching import watched
 
@@ -56,11 +58,10 @@ class _Shifted:
         tolerance = jnp.maximum(bounds.rtol * size, bounds.atol)
         one, none = jnp.ones((), shifts.dtype), jnp.zeros((), jnp.int32)
         directions = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(shifts), *leaf.shape)), b)
-        x = jax.tree.map(lambda leaf: jnp.where(False, leaf, jnp.zeros((), leaf.dtype)), directions)
         return _State(
-            x, directions, b, b, space.inner(b, b).real, one, 0 * one, jnp.ones_like(shifts), jnp.ones_like(shifts),
-            none, jnp.where(size > tolerance, RUNNING, CONVERGED).astype(jnp.int32), jnp.min(shifts),
-            shifts - jnp.min(shifts), tolerance, bounds.iterations,
+            zeros_like(directions), directions, b, b, space.inner(b, b).real, one, 0 * one, jnp.ones_like(shifts),
+            jnp.ones_like(shifts), none, jnp.where(size > tolerance, RUNNING, CONVERGED).astype(jnp.int32),
+            jnp.min(shifts), shifts - jnp.min(shifts), tolerance, bounds.iterations,
         )  # fmt: skip
 
     def step(self, operators, s):
@@ -72,8 +73,8 @@ class _Shifted:
         r = combined(space, -length, product, s.r)
         rho = space.inner(r, r).real
         beta, factors = rho / s.rho, s.factors * ratios
-        x = _rows(space, length * ratios, s.directions, 1, s.x)
-        directions = jax.vmap(lambda a, b, p: space.add(space.scale(a, r), space.scale(b, p)))(
+        x = jax.vmap(functools.partial(combined, space))(length * ratios, s.directions, s.x)
+        directions = jax.vmap(lambda a, b, p: combined(space, a, r, space.scale(b, p)))(
             factors, beta * ratios**2, s.directions
         )
         p = combined(space, beta, s.p, r)
@@ -83,18 +84,13 @@ class _Shifted:
             (s.iterations + 1 >= s.limit, LIMIT),
         ]
         code = jnp.select(*zip(*ends, strict=True), RUNNING).astype(jnp.int32)
-        x = jax.tree.map(lambda new, old: jnp.where(curvature > 0, new, old), x, s.x)
         return s._replace(
-            x=x, directions=directions, r=r, p=p, rho=rho, length=length, beta=beta, ratios=ratios, factors=factors,
-            iterations=s.iterations + 1, code=code,
+            x=either(curvature > 0, x, s.x), directions=directions, r=r, p=p, rho=rho, length=length, beta=beta,
+            ratios=ratios, factors=factors, iterations=s.iterations + 1, code=code,
         )  # fmt: skip
 
     def done(self, operators, state):
         return state.code != RUNNING
-
-
-def _rows(space, a, u, b, v):
-    return jax.vmap(lambda a, u, v: space.add(space.scale(a, u), space.scale(b, v)))(a, u, v)
 
 
 @dataclasses.dataclass(frozen=True)

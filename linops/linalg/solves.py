@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from linops.iterate import compute, iterate
+from linops.iterate import compute, finished
 from linops.linalg.records import (
     BOUNDARY,
     CONVERGED,
@@ -37,6 +37,7 @@ from linops.products import is_traced
 from linops.watching import watched
 
 RUNNING = -1
+NONE = 0  # no fault
 RENEWED = 50  # steps after which a residual is computed anew
 INFO = {
     NOT_DEFINITE: -1,
@@ -147,6 +148,12 @@ def nonzero(number):
     return jnp.where(number == 0, 1, number)
 
 
+def shifted(A, x, shift):
+    """(A + shift) x, or A x."""
+    product = A._mv(x)
+    return product if shift is None else combined(A.domain, shift, x, product)
+
+
 def preconditioned(M, r):
     """M r, or r."""
     return r if M is None else M._mv(r)
@@ -192,24 +199,24 @@ class Certainty(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _End:
-    """The solutions of the last state, and the record; residuals of one that was stopped are computed anew."""
+    """The solutions of the last state, and the record; of one that was stopped residuals are computed anew.
+
+    These are of right-hand sides, `rows`, which are given there, and of what the solver takes beside.
+    """
 
     solver: Solver
-    stopped: bool = False
 
-    def __call__(self, operators, operands, state):
-        A, (size, inner) = operators[0], state
-        rows, _, _, *more = operands
-        x = jax.vmap(A.domain.scale)(size, inner.x)
-        norms, matvecs = size * inner.norm, jnp.sum(inner.matvecs)
-        if self.stopped:
-            norms = jax.vmap(functools.partial(self._norm, A))(rows, x, *more)
+    def __call__(self, operators, state, rows=None, *more):
+        size, inner = state
+        x, record = _known(operators, state)
+        norms, matvecs = record.residual_norms, record.matvecs
+        if rows is not None:
+            norms = jax.vmap(functools.partial(self._norm, operators[0]))(rows, x, *more)
             matvecs = matvecs + len(size)
-        code = jnp.where(inner.code == RUNNING, STOPPED, inner.code)
         finite = functools.reduce(operator.and_, [jnp.isfinite(jnp.sum(abs(leaf))) for leaf in jax.tree.leaves(x)])
-        code = jnp.where((code == CONVERGED) & ~(finite & jnp.isfinite(norms)), NOT_FINITE, code)
-        record = Record(code == CONVERGED, code, inner.iterations, matvecs, norms, size * inner.tolerance)
-        return x, record, self.solver.details(size, inner)
+        code = jnp.where(record.converged & ~(finite & jnp.isfinite(norms)), NOT_FINITE, record.code)
+        ended = {"converged": code == CONVERGED, "code": code, "residual_norms": norms, "matvecs": matvecs}
+        return x, dataclasses.replace(record, **ended), self.solver.details(size, inner)
 
     def _norm(self, A, b, x, *more):
         residual = jax.tree.map(jnp.subtract, b, self.solver.product(A, x, *more))
@@ -221,14 +228,17 @@ class _Glance:
     """The state on the way: the solutions, and the record of them."""
 
     def __call__(self, operators, state):
-        size, inner = state
-        x = jax.vmap(operators[0].domain.scale)(size, inner.x)
-        code = jnp.where(inner.code == RUNNING, STOPPED, inner.code)
-        norms = size * inner.norm
-        record = Record(
-            code == CONVERGED, code, inner.iterations, jnp.sum(inner.matvecs), norms, size * inner.tolerance
-        )
-        return Glimpse(x, size, record)
+        x, record = _known(operators, state)
+        return Glimpse(x, state[0], record)
+
+
+def _known(operators, state):
+    """The solutions of a state as it is, and the record."""
+    size, inner = state
+    x = jax.vmap(operators[0].domain.scale)(size, inner.x)
+    code = jnp.where(inner.code == RUNNING, STOPPED, inner.code)
+    matvecs, norms = jnp.sum(inner.matvecs), size * inner.norm
+    return x, Record(code == CONVERGED, code, inner.iterations, matvecs, norms, size * inner.tolerance)
 
 
 @jax.tree_util.register_dataclass
@@ -259,14 +269,14 @@ def solve(name, solver, operators, right, guesses, limits, *more, told=None, wit
         return (marked_where(record.converged, x) if marked else x), record, details
     A = operators[0]
     if told is None and not A._listeners():
-        x, record, details = compute(_Whole(algorithm), operators, *operands)
+        x, record, details = finished(algorithm, _End(solver), operators, *operands)
     else:
         state, watch = watched(
             algorithm, operators, operands, _Glance(), A._listeners(), told, with_adjoint=with_adjoint,
             every=None if told is None else 1,
         )  # fmt: skip
-        running = bool(jnp.any(state[1].code == RUNNING))
-        x, record, details = compute(_End(solver, running), operators, operands, state)
+        stopped = bool(jnp.any(state[1].code == RUNNING))
+        x, record, details = compute(_End(solver), operators, state, *(right.rows, *more) * stopped)
         watch.report(record)
     if np.any(np.asarray(record.code) == NOT_FINITE):
         raise FloatingPointError(
@@ -274,16 +284,6 @@ def solve(name, solver, operators, right, guesses, limits, *more, told=None, wit
             "A and M, and in the solution: multiply by a vector, A @ b, to see where they come from"
         )
     return x, record, details
-
-
-@dataclasses.dataclass(frozen=True)
-class _Whole:
-    """All of it in one program."""
-
-    algorithm: Columns
-
-    def __call__(self, operators, *operands):
-        return solutions(self.algorithm, operators, operands)
 
 
 def marked_where(converged, x):
@@ -319,13 +319,20 @@ def info_of(record, limit):
     return info if is_traced(info) or np.ndim(info) else int(info)
 
 
+def answered(A, right, x, record, bounds, full_output):
+    """What a solver of square systems returns."""
+    record = right.counted(record)
+    results = right.shaped(A.domain, x), info_of(record, bounds.iterations)
+    return (*results, record) if full_output else results
+
+
 # Derivatives.
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def solutions(algorithm, operators, operands):
     """What `solve` gives, in traceable JAX."""
-    return _End(algorithm.solver)(operators, operands, iterate(algorithm, operators, *operands))
+    return finished(algorithm, _End(algorithm.solver), operators, *operands)
 
 
 @solutions.defjvp

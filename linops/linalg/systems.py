@@ -26,12 +26,17 @@ def square_system(name, A, M, space):
     """A and its preconditioner, as operators of one Space."""
     A = as_square(A, space, name)
     require_dtype(name, A)
+    return A.linearize(), preconditioner(name, A, M)
+
+
+def preconditioner(name, A, M):
+    """M, between elements of the domain of A; or None."""
     if M is None:
-        return A.linearize(), None
+        return None
     M = as_square(M, A.domain, f"M of {name}")
     if M.shape != A.shape:
         raise ValueError(f"{name} got M of shape {M.shape} for {A!r}, expected {A.shape}")
-    return A.linearize(), (M if M.domain == A.domain else M._on(A.domain, A.domain)).linearize()
+    return M._on(A.domain, A.domain).linearize()
 
 
 def require_dtype(name, A):
@@ -41,17 +46,29 @@ def require_dtype(name, A):
 
 
 def require_not_negative(name, **values):
-    """Numbers, by the names of arguments."""
+    """Numbers, by the names of arguments, where they are given and known."""
     for what, value in values.items():
-        if not is_traced(value) and not (np.ndim(value) == 0 and value >= 0):
+        if value is not None and not is_traced(value) and not (np.ndim(value) == 0 and value >= 0):
             raise ValueError(f"{name} got {what}={value!r}, expected a number that is not negative")
+
+
+def require_counts(name, **values):
+    """Integers, by the names of arguments, where they are given and known."""
+    for what, value in values.items():
+        if value is not None and not is_traced(value) and operator.index(value) < 1:
+            raise ValueError(f"{name} got {what}={value}, expected at least 1")
+
+
+def refuse_show(name, show):
+    """SciPy's lines of text; there is a bar in place of them."""
+    if show:
+        raise ValueError(f"{name} got show=True, expected False: with linops.monitor(A) in place of A a bar is shown")
 
 
 def limits(name, A, rtol, atol, maxiter):
     """The limits as arrays."""
     require_not_negative(name, rtol=rtol, atol=atol)
-    if not is_traced(maxiter) and operator.index(maxiter) < 1:
-        raise ValueError(f"{name} got maxiter={maxiter}, expected at least 1")
+    require_counts(name, maxiter=maxiter)
     real = real_dtype(A.dtype)
     with scope_of(A).entered():
         return Limits(jnp.asarray(rtol, real), jnp.asarray(atol, real), jnp.asarray(maxiter, jnp.int32))

@@ -9,11 +9,13 @@ import jax.numpy as jnp
 from linops.derivatives.jacobian import Jacobian
 from linops.iterate import scope_of
 from linops.linalg.solves import either
-from linops.optimize.results import CONVERGED, LIMIT, NOT_FINITE, PRECISION, RUNNING, STEP, Result, optimized, require
+from linops.linalg.systems import require_counts, require_not_negative
+from linops.optimize.points import matrix, values
+from linops.optimize.results import CONVERGED, LIMIT, NOT_FINITE, PRECISION, RUNNING, STEP, Result, optimized
 from linops.optimize.uncertainty import Fit, errors_of_residuals
 from linops.optimize.vectors import Vectors
 from linops.precision import real_dtype
-from linops.products import dense_matrix, is_traced
+from linops.products import is_traced
 from linops.realify import any_complex
 
 FIRST = 1  # times the scaled norm of x0: the first radius; MINPACK's 100 leads off, where exponentials die out
@@ -97,7 +99,8 @@ def levenberg_marquardt(
     >>> {name: round(float(value), 4) for name, value in fit.x.items()}
     {'a': 2.0, 'b': 1.0}
     """
-    require("levenberg_marquardt", {"gtol": gtol, "xtol": xtol}, {"maxiter": maxiter})
+    require_not_negative("levenberg_marquardt", gtol=gtol, xtol=xtol)
+    require_counts("levenberg_marquardt", maxiter=maxiter)
     J = Jacobian(fun, x0, args=args)
     if any_complex(J.domain) or any_complex(J.codomain):
         raise TypeError("levenberg_marquardt got complex residuals, expected real ones: stack real and imaginary parts")
@@ -154,7 +157,7 @@ class LevenbergMarquardt:
     def begin(self, operators, bounds):
         (J,) = operators
         x = J.domain.ravel(J.x)
-        residuals, jacobian = _values(J, x), _matrix(J, x)
+        residuals, jacobian = values(J, x), matrix(J, x)
         norms = jnp.linalg.norm(jacobian, axis=0)
         scale = jnp.where(norms > 0, norms, 1)
         size = jnp.linalg.norm(scale * x)
@@ -175,7 +178,7 @@ class LevenbergMarquardt:
         (J,) = operators
         trial, ahead = _tried(J, s)
         x, residuals = either(trial.accepted, (trial.x, trial.residuals), (s.x, s.residuals))
-        jacobian = _matrix(J, x)
+        jacobian = matrix(J, x)
         scale = jnp.maximum(s.scale, jnp.linalg.norm(jacobian, axis=0))
         after = s._replace(x=x, residuals=residuals, jacobian=jacobian)
         # Where rounding may hide a decrease of the cost, the cosines have to fall: if not, a shorter step from there.
@@ -217,16 +220,6 @@ def _is_success(s):
     return (s.code == CONVERGED) | (s.code == STEP) | (s.code == PRECISION) & settled
 
 
-def _values(J, x):
-    return J.codomain.ravel(J.map.function(J.domain.unravel(x)))
-
-
-def _matrix(J, x):
-    """The Jacobian, by columns or rows, whichever are fewer."""
-    J = J._replace(map=J.map._replace(x=J.domain.unravel(x)))
-    return dense_matrix(J.T).T if J.shape[0] < J.shape[1] else dense_matrix(J)
-
-
 def _cost(residuals):
     return jnp.sum(residuals**2) / 2
 
@@ -254,19 +247,19 @@ class _Trial(NamedTuple):
 
 def _tried(J, s):
     """The first step that is accepted, each in a fourth of the region before; and the relative length of the whole."""
-    U, values, Vh = jnp.linalg.svd(s.jacobian / s.scale, full_matrices=False)
-    tiny = values <= max(s.jacobian.shape) * jnp.finfo(values.dtype).eps * values[0]
-    values, along = jnp.where(tiny, 0, values), s.residuals @ U
+    U, singular, Vh = jnp.linalg.svd(s.jacobian / s.scale, full_matrices=False)
+    tiny = singular <= max(s.jacobian.shape) * jnp.finfo(singular.dtype).eps * singular[0]
+    singular, along = jnp.where(tiny, 0, singular), s.residuals @ U
     cost = _cost(s.residuals)
     eps = float(jnp.finfo(cost.dtype).eps)
     exact, rounding = SEEN * eps * cost, eps**ROUNDING * cost
 
     def attempt(trial):
-        y, whole = _within(values, along, trial.radius)
+        y, whole = _within(singular, along, trial.radius)
         length = jnp.linalg.norm(y)
         x = s.x + (y @ Vh) / s.scale
-        residuals = _values(J, x)
-        gain = -jnp.sum(y * values * (along + y * values / 2))
+        residuals = values(J, x)
+        gain = -jnp.sum(y * singular * (along + y * singular / 2))
         decrease = cost - _cost(residuals)
         slack = jnp.where(gain <= rounding, rounding, exact)
         ratio = (decrease + slack) / (gain + slack)
@@ -279,7 +272,7 @@ def _tried(J, s):
     none = jnp.zeros_like(cost)
     no = jnp.zeros((), bool)
     first = _Trial(s.x, s.residuals, none, rounding, no, none, no, s.radius, no, jnp.zeros((), jnp.int32))
-    newton = jnp.where(jnp.any(tiny), jnp.inf, jnp.linalg.norm(along / jnp.where(tiny, 1, values)))
+    newton = jnp.where(jnp.any(tiny), jnp.inf, jnp.linalg.norm(along / jnp.where(tiny, 1, singular)))
     trial = jax.lax.while_loop(lambda t: ~t.accepted & (t.count < TRIES) & (t.radius > 0), attempt, first)
     return trial, newton / jnp.linalg.norm(s.scale * s.x)
 

@@ -9,7 +9,7 @@ from scipy.optimize import BFGS, NonlinearConstraint
 from linops.blas import one_blas_thread
 from linops.optimize.limits import ROUNDINGS, eps, is_at_rest, projected, stationarity
 from linops.optimize.objective import Objective
-from linops.optimize.uncertainty import MOST_PARAMETERS, Errors, Fit, inverse_of, root_of_hessian
+from linops.optimize.uncertainty import Fit, errors_of_minimum
 from linops.program.missing import MissingRule
 
 TRUST_REGION = ("trust-ncg", "trust-krylov", "trust-exact", "dogleg")
@@ -245,7 +245,4 @@ def _errors(objective, x, held, unit):
             )
         return objective.hess(x)
 
-    def root():
-        return root_of_hessian(hessian().toarray().astype(float), held, unit, objective.vectors.space)
-
-    return Errors(held, x.size <= MOST_PARAMETERS, root, lambda: inverse_of(hessian(), held))
+    return errors_of_minimum(hessian, held, unit, objective.vectors.space)

@@ -7,7 +7,7 @@ import numpy as np
 
 from linops.budget import RESIDUAL_SHARE, memory_budget
 from linops.compiled import Compiled
-from linops.products import block_product
+from linops.products import shorter_dense_matrix
 from linops.program.jaxpr.evaluate import place
 from linops.program.staged import Flat
 
@@ -26,11 +26,13 @@ def values(A, x):
 
 
 def values_and_matrix(A, x):
-    """The same, and the dense Jacobian, by columns or by rows, whichever are fewer."""
-    form = at_point(A, x)._linearization()
-    rows, columns = A.shape
-    eye = np.eye(min(rows, columns), dtype=A.dtype)
-    return values(A, x), block_product(form.T, eye).T if rows < columns else block_product(form, eye)
+    """The same, and the dense Jacobian."""
+    return values(A, x), matrix(A, x)
+
+
+def matrix(A, x):
+    """The dense Jacobian there."""
+    return shorter_dense_matrix(at_point(A, x))
 
 
 def second_order(A, x):

@@ -1,12 +1,10 @@
 """What the optimizers on the device hand back: SciPy's OptimizeResult, which is a pytree within jit."""
 
 import dataclasses
-import operator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from scipy.optimize import OptimizeResult
 
 from linops.iterate import compute, finished
@@ -79,16 +77,6 @@ def _stops(callback, result):
         return callback(result)
     except StopIteration:
         return True
-
-
-def require(name, tolerances, counts):
-    """Tolerances are not negative, and counts at least 1, where they are given and known."""
-    for what, value in tolerances.items():
-        if value is not None and not is_traced(value) and not (np.ndim(value) == 0 and value >= 0):
-            raise ValueError(f"{name} got {what}={value!r}, expected a number that is not negative")
-    for what, value in counts.items():
-        if value is not None and not is_traced(value) and operator.index(value) < 1:
-            raise ValueError(f"{name} got {what}={value}, expected at least 1")
 
 
 def said(result, ended=True):

@@ -14,8 +14,9 @@ from linops.iterate import iterate, scope_of
 from linops.krylov import row
 from linops.linalg import records
 from linops.linalg.definite import ConjugateGradients, Path
-from linops.linalg.operands import as_square
 from linops.linalg.solves import Given, combined, either
+from linops.linalg.systems import preconditioner, require_counts, require_not_negative
+from linops.optimize.limits import eps
 from linops.optimize.results import (
     CONVERGED,
     LIMIT,
@@ -25,7 +26,6 @@ from linops.optimize.results import (
     RUNNING,
     Result,
     optimized,
-    require,
 )
 from linops.optimize.uncertainty import Fit, errors_of_minimum
 from linops.optimize.vectors import Vectors
@@ -119,11 +119,12 @@ def newton_cg(
     >>> result.x.round(3).tolist(), result.success
     ([1.0, 1.0, 1.0, 1.0], True)
     """
-    require("newton_cg", {"gtol": gtol}, {"maxiter": maxiter, "max_matvecs": max_matvecs})
+    require_not_negative("newton_cg", gtol=gtol)
+    require_counts("newton_cg", maxiter=maxiter, max_matvecs=max_matvecs)
     if radius is not None and not is_traced(radius) and not (np.ndim(radius) == 0 and radius > 0):
         raise ValueError(f"newton_cg got radius={radius!r}, expected a positive number")
     H = Hessian(fun, x0, args=args)
-    M = None if M is None else _fitting(M, H)
+    M = preconditioner("newton_cg", H, M)
     if any_complex(H.domain):
         raise TypeError("newton_cg got a function with complex values, expected real ones, of which one is the least")
     bounds = _bounds(H, gtol, maxiter, max_matvecs, radius)
@@ -132,17 +133,10 @@ def newton_cg(
         return Result(result | {name: H.map.given(result[name]) for name in ("x", "jac")})
 
     result = optimized("newton_cg", NewtonCG(), (H, M), (bounds,), to_user, callback, save, progress)
-    return (
-        result if is_traced(result) else Fit.of(result, Vectors.like(x0, H.domain), errors_of_minimum(H.at(result.x)))
-    )
-
-
-def _fitting(M, H):
-    """The preconditioner, between elements of the domain of H."""
-    M = as_square(M, H.domain, "M of newton_cg")
-    if M.shape != H.shape:
-        raise ValueError(f"newton_cg got M of shape {M.shape} for {H!r}, expected {H.shape}")
-    return M._on(H.domain, H.domain).linearize()
+    if is_traced(result):
+        return result
+    errors = errors_of_minimum(lambda: H.at(result.x), np.zeros(H.shape[1], bool), eps(H.dtype), H.domain)
+    return Fit.of(result, Vectors.like(x0, H.domain), errors)
 
 
 class Bounds(NamedTuple):

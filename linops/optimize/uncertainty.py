@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
-import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 from scipy.optimize import OptimizeResult
@@ -12,6 +11,7 @@ from scipy.optimize import OptimizeResult
 from linops.algebra.operator import Gram
 from linops.linalg.inverses import inverse
 from linops.matrix import Matrix
+from linops.optimize.limits import eps
 from linops.space import Space
 
 MOST_PARAMETERS = 5_000  # of which a dense factorization is made
@@ -88,7 +88,7 @@ def inverse_of(A, held):
 
 def errors_of_residuals(J, cost, absolute_sigma):
     """Errors by the inverse of JᵀJ, of the Jacobian at the solution, where no parameter is held."""
-    held, unit = np.zeros(J.shape[1], bool), float(jnp.finfo(J.dtype).eps)
+    held, unit = np.zeros(J.shape[1], bool), eps(J.dtype)
 
     def root():
         variance = variance_of_residuals(cost, *J.shape, absolute_sigma)
@@ -100,14 +100,13 @@ def errors_of_residuals(J, cost, absolute_sigma):
     return Errors(held, J.shape[1] <= MOST_PARAMETERS, root, whole)
 
 
-def errors_of_minimum(H):
-    """Errors by the inverse of the Hessian at the minimum, where no parameter is held."""
-    held, unit = np.zeros(H.shape[1], bool), float(jnp.finfo(H.dtype).eps)
+def errors_of_minimum(hessian, held, unit, space):
+    """Errors by the inverse of the Hessian at the minimum, `hessian()`."""
 
     def root():
-        return root_of_hessian(H.toarray().astype(float), held, unit, H.domain)
+        return root_of_hessian(hessian().toarray().astype(float), held, unit, space)
 
-    return Errors(held, H.shape[1] <= MOST_PARAMETERS, root, lambda: inverse_of(H, held))
+    return Errors(held, held.size <= MOST_PARAMETERS, root, lambda: inverse_of(hessian(), held))
 
 
 def variance_of_residuals(cost, rows, count, absolute_sigma):
