@@ -17,6 +17,7 @@ from linops.linalg.indefinite import minres
 from linops.linalg.least_squares import lsmr
 from linops.linalg.operands import as_operator, as_square, fitting
 from linops.linalg.records import NoConvergence
+from linops.linalg.systems import Right
 from linops.matrix import Diagonal, Identity, Matrix
 from linops.node import static
 from linops.precision import real_dtype
@@ -144,7 +145,8 @@ class Inverse(Operator):
         b is an array (m,) or (m, k), or a pytree, and x like that.
         """
         if x0 is None and self.guess is not None:
-            x0 = self.guess.mv(b) if jax.tree.structure(b) != jax.tree.structure(0) else self.guess @ jnp.asarray(b)
+            right = Right.of(self.domain, b, "inverse")
+            x0 = right.shaped(self.codomain, compute(_products, self.guess, right.rows))
         preconditioner = self.preconditioner if self.guess is None else self.guess
         x, _, record = SOLVERS[self.solver](
             self.operator, b, x0=x0, M=preconditioner, rtol=self.rtol, atol=self.atol, maxiter=self.maxiter,
@@ -153,7 +155,7 @@ class Inverse(Operator):
         return x, record
 
     def at(self, x, args=None):
-        """The inverse of the operator at another point."""
+        """The inverse of the operator at another point, of an operator that has `at`."""
         A = self.operator.at(x, args)
         return inverse(A, self.method, self.preconditioner, self.rtol, self.atol, self.maxiter)
 
@@ -223,6 +225,10 @@ class Solving(Door):
                 record,
             )
         return x
+
+
+def _products(A, rows):
+    return jax.vmap(A._mv)(rows)
 
 
 def solution(A, b):

@@ -101,6 +101,16 @@ def test_at_another_point():
     np.testing.assert_allclose(linops.inverse(H).at(jnp.array([2.0, 1.0])) @ np.ones(2), [1 / 48, 1 / 12])
 
 
+def test_at_a_point_that_is_a_matrix():
+    H = linops.Hessian(lambda x: jnp.sum(jnp.cosh(x)) + x[0] @ x[1] / 4, jnp.arange(6.0).reshape(2, 3) / 10)
+    B = np.arange(12.0).reshape(6, 2)
+    for method in ("auto", "cg"):
+        inverse, expected = linops.inverse(H, method, rtol=1e-12), np.linalg.solve(H.toarray(), B)
+        np.testing.assert_allclose(inverse @ B, expected, atol=1e-10)
+        np.testing.assert_allclose(inverse.mv(B[:, 0].reshape(2, 3)).ravel(), expected[:, 0], atol=1e-10)
+        np.testing.assert_allclose(inverse.solve(B[:, 0].reshape(2, 3))[0].ravel(), expected[:, 0], atol=1e-10)
+
+
 def test_products_are_counted():
     A = linops.monitor(gram(DEFINITE), progress=False)
     inverse = linops.inverse(A, "cg")

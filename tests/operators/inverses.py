@@ -26,7 +26,10 @@ def coupled(x, y):
 def hessian_in_both(x, y):
     """The second derivatives of `coupled`, in x and x, and in x and y."""
     flat, unravel = jax.flatten_util.ravel_pytree(x)
-    f = lambda v, y: coupled(unravel(v), y)  # noqa: E731
+
+    def f(v, y):
+        return coupled(unravel(v), y)
+
     return jax.hessian(f)(flat, y), jax.jacobian(jax.grad(f), 1)(flat, y)
 
 

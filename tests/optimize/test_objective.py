@@ -126,7 +126,10 @@ def test_bounds_of_each_kind():
     pair = Objective(quartic, POINT, bounds=({"w": 0.0, "b": np.array([1.0, 2.0])}, None)).bounds
     np.testing.assert_array_equal(pair.lb, [1, 2, *np.zeros(9)])
     np.testing.assert_array_equal(pair.ub, np.full(11, np.inf))
-    square = lambda x: jnp.sum(x**2)  # noqa: E731
+
+    def square(x):
+        return jnp.sum(x**2)
+
     for bounds in [[(0, None), (None, 2)], Bounds([0, -np.inf], [np.inf, 2]), np.array([[0, np.inf], [-np.inf, 2]])]:
         made = Objective(square, np.ones(2, np.float32), bounds=bounds).bounds
         np.testing.assert_array_equal([made.lb, made.ub], [[0, -np.inf], [np.inf, 2]])
