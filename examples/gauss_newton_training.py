@@ -1,6 +1,6 @@
 """Training by damped Gauss-Newton steps, beside Adam at three rates.
 
-A 64-16-10 tanh network learns half of scikit-learn's handwritten digits, all images in each step. Linearized around its
+A 64-16-10 tanh network learns a fourth of scikit-learn's digits, all images in each step. Linearized around its
 weights w, the mean cross-entropy L has the Gauss-Newton matrix G, and the step s of damping mu solves
 
     (G + mu I) s = -grad L.
@@ -10,8 +10,8 @@ has some eigenvectors of G from random products and is made anew every fifth ste
 to what the step promised, mu is adapted (Nielsen, 1999), by a factor of 1/3 at best. There is no rate to be tuned.
 
 Costs are counted in gradients; a product is two, at most. One sees that Adam, at the best of its rates, is ahead until
-the loss is 0.001. From there it falls ever more slowly, and that of Gauss-Newton by a factor of nearly three in each
-step. At the rate of 0.001 that Adam has by default it is behind all the time.
+the loss is below 0.001. From there it falls ever more slowly, and that of Gauss-Newton by a factor of nearly three in
+each step. At the rate of 0.001 that Adam has by default it is far behind.
 
 Martens, *Deep learning via Hessian-free optimization* (2010); Schraudolph, *Fast curvature matrix-vector products*
 (2002); Frangella, Tropp and Udell, *Randomized Nystroem preconditioning* (2023).
@@ -34,7 +34,7 @@ RATES = 1e-3, 1e-2, 1e-1
 
 
 def model(w, images):
-    first, second = w[: 65 * 16].reshape(65, 16), w[65 * 16 :].reshape(17, 10)  # the first rows: biases
+    first, second = w[: 65 * 16].reshape(65, 16), w[65 * 16 :].reshape(17, 10)
     return jnp.tanh(images @ first[1:] + first[0]) @ second[1:] + second[0]
 
 
@@ -67,7 +67,7 @@ def step(w, mu, M, *data):
 
 def by_gauss_newton(w, *data):
     """Losses, and the gradients that each took."""
-    mu, spent, values, costs = 0.1, 0, [], []
+    mu, spent, values, costs = np.array(0.1), 0, [], []
     for i in range(STEPS):
         if i % EVERY == 0:
             M = precondition(w, mu, jax.random.key(i), *data)
@@ -88,13 +88,13 @@ def by_adam(rate, w, *data):
         change = m / (1 - 0.9**t) / (jnp.sqrt(v / (1 - 0.999**t)) + 1e-8)
         return (w - rate * change, m, v), value
 
-    return jax.lax.scan(step, (w, 0 * w, 0 * w), jnp.arange(1.0, 2001))[1]
+    return jax.lax.scan(step, (w, 0 * w, 0 * w), jnp.arange(1.0, 1001))[1]
 
 
 def timed(function, *args):
     """The result, and how long it takes once compiled."""
     times = []
-    for _ in range(4):
+    for _ in range(3):
         start = time.perf_counter()
         result = jax.block_until_ready(function(*args))
         times.append(time.perf_counter() - start)
@@ -104,11 +104,11 @@ def timed(function, *args):
 def main(plot=None):
     with jax.enable_x64(True):
         images, labels = load_digits(return_X_y=True)
-        data = images[::2] / 16, labels[::2]
-        keys = jax.random.split(jax.random.key(0))
-        first = jnp.zeros((65, 16)).at[1:].set(jax.random.normal(keys[0], (64, 16)) / 8)
-        second = jnp.zeros((17, 10)).at[1:].set(jax.random.normal(keys[1], (16, 10)) / 4)
-        w = jnp.concatenate([first.ravel(), second.ravel()])
+        data = images[::4] / 16, labels[::4]
+        draws = np.random.default_rng(0)
+        first = np.concatenate([np.zeros((1, 16)), draws.standard_normal((64, 16)) / 8])  # the first row: biases
+        second = np.concatenate([np.zeros((1, 10)), draws.standard_normal((16, 10)) / 4])
+        w = jnp.array([*first.ravel(), *second.ravel()])
         (values, costs), seconds = timed(by_gauss_newton, w, *data)
         runs = {"Gauss-Newton": (values, costs, seconds * costs / costs[-1])}
         for rate in RATES:
@@ -116,7 +116,7 @@ def main(plot=None):
             steps = np.arange(len(values))
             runs[f"Adam, rate {rate}"] = (np.asarray(values), steps, seconds * steps / steps[-1])
 
-    budgets = 100, 400, 1600
+    budgets = 100, 300, 900
     print("loss after so many gradients" + "".join(f"{budget:9}" for budget in budgets) + "   seconds for all")
     table = {}
     for name, (values, costs, seconds) in runs.items():
@@ -135,7 +135,7 @@ def draw(path, runs):
     for i, (name, (values, *costs)) in enumerate(runs.items()):
         for panel, cost in zip(axes, costs, strict=True):
             panel.plot(cost, values, "-" if i else ".-", label=name, color=("C3", "#9ecae1", "#4292c6", "#08519c")[i])
-    axes[0].set(yscale="log", ylabel="loss", xlabel="gradients, or as much", xlim=(0, 2000), ylim=(1e-7, 5))
+    axes[0].set(yscale="log", ylabel="loss", xlabel="gradients, or as much", xlim=(0, 1000), ylim=(1e-7, 5))
     axes[1].set(xlabel="seconds")
     axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=150)
@@ -145,7 +145,7 @@ def check(table):
     newton, *adams = table.values()
     assert newton[-1] < 1e-6 < 20 * newton[-1] < min(adam[-1] for adam in adams), "far ahead in the end"
     assert newton[0] > min(adam[0] for adam in adams), "not in the beginning"
-    assert all(value < other for value, other in zip(newton, adams[0], strict=True)), "ahead of the default rate"
+    assert newton[1] < adams[0][1] / 20, "far ahead of the default rate"
 
 
 if __name__ == "__main__":

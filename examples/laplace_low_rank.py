@@ -35,7 +35,7 @@ RANKS = 0, 20, 50, 100, 200
 
 
 def model(w, images):
-    first, second = w[: 65 * 10].reshape(65, 10), w[65 * 10 :].reshape(11, 10)  # the first rows: biases
+    first, second = w[: 65 * 10].reshape(65, 10), w[65 * 10 :].reshape(11, 10)
     return jnp.tanh(images @ first[1:] + first[0]) @ second[1:] + second[0]
 
 
@@ -51,10 +51,10 @@ def main(plot=None):
     with jax.enable_x64(True):
         images, labels = load_digits(return_X_y=True)
         train, test = (images[::2] / 16, labels[::2]), (images[1::2] / 16, labels[1::2])
-        keys = jax.random.split(jax.random.key(0))
-        first = jnp.zeros((65, 10)).at[1:].set(jax.random.normal(keys[0], (64, 10)) / 8)
-        second = jnp.zeros((11, 10)).at[1:].set(jax.random.normal(keys[1], (10, 10)) / 3)
-        start = jnp.concatenate([first.ravel(), second.ravel()])
+        draws = np.random.default_rng(0)
+        first = np.concatenate([np.zeros((1, 10)), draws.standard_normal((64, 10)) / 8])  # the first row: biases
+        second = np.concatenate([np.zeros((1, 10)), draws.standard_normal((10, 10)) / 3])
+        start = jnp.array([*first.ravel(), *second.ravel()])
         w = newton_cg(negative_log_posterior, start, args=train, gtol=0.1).x
 
         G = linops.GaussNewton(model, w, lambda outputs: negative_log(outputs, train[1]), args=(train[0],))

@@ -38,7 +38,7 @@ def f(params, alpha, X, signs):
 @jax.jit
 def fit(alphas, *data):
     start = {"w": jnp.zeros(data[0].shape[1]), "c": 0.0}
-    return jax.vmap(lambda alpha: newton_cg(f, start, args=(alpha, *data), gtol=1e-7))(alphas)
+    return jax.vmap(lambda alpha: newton_cg(f, start, args=(alpha, *data)))(alphas)
 
 
 def main():
