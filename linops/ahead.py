@@ -12,6 +12,7 @@ import jax
 
 from linops.arrays import require_threads
 from linops.products import array_product
+from linops.program.hosted import is_hosted
 from linops.program.jaxpr.evaluate import struct
 from linops.program.staged import Flat, was_known
 
@@ -24,7 +25,10 @@ def prepared(operator):
     with operator._scope.entered():  # types of 64 bits are narrowed elsewhere
         form, v = _types(operator).linearize(), jax.ShapeDtypeStruct((operator.shape[1],), operator.dtype)
         flat = Flat(form, form._scope)
-        lowered = flat.lower(flat.stage(array_product, v), v)  # here, for contexts are of a thread
+        staged = flat.stage(array_product, v)
+        if is_hosted(staged.graph):
+            return operator.linearize()
+        lowered = flat.lower(staged, v)  # here, for contexts are of a thread
     compiling = threading.Thread(target=_compile, args=(lowered,))
     try:
         compiling.start()

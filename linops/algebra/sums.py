@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from linops.algebra.operator import Operator, adapt, common_space, over_one_field
 from linops.node import static
+from linops.program.sources import in_all, no_sum, with_terms
 from linops.space import Space
 
 MANY = 4  # terms that are alike, of which it pays to stack their arrays
@@ -65,7 +66,7 @@ class Stacked(Operator):
 
     stacked: tuple
     shared: tuple
-    form: "_Form" = static()
+    form: "Form" = static()
     domain: Space = static()
     codomain: Space = static()
 
@@ -76,19 +77,20 @@ class Stacked(Operator):
         with operators[0]._scope.entered():
             stacked = tuple(_stacked(column) for column, is_same in zip(leaves, same, strict=True) if not is_same)
         shared = tuple(column[0] for column, is_same in zip(leaves, same, strict=True) if is_same)
-        form = _Form(jax.tree.structure(operators[0]), same, len(operators))
+        form = Form(jax.tree.structure(operators[0]), same, len(operators))
         return cls(stacked, shared, form, operators[0].domain, operators[0].codomain)
 
     def _mv(self, v):
-        def add(total, leaves):
-            return _total([total, self.form.operator(leaves, self.shared)._mv(v)]), None
+        def add(state, leaves):
+            return with_terms(state, jax.tree.leaves(self.form.operator(leaves, self.shared)._mv(v))), None
 
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self.codomain.struct)
-        return jax.lax.scan(add, zeros, self.stacked, length=self.form.count)[0]
+        types = map(jax.typeof, jax.tree.leaves(self.codomain.struct))
+        state, _ = jax.lax.scan(add, no_sum(types), self.stacked, length=self.form.count)
+        return self.codomain.treedef.unflatten(in_all(state))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Form:
+class Form:
     """What stacked operators are, without their arrays: which of these they share, and how many there are."""
 
     treedef: jax.tree_util.PyTreeDef

@@ -2,12 +2,15 @@
 
 import functools
 
-from linops.algebra.operator import Conjugate, Gram, Product
+from linops.algebra.operator import Conjugate, Gram, Product, Scaled
+from linops.derivatives.batches import read
 from linops.derivatives.hessian import Hessian, require_scalar
 from linops.derivatives.jacobian import Jacobian
 from linops.derivatives.map import Derived, Map, apart
+from linops.node import static
 from linops.precision import is_complex
 from linops.program.function import Function
+from linops.program.over_data import OverData, over_data
 from linops.realify import OnPairs, any_complex
 
 
@@ -40,6 +43,10 @@ class GaussNewton(Expanded):
         As for `Jacobian`.
     loss : callable, optional
         A scalar function of f(x). For a convex loss the operator is positive semidefinite.
+    data, batch_size, reduction
+        As for `Jacobian`, of pairs (inputs, targets): f is `f(x, inputs, *args)`, with a row of values for each
+        example, and the loss `loss(outputs, targets)`, whose reduction it is. Without a loss data are inputs alone, and
+        the operator the sum over examples of their Jᵀ J, or its mean.
 
     Raises
     ------
@@ -58,12 +65,19 @@ class GaussNewton(Expanded):
     [[4.0, 0.0], [0.0, 16.0]]
     """
 
-    loss: Function | None
+    loss: Function | OverData | None
+    is_mean: bool = static(default=False)  # over the rows of a batch, which no loss reduces
 
-    def __init__(self, f, x, loss=None, *, args=(), linearize=None, check_finite=True):
-        traced = Map.trace(f, x, args, realify=loss is not None)
-        vars(self).update(map=traced, loss=loss and _traced_loss(loss, traced.values))
+    def __init__(
+        self, f, x, loss=None, *, args=(), data=None, batch_size=None, reduction="mean", linearize=None,
+        check_finite=True,
+    ):  # fmt: skip
+        data = read(data, batch_size, reduction)
+        of_model, of_loss = (data, None) if data is None or loss is None else data.parts()
+        traced = Map.trace(f, x, args, realify=loss is not None, data=of_model and of_model.of_examples(loss is None))
+        vars(self).update(map=traced, loss=loss and _traced_losses(loss, traced, of_loss))
         vars(self).update(keep=linearize, check_finite=check_finite)
+        vars(self).update(is_mean=data is not None and loss is None and data.source.is_mean)
 
     symmetric = property(lambda self: not is_complex(self.dtype))
     hermitian = True
@@ -71,8 +85,12 @@ class GaussNewton(Expanded):
     domain = functools.cached_property(lambda self: self._jacobian(self.map).domain)
     codomain = property(lambda self: self.domain)
 
+    def _mv(self, v):
+        return over_data(_product, self, v) if self._source is not None else _product(self, v)
+
     def _expand(self):
-        return Gram.of(self._jacobian(self.map), self.loss and self._loss_hessian(), conjugate=True)
+        gram = Gram.of(self._jacobian(self.map), self.loss and self._loss_hessian(), conjugate=True)
+        return Scaled.of(1 / self.function.batch[0].shape[0], gram) if self.is_mean else gram
 
     def _loss_hessian(self):
         """The Hessian of the loss at f(x)."""
@@ -80,10 +98,23 @@ class GaussNewton(Expanded):
         return Hessian._make(map=at, weights=None, keep=self.keep, check_finite=self.check_finite)
 
 
-def _traced_loss(loss, values):
+def _product(A, v):
+    return A._expand()._mv(v)
+
+
+def _traced_losses(loss, traced, data):
+    """The loss of the values of a function, over data of which each batch has a part for the function and for it."""
+    if data is None:
+        return _traced_loss(loss, traced.values)
+    values = [part.codomain for part in traced.function.parts]
+    losses = [_traced_loss(loss, v, batch) for v, batch in zip(values, data.batches, strict=True)]
+    return data.over(losses, is_loss=True)
+
+
+def _traced_loss(loss, values, batch=None):
     """A real and scalar function of values, which are pairs where they are complex."""
     through = OnPairs(values.paired, values=False) if values.paired else None
-    function = Function.trace(loss, values, what="loss", through=through)
+    function = Function.trace(loss, values, what="loss", through=through, batch=batch)
     require_scalar(function, "a loss", "GaussNewton", "weight its values")
     if any_complex(function.codomain):
         raise TypeError(
@@ -99,7 +130,7 @@ class JacobianGram(Expanded):
 
     Parameters
     ----------
-    f, args, linearize, check_finite
+    f, args, data, batch_size, reduction, linearize, check_finite
         As for `Jacobian`.
     x1, x2 : pytrees of arrays
         Points of the same structure and shapes.
@@ -122,8 +153,11 @@ class JacobianGram(Expanded):
 
     x2: object
 
-    def __init__(self, f, x1, x2=None, *, args=(), linearize=None, check_finite=True):
-        traced = Map.trace(f, x1, args)
+    def __init__(
+        self, f, x1, x2=None, *, args=(), data=None, batch_size=None, reduction="mean", linearize=None,
+        check_finite=True,
+    ):  # fmt: skip
+        traced = Map.trace(f, x1, args, data=read(data, batch_size, reduction))
         vars(self).update(map=traced, x2=None if x2 is None else apart(traced.points.point(x2), traced))
         vars(self).update(keep=linearize, check_finite=check_finite)
 
@@ -151,6 +185,9 @@ class JacobianGram(Expanded):
 
     H = property(adjoint)
     _adjoint = adjoint
+
+    def _kept(self):
+        return self._linearization()  # of Jacobians, each over all data
 
     def _expand(self):
         J = self._jacobian(self.map)

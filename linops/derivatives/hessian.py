@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from linops.derivatives.batches import read
 from linops.derivatives.linearized import tangents
 from linops.derivatives.map import Derived, Map
 from linops.program.holomorphy import has_complex_derivative
@@ -20,7 +21,7 @@ class Hessian(Derived):
     ----------
     f : callable
         `f(x, *args)`, a JAX function from a pytree of n real numbers to a scalar; with `weights`, to any pytree.
-    x, args, linearize, check_finite
+    x, args, data, batch_size, reduction, linearize, check_finite
         As for `Jacobian`.
     weights : pytree like f(x), optional
         The Hessian of the weighted sum `w . f(x)`, for a vector-valued f: the sum of w_i times the Hessian of f_i.
@@ -48,8 +49,11 @@ class Hessian(Derived):
 
     weights: object
 
-    def __init__(self, f, x, *, args=(), weights=None, linearize=None, check_finite=True):
-        traced = Map.trace(f, x, args)
+    def __init__(
+        self, f, x, *, args=(), data=None, batch_size=None, reduction="mean", weights=None, linearize=None,
+        check_finite=True,
+    ):  # fmt: skip
+        traced = Map.trace(f, x, args, data=read(data, batch_size, reduction))
         vars(self).update(map=traced, weights=None, keep=linearize, check_finite=check_finite)
         if traced.is_extended:
             raise TypeError(
@@ -65,7 +69,8 @@ class Hessian(Derived):
             )
         else:
             require_scalar(traced.function, "f", "Hessian", "pass weights=w for the Hessian of w . f")
-        if not has_complex_derivative(self._gradient, self.domain, self.domain, traced.function):
+        is_known = self._source is not None  # and asked of each batch: a derivative of that is the sum of theirs
+        if not (is_known or has_complex_derivative(self._gradient, self.domain, self.domain, traced.function)):
             raise TypeError(
                 "Hessian got f that is holomorphic by its first derivative and not by its second, expected both; look "
                 "at its custom derivative rules"

@@ -3,6 +3,7 @@
 import functools
 
 from linops.algebra.operator import Complexified
+from linops.derivatives.batches import read
 from linops.derivatives.map import Derived, Map
 from linops.node import static
 from linops.realify import complex_space
@@ -23,6 +24,15 @@ class Jacobian(Derived):
         The point. NumPy arrays and Python floats are copied to the device.
     args : tuple
         Further arguments of f. Arrays and floats in it are traced, never compiled in.
+    data : pytree of arrays, or batches, optional
+        Then f is `f(x, batch, *args)`, and the operator is of its mean, or sum, over all examples. Arrays share a
+        leading axis, of examples, and go to the device, where they are walked in chunks; those that `np.load` maps
+        from disk are read as they are needed. Batches are whatever can be gone through again and again: a list, a
+        loader, or a function that makes a generator. They are read ahead of the device, which holds a few at a time.
+    batch_size : int, optional
+        How many examples a chunk of arrays has; all at once by default.
+    reduction : {"mean", "sum"}
+        What f itself does over the examples of a batch. A batch of a mean weighs what it holds.
     linearize : bool, optional
         True keeps the residuals of one linearization for all products, False recomputes them in each; by default they
         are kept while they take at most a quarter of the device's memory, and f uses no mutable references.
@@ -31,6 +41,8 @@ class Jacobian(Derived):
 
     Raises
     ------
+    ValueError
+        Where data are empty, or bring other batches in a later pass.
     TypeError
         Where x or f(x) is not of floating point, f cannot be traced, or a product needs a derivative rule
         (forward for `J @ v`, reverse for `J.T @ w`) that f does not have.
@@ -49,8 +61,10 @@ class Jacobian(Derived):
 
     extended: bool = static()  # from real to complex numbers, and from there to complex vectors
 
-    def __init__(self, f, x, *, args=(), linearize=None, check_finite=True):
-        traced = Map.trace(f, x, args)
+    def __init__(
+        self, f, x, *, args=(), data=None, batch_size=None, reduction="mean", linearize=None, check_finite=True
+    ):
+        traced = Map.trace(f, x, args, data=read(data, batch_size, reduction))
         vars(self).update(map=traced, extended=traced.is_extended, keep=linearize, check_finite=check_finite)
 
     domain = functools.cached_property(lambda self: self._over_field(self.map.points))

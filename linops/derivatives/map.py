@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from linops.algebra.operator import Operator
 from linops.arrays import place_like, refuse_point, to_device
 from linops.budget import RESIDUAL_SHARE, memory_budget
+from linops.derivatives.chunks import over_chunks
 from linops.derivatives.linearized import pullback, pushforward
 from linops.node import Node, static
 from linops.precision import SaidTogether
@@ -16,6 +17,7 @@ from linops.program.function import Function
 from linops.program.holomorphy import trace_linear
 from linops.program.jaxpr.evaluate import place
 from linops.program.missing import differentiating
+from linops.program.over_data import OverData
 from linops.program.settings import Scope
 from linops.program.staged import Flat, run_once
 from linops.realify import any_complex, join, realified_space
@@ -29,18 +31,27 @@ class Map(Node):
     `realified` is the Space of the points that users give.
     """
 
-    function: Function
+    function: Function | OverData
     x: object
     realified: Space | None = static()
 
     @classmethod
-    def trace(cls, f, x, args=(), *, realify=False, what="f"):
-        """Trace f at a point that a user gives; `realify` asks for pairs wherever there are complex numbers."""
+    def trace(cls, f, x, args=(), *, realify=False, what="f", data=None):
+        """Trace f at a point that a user gives; `realify` asks for pairs wherever there are complex numbers.
+
+        Over `data`, f is f(x, batch, *args).
+        """
         refuse_point(x)
         paths, treedef = jax.tree_util.tree_flatten_with_path(x)
         with SaidTogether():
-            x = treedef.unflatten([to_device(leaf, f"x{jax.tree_util.keystr(path)}") for path, leaf in paths])
-        function, x, realified = trace_linear(f, x, space_of(x, "x"), args, what, realify)
+            given = treedef.unflatten([to_device(leaf, f"x{jax.tree_util.keystr(path)}") for path, leaf in paths])
+        domain = space_of(given, "x")
+        if data is None:
+            function, x, realified = trace_linear(f, given, domain, args, what, realify)
+        else:
+            traced = [trace_linear(f, given, domain, args, what, realify, batch) for batch in data.batches]
+            function, (_, x, realified) = data.over([function for function, _, _ in traced]), traced[0]
+            data.require_reduced(f, given, args, function)
         return cls._make(function=function, x=apart(x, function), realified=realified)
 
     origin = property(lambda self: self.function.origin)
@@ -122,6 +133,7 @@ class Derived(Operator):
 
     A subclass adds `_linearization`, the operator with its residuals, in traceable JAX. `keep` says what becomes of
     these: True keeps them, False computes them anew in each product, None keeps them while they fit the memory budget.
+    Over data they are those of each chunk, and of batches of the host there are none.
     """
 
     map: Map
@@ -144,11 +156,22 @@ class Derived(Operator):
     def _scope(self):
         return Scope.around([super()._scope, self.map.origin.scope])
 
+    @property
+    def _source(self):
+        """Where its data come from, or None."""
+        return self.function.source if isinstance(self.function, OverData) else None
+
+    def _kept(self):
+        """The operator with its residuals, in traceable JAX."""
+        return self._linearization() if self._source is None else over_chunks(self, self._source)
+
     def _residual_form(self):
         if self.keep is False or (self.keep is None and self.function.program.mutates):
             return self
+        if self._source is not None and self._source.is_of_host:
+            return self
         if self._traced:
-            return self._linearization()
+            return self._kept()
         flat = Flat(self, self._scope)
         staged = flat.stage(linearization)
         if self.keep is None and staged.bytes_out > memory_budget(RESIDUAL_SHARE):
@@ -159,4 +182,4 @@ class Derived(Operator):
 @run_once
 def linearization(A):
     """An operator, linearized."""
-    return A._linearization()
+    return A._kept()

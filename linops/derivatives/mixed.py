@@ -20,8 +20,8 @@ class MixedDerivative(Jacobian):
         `f(x, y, *args)`, a JAX function of two pytrees of real numbers to a scalar.
     x, y : pytree
         The point.
-    args, linearize, check_finite
-        As for `Jacobian`.
+    args, data, batch_size, reduction, linearize, check_finite
+        As for `Jacobian`; over data f is `f(x, y, batch, *args)`.
 
     Raises
     ------
@@ -35,8 +35,13 @@ class MixedDerivative(Jacobian):
     [[2.0, 1.0], [4.0, 0.0]]
     """
 
-    def __init__(self, f, x, y, *, args=(), linearize=None, check_finite=True):
-        super().__init__(GradientInFirst(f), y, args=(x, *args), linearize=linearize, check_finite=check_finite)
+    def __init__(
+        self, f, x, y, *, args=(), data=None, batch_size=None, reduction="mean", linearize=None, check_finite=True
+    ):
+        super().__init__(
+            GradientInFirst(f, data is not None), y, args=(x, *args), data=data, batch_size=batch_size,
+            reduction=reduction, linearize=linearize, check_finite=check_finite,
+        )  # fmt: skip
         if any_complex(self.domain) or any_complex(self.codomain):
             raise TypeError("MixedDerivative got complex x or y, expected real ones: pass real and imaginary parts")
 
@@ -53,6 +58,8 @@ class GradientInFirst:
     """The gradient of a function in its first argument, as a function of the second one first."""
 
     f: Callable
+    over_data: bool = False
 
-    def __call__(self, y, x, *args):
-        return jax.grad(self.f)(x, y, *args)
+    def __call__(self, y, *args):
+        batch, (x, *args) = (args[:1], args[1:]) if self.over_data else ((), args)
+        return jax.grad(self.f)(x, y, *batch, *args)

@@ -22,15 +22,16 @@ STOPPED = 99  # SciPy's status where a callback has stopped it
 
 
 def minimize(
-    fun, x0, args=(), method="trust-krylov", *, bounds=None, constraints=(), tol=None, callback=None, options=None
-):
+    fun, x0, args=(), method="trust-krylov", *, data=None, batch_size=None, reduction="mean", bounds=None,
+    constraints=(), tol=None, callback=None, options=None,
+):  # fmt: skip
     """Minimize a JAX function of a tree by `scipy.optimize.minimize`, with exact gradients and Hessian products.
 
     SciPy computes in double precision, with vectors; fun and its derivatives are those of an `Objective`.
 
     Parameters
     ----------
-    fun, x0, args, bounds, constraints
+    fun, x0, args, data, batch_size, reduction, bounds, constraints
         As for `Objective`.
     method : str
         "trust-krylov", "trust-ncg" and "Newton-CG" take products with the Hessian, "trust-constr" (with bounds and
@@ -65,7 +66,8 @@ def minimize(
     (True, [1.0, 1.0])
     """
     name = _method(method)
-    objective = Objective(fun, x0, args, constraints, bounds)
+    of_data = {"data": data, "batch_size": batch_size, "reduction": reduction}
+    objective = Objective(fun, x0, args, constraints, bounds, **of_data)
     _require_taken(method, name, objective)
     objective._linearizes = name in WITH_PRODUCTS
     unit = eps(objective._second.A.dtype)

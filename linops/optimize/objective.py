@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from linops.derivatives.batches import read
 from linops.derivatives.hessian import Hessian, require_scalar
 from linops.derivatives.map import Map
 from linops.optimize.constraints import for_vectors
@@ -30,6 +31,8 @@ class Objective:
         Of real or complex numbers; the vector of complex ones is [Re x, Im x].
     args : tuple
         Further arguments of fun, of which arrays and floats are data.
+    data, batch_size, reduction
+        As for `linops.Jacobian`: fun is `fun(x, batch, *args)`, and its mean or sum over all examples is minimized.
     constraints : LinearConstraint, NonlinearConstraint, dict, or a sequence of these
         As SciPy has them, but with JAX functions of the tree. Derivatives that they bring are not used. The matrix of a
         `LinearConstraint` multiplies the vector of x. Bounds of a `NonlinearConstraint` may be trees like its values.
@@ -65,8 +68,9 @@ class Objective:
     True
     """
 
-    def __init__(self, fun, x0, args=(), constraints=(), bounds=None):
-        traced = Map.trace(fun, x0, args, realify=True, what="fun")
+    def __init__(self, fun, x0, args=(), constraints=(), bounds=None, *, data=None, batch_size=None, reduction="mean"):
+        data = read(data, batch_size, reduction)
+        traced = Map.trace(fun, x0, args, realify=True, what="fun", data=data)
         if any_complex(traced.function.codomain) or traced.function.codomain.paired:
             raise TypeError(
                 "Objective got fun with complex values, expected a real scalar; take the real part, or the absolute "

@@ -51,7 +51,7 @@ def first_order(A, x):
 
 
 def _form(A):
-    return A if A.keep is False else A._linearization()
+    return A._residual_form()
 
 
 def at_point(A, x, w=None):

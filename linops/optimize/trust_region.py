@@ -43,6 +43,9 @@ def newton_cg(
     x0,
     args=(),
     *,
+    data=None,
+    batch_size=None,
+    reduction="mean",
     gtol=None,
     maxiter=None,
     max_matvecs=None,
@@ -65,6 +68,8 @@ def newton_cg(
         Where to begin.
     args : tuple
         Further arguments; arrays in it are data.
+    data, batch_size, reduction
+        As for `linops.Jacobian`: fun is `fun(x, batch, *args)`, and its mean or sum over all examples is minimized.
     gtol : float, optional
         Converged is what has a gradient of Euclidean norm gtol at most; by default eps^(2/3), 3.7e-11 in float64 and
         2.4e-5 in float32.
@@ -123,7 +128,7 @@ def newton_cg(
     require_counts("newton_cg", maxiter=maxiter, max_matvecs=max_matvecs)
     if radius is not None and not is_traced(radius) and not (np.ndim(radius) == 0 and radius > 0):
         raise ValueError(f"newton_cg got radius={radius!r}, expected a positive number")
-    H = Hessian(fun, x0, args=args)
+    H = Hessian(fun, x0, args=args, data=data, batch_size=batch_size, reduction=reduction)
     M = preconditioner("newton_cg", H, M)
     if any_complex(H.domain):
         raise TypeError("newton_cg got a function with complex values, expected real ones, of which one is the least")

@@ -32,6 +32,7 @@ class Source:
     args_treedef: jax.tree_util.PyTreeDef
     code: tuple  # the leaves of args, with DATA where there is data
     settings: tuple  # of JAX, when f was traced
+    batch: tuple | None = None  # of a function of batches of data: the structure of one, and the types of its arrays
 
     @property
     def is_static(self):
@@ -46,13 +47,15 @@ class Source:
         # By name, which pickle itself refuses for functions that jax.jit has wrapped.
         f = (self.f.__module__, self.f.__qualname__) if self.is_static else self.f
         args = self.args_treedef.unflatten(self.code)  # as a tree: see `skeleton`
-        return _unpickle_source, (f, self.through, self.domain, self.what, args, self.settings)
+        batch = self.batch and self.batch[0].unflatten(self.batch[1])
+        return _unpickle_source, (f, self.through, self.domain, self.what, args, self.settings, batch)
 
-    def trace(self, data):
-        """The Function, for these data in the args of f."""
+    def trace(self, data, batch=None):
+        """The Function, for these data in the args of f, and batches of these types, or of those it had."""
         args = merge(self.args_treedef, self.code, data)
+        batch = self.batch and self.batch[0].unflatten(batch or self.batch[1])
         with jax_settings.entered(self.settings):
-            return Function.trace(self.f, self.domain, args, self.what, through=self.through)
+            return Function.trace(self.f, self.domain, args, self.what, through=self.through, batch=batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +69,14 @@ class Origin:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("consts", "args"),
+    data_fields=("consts", "batch", "args"),
     meta_fields=("program", "codomain", "origin", "arguments", "source"),
 )
 @dataclasses.dataclass(frozen=True)
 class Function:
     """x -> f(x, *args) as a program (static) and the arrays it closes over (leaves).
+
+    With data it is f(x, batch, *args) for one batch, whose arrays are put in by `of_batch`.
 
     `codomain` is the Space of its values. A graph cannot be pickled: a Function is pickled as its Source and its data,
     and traced anew. A `source` is a field where it holds no data. Any other one is kept beside the fields: a structure
@@ -79,6 +84,7 @@ class Function:
     """
 
     consts: tuple[jax.Array, ...]
+    batch: tuple[jax.Array, ...]
     args: tuple[jax.Array, ...]
     program: Program
     codomain: Space
@@ -91,7 +97,7 @@ class Function:
     has_forward_rules = property(lambda self: not self.program.reverse_only)
 
     def __call__(self, x):
-        return self.codomain.treedef.unflatten(self.program(self.consts, *jax.tree.leaves(x), *self.args))
+        return self.codomain.treedef.unflatten(self.program(self.consts, *jax.tree.leaves(x), *self.batch, *self.args))
 
     @property
     def values(self):
@@ -108,6 +114,10 @@ class Function:
                 "same shapes and dtypes, in the same structure, and all else the same; build the operator anew"
             )
         return self.replaced(args=data)
+
+    def of_batch(self, arrays):
+        """The function over one batch of the types that it was traced for."""
+        return self.replaced(batch=tuple(arrays))
 
     def replaced(self, **fields):
         """The same function with other fields."""
@@ -130,9 +140,10 @@ class Function:
         return _unpickle_function, (source, self.consts, self.args, self.codomain, self.program.fingerprint())
 
     @classmethod
-    def trace(cls, f, domain, args=(), what="f", through=None, like=None):
+    def trace(cls, f, domain, args=(), what="f", through=None, like=None, batch=None):
         """Trace `f(x, *args)` for x in the Space `domain`. Arrays and floats in `args` are data, all else is code.
 
+        With a `batch`, a tree of types, it is `f(x, batch, *args)`.
         `through(f)` is traced instead of f where it is given, a picklable function of functions. `like` is an element
         of the domain, of arrays that may lie on several devices.
         """
@@ -143,14 +154,15 @@ class Function:
             settings, scope = jax_settings.current(), jax_settings.Scope.current()
             arguments, code, data = Arguments.split(args)
 
-            def flat(x, data):
-                value = function(x, *merge(arguments.treedef, code, data))
+            def flat(x, batch, data):
+                data = merge(arguments.treedef, code, data)
+                value = function(x, *data) if batch is None else function(x, batch, *data)
                 _check_value(value, what)
                 return value
 
             with jax_settings.entered(settings):
                 x = domain.struct if like is None else jax.tree.map(lambda leaf: struct(jax.typeof(leaf)), like)
-                closed, value = _make_jaxpr(flat, what)(x, data)
+                closed, value = _make_jaxpr(flat, what)(x, batch, data)
                 program, consts = program_of(closed, points=len(jax.tree.leaves(x)), settle=True)
             for const in consts:
                 _require_value(const, what)
@@ -158,9 +170,10 @@ class Function:
                 raise MissingRule(f"a custom derivative rule in {what} could not be traced, which raised {error}")
             consts = tuple(to_device(const, f"an array that {what} closes over") for const in consts)
         codomain = space_of(value, f"the value of {what}")
-        source = Source(f, through, domain, what, arguments.treedef, tuple(code), settings)
+        types = None if batch is None else (jax.tree.structure(batch), tuple(jax.tree.leaves(batch)))
+        source = Source(f, through, domain, what, arguments.treedef, tuple(code), settings, types)
         kept = source if source.is_static else None
-        made = cls(consts, tuple(data), program, codomain, Origin(what, settings, scope), arguments, kept)
+        made = cls(consts, (), tuple(data), program, codomain, Origin(what, settings, scope), arguments, kept)
         vars(made).update(held_source=source)
         return made
 
@@ -181,10 +194,11 @@ def _is_importable(f):
         return False
 
 
-def _unpickle_source(name, through, domain, what, args, settings):
+def _unpickle_source(name, through, domain, what, args, settings, batch=None):
     f = name if callable(name) else operator.attrgetter(name[1])(import_module(name[0]))
     code, treedef = jax.tree.flatten(args)
-    return Source(f, through, domain, what, treedef, tuple(code), settings)
+    types = None if batch is None else (jax.tree.structure(batch), tuple(jax.tree.leaves(batch)))
+    return Source(f, through, domain, what, treedef, tuple(code), settings, types)
 
 
 def _unpickle_function(source, consts, args, codomain, fingerprint):

@@ -13,8 +13,10 @@ then is real, and its vectors are [Re, Im]. Leaves that are real have no imagina
 """
 
 import dataclasses
+import functools
 
 import jax
+import jax.numpy as jnp
 
 from linops.precision import is_complex
 from linops.program.function import Function
@@ -25,23 +27,32 @@ from linops.realify import OnPairs, any_complex, realified_space
 from linops.space import pair_of
 
 
-def trace_linear(f, x, domain, args, what="f", realify=False):
+def trace_linear(f, x, domain, args, what="f", realify=False, batch=None):
     """Trace f at x, of the Space `domain`; realified where its derivative is not complex-linear, or as asked.
+
+    With a `batch`, a tree of types, f is f(x, batch, *args).
 
     Returns the Function, the point in its domain, and `domain` if f is realified, else None.
     """
-    function = Function.trace(f, domain, args, what, like=x)
+    trace = functools.partial(Function.trace, f, args=args, what=what, batch=batch)
+    function = trace(domain, like=x)
     values = function.codomain
-    if not realify and has_complex_derivative(function, domain, values, function):
+    if not realify and _is_complex_linear(function, domain, values, batch):
         return function, x, None
     if any_complex(domain):
-        function = Function.trace(f, realified_space(domain), args, what, OnPairs(domain), like=pair_of(x))
+        function = trace(realified_space(domain), through=OnPairs(domain), like=pair_of(x))
     elif any_complex(values):
-        function = Function.trace(f, domain, args, what, OnPairs(None), like=x)
+        function = trace(domain, through=OnPairs(None), like=x)
     if any_complex(values):
         function = function.replaced(codomain=dataclasses.replace(function.codomain, paired=values))
     with domain.scope():
         return (function, pair_of(x), domain) if any_complex(domain) else (function, x, None)
+
+
+def _is_complex_linear(function, domain, values, batch):
+    if batch is not None and any_complex(domain):
+        function = function.of_batch(jnp.zeros(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(batch))
+    return has_complex_derivative(function, domain, values, function)
 
 
 def has_complex_derivative(f, domain, codomain, function):

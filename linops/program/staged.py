@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from linops.program import program as programs
 from linops.program import settings as jax_settings
+from linops.program.hosted import hosted, is_hosted
 from linops.program.jaxpr.evaluate import struct
 from linops.program.jaxpr.graph import Graph, live_bytes, nbytes
 from linops.program.jaxpr.private import is_outermost
@@ -179,7 +180,9 @@ def _stage(function, treedef, index, leaf_avals, argument_avals, settings):
     with jax.ensure_compile_time_eval():  # what is staged is kept: arrays, not tracers of a jit in progress
         consts = tuple(jnp.asarray(const) for const in consts)
     sources, wanted = _sources(program, len(consts) + len(leaf_avals))
-    if function in _run_once:
+    if is_hosted(program.graph):
+        run = hosted(program, wanted, _compiled)
+    elif function in _run_once:
         run = in_pieces(program, wanted, _compiled_once)
     else:
         run = _compiled(program, wanted, getattr(function, "donated", 0))

@@ -20,7 +20,7 @@ from linops.program.missing import MissingRule
 from linops.realify import join
 from linops.space import Space
 from linops.verify.differences import Comparison, Unavailable, comparisons
-from linops.verify.values import Values, widened
+from linops.verify.values import Values, value_at, widened
 
 CHECKS = {}  # name -> (function of a subject, names of the checks that it presupposes)
 
@@ -205,13 +205,14 @@ def _derived(A):
 
 
 def _value(function, x):
-    return Values(Function.__call__, function, Space.of(x))(widened(x))
+    return Values(value_at, function, Space.of(x))(widened(x))
 
 
 def _traced_again(subject):
     """Operators with their functions, traced twice again, where f is given or can be found by its name."""
     if subject.f is None:
-        found = [(A, A.function.source.trace, A.function.args) for A in _derived(subject.A) if A.function.source]
+        functions = [(A, A.function) for A in _derived(subject.A) if isinstance(A.function, Function)]
+        found = [(A, function.source.trace, function.args) for A, function in functions if function.source]
     else:
         A = subject.A
         x = A.x if A.map.realified is None else join(A.x, A.map.realified)

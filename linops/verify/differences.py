@@ -32,10 +32,9 @@ import numpy as np
 from linops.derivatives.gauss_newton import GaussNewton, JacobianGram
 from linops.derivatives.hessian import Hessian
 from linops.derivatives.jacobian import Jacobian
-from linops.program.function import Function
 from linops.program.missing import MissingRule
 from linops.space import Space
-from linops.verify.values import DOUBLE_EPS, Values, in_double, product, split, widened
+from linops.verify.values import DOUBLE_EPS, Values, in_double, product, split, value_at, widened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +183,7 @@ def comparisons(A, subject):
 
 @comparisons.register
 def _jacobian(J: Jacobian, subject):
-    yield from _against_slopes(J, Values(Function.__call__, J.function, Space.of(J.x)), subject, "f")
+    yield from _against_slopes(J, Values(value_at, J.function, Space.of(J.x)), subject, "f")
 
 
 @comparisons.register

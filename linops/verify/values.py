@@ -13,6 +13,12 @@ from linops.program.settings import Scope
 from linops.program.staged import Flat
 from linops.space import Space
 
+
+def value_at(function, x):
+    """The value of a Function, or of one over data."""
+    return function(x)
+
+
 DOUBLE_EPS = float(np.finfo(float).eps)
 
 

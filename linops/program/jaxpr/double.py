@@ -7,6 +7,7 @@ callback say, is refused, and so is what ends or rounds as it would in float32 b
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from linops.program.jaxpr import evaluate as single
 from linops.program.jaxpr.graph import Reader
 from linops.program.jaxpr.primitives import is_jaxpr, jaxprs_in, scan_counts
 from linops.program.jaxpr.rules import read
+from linops.program.jaxpr.totals import on_device
 
 _WIDE = {np.dtype(np.float32): np.dtype(np.float64), np.dtype(np.complex64): np.dtype(np.complex128)}
 
@@ -123,8 +125,18 @@ def _linear_solve(equation, env, inputs):
     return _computed(solve, env, [*inputs[before : before + lengths.solve], *right_hand_side])
 
 
+def _total(equation, env, inputs):
+    """A sum over chunks, written out."""
+    if equation.params["source"].is_of_host:
+        raise NotImplementedError(equation.name)
+    structs = [single.struct(atom.aval) for atom in equation.inputs]
+    closed = jax.make_jaxpr(functools.partial(on_device, **equation.params))(*structs)
+    return _evaluate(*read(closed, rules=False), *inputs)
+
+
 _CALLS = ("remat", "remat2", "checkpoint", "custom_vmap_call")
 _RULES = dict.fromkeys(_CALLS, _call) | {"scan": _scan, "cond": _cond, "custom_linear_solve": _linear_solve}
+_RULES["total_over_data"] = _total
 
 # A loop that ends on a condition ends where its result is good for float32, and so is its derivative.
 _REFUSED = ("while", "reduce_precision")

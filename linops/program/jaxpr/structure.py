@@ -12,6 +12,7 @@ import sys
 import jax
 import numpy as np
 
+from linops.program.jaxpr.code import Code
 from linops.program.jaxpr.evaluate import free_variables
 from linops.program.jaxpr.graph import Literal, Reader
 from linops.program.jaxpr.primitives import content, is_jaxpr, open_jaxpr, unwrapped
@@ -107,6 +108,9 @@ class Structure:
 
     def value(self, value):
         """The key of a parameter."""
+        if isinstance(value, Code):
+            self.opaque |= value.opaque
+            return type(value), value
         if value is None or isinstance(value, bool | int | str | bytes | range | np.dtype | enum.Enum):
             return type(value), value
         if isinstance(value, float | complex | np.number | np.ndarray):

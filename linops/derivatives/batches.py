@@ -1,0 +1,198 @@
+"""What users hand over as data=: arrays that share an axis of examples, or batches of the host."""
+
+import dataclasses
+import math
+import numbers
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from linops.arrays import brief, to_device
+from linops.budget import RESIDUAL_SHARE, memory_budget
+from linops.precision import SaidTogether
+from linops.program.jaxpr.evaluate import struct
+from linops.program.over_data import OverData
+from linops.program.sources import Examples, Stream
+
+REDUCTIONS = "mean", "sum"
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Data as they were read: a tree of device arrays, or None, and the types of a batch and of what is left."""
+
+    source: Examples | Stream
+    arrays: Any
+    batches: tuple  # trees of types, of a whole batch first
+    rows: str | None = None  # what becomes of rows of values, where a function has one for each example
+
+    def parts(self):
+        """The data of a model and of a loss, where each example is a pair."""
+        if not all(isinstance(batch, tuple | list) and len(batch) == 2 for batch in self.batches):
+            raise TypeError(
+                f"GaussNewton with a loss got data whose batches are {brief(jax.tree.structure(self.batches[0]))}, "
+                "expected pairs, (inputs, targets): f(x, inputs) and loss(outputs, targets)"
+            )
+        arrays = self.arrays or (None, None)
+        return [
+            dataclasses.replace(self, arrays=arrays[i], batches=tuple(batch[i] for batch in self.batches))
+            for i in range(2)
+        ]
+
+    def of_examples(self, sums):
+        """The same for a function with a row of values for each example; `sums` says that no loss reduces them."""
+        return dataclasses.replace(self, rows="summed" if sums else "lost")
+
+    def require_reduced(self, f, x, args, function):
+        """Refuse a function that does not do over the examples of a batch what it should."""
+        values, size = function.codomain, jax.tree.leaves(self.batches[0])[0].shape[0]
+        if self.rows == "summed" and any(shape[:1] != (size,) for shape in values.shapes):
+            raise TypeError(
+                f"GaussNewton over data got f with values of shapes {list(values.shapes)} for {size} examples, "
+                "expected a row of each value for each example"
+            )
+        if self.rows is None and values.shapes != ((),) and _follows_examples(f, x, self.batches[0], args, values):
+            raise TypeError(
+                f"got f over data with values of shapes {list(values.shapes)}, whose number follows that of examples; "
+                "expected the mean or sum over the examples of a batch; for values of each example call the function "
+                "with all data by args=, or take linops.GaussNewton"
+            )
+
+    def over(self, functions, is_loss=False):
+        """The function over data, of those that were traced for each of the batches."""
+        if self.source.is_of_host:
+            self.source.remember(functions[0])
+        types = tuple(tuple(map(jax.typeof, jax.tree.leaves(batch))) for batch in self.batches)
+        return OverData(tuple(functions), tuple(jax.tree.leaves(self.arrays)), types, self.source, is_loss)
+
+
+def _follows_examples(f, x, batch, args, values):
+    """Whether a function has more values for one more example."""
+    more = jax.tree.map(lambda s: jax.ShapeDtypeStruct((s.shape[0] + 1, *s.shape[1:]), s.dtype), batch)
+    try:
+        found = jax.eval_shape(lambda x, batch: f(x, batch, *(args if isinstance(args, tuple) else (args,))), x, more)
+    except Exception:  # of a function for batches of one size
+        return False
+    return tuple(leaf.shape for leaf in jax.tree.leaves(found)) != values.shapes and values.paired is None
+
+
+def read(data, batch_size, reduction):
+    """The Data that a user means, or None where there are none."""
+    if data is None:
+        if batch_size is not None:
+            raise ValueError(f"got batch_size={batch_size!r} without data=, expected both, f being f(x, batch)")
+        return None
+    if reduction not in REDUCTIONS:
+        raise ValueError(
+            f"got reduction={reduction!r}, expected 'mean' or 'sum': what f itself does over the examples of a batch"
+        )
+    if batch_size is not None and not (isinstance(batch_size, numbers.Integral) and batch_size >= 1):
+        raise ValueError(f"got batch_size={batch_size!r}, expected a number of examples >= 1")
+    is_mean = reduction == "mean"
+    if not _is_of_arrays(data):
+        return _of_batches(data, batch_size, is_mean)
+    leaves = jax.tree.leaves(data)
+    count = _count(leaves)
+    if any(isinstance(leaf, np.memmap) for leaf in leaves):
+        return _of_disk(data, count, batch_size, is_mean)
+    paths, treedef = jax.tree_util.tree_flatten_with_path(data)
+    with SaidTogether():
+        arrays = treedef.unflatten([to_device(leaf, f"data{jax.tree_util.keystr(path)}") for path, leaf in paths])
+    shards = _shards(jax.tree.leaves(arrays))
+    size = count if batch_size is None else min(count, math.ceil(operator.index(batch_size) / shards) * shards)
+    return Data(Examples(size, count, is_mean, shards), arrays, _types_of_chunks(arrays, size, count))
+
+
+def _is_of_arrays(data):
+    """Whether data are a tree of arrays; a list is one of batches."""
+    leaves = jax.tree.leaves(data, is_leaf=lambda node: isinstance(node, Iterator))
+    return bool(leaves) and not isinstance(data, list) and all(hasattr(leaf, "dtype") for leaf in leaves)
+
+
+def _count(leaves):
+    """How many examples there are."""
+    counts = {np.shape(leaf)[:1] for leaf in leaves}
+    if len(counts) != 1 or counts == {()}:
+        raise ValueError(
+            f"got data of arrays of shapes {[np.shape(leaf) for leaf in leaves]}, expected a common leading axis, of "
+            "examples; what is not of each example goes to args="
+        )
+    ((count,),) = counts
+    if count == 0:
+        raise ValueError("got data without examples, arrays of length 0; expected at least one")
+    return count
+
+
+def _types_of_chunks(arrays, size, count):
+    def types(examples):
+        return jax.tree.map(lambda array: _with_examples(array, examples), arrays)
+
+    return tuple(map(types, [size, count % size] if count % size else [size]))
+
+
+def _with_examples(array, examples):
+    """The type of so many examples, on an explicit mesh that of chunks."""
+    sharding = struct(jax.typeof(array)).sharding
+    return jax.ShapeDtypeStruct((examples, *array.shape[1:]), array.dtype, sharding=sharding)
+
+
+def _shards(arrays):
+    """On how many parts examples lie, each on devices of its own."""
+    counts = set()
+    for array in arrays:
+        if isinstance(array, jax.core.Tracer) or len(array.sharding.device_set) == 1:
+            counts.add(1)
+        else:
+            counts.add(array.shape[0] // max(1, array.sharding.shard_shape(array.shape)[0]))
+    return max(counts)
+
+
+def _of_batches(data, batch_size, is_mean):
+    if batch_size is not None:
+        raise ValueError(
+            f"got batch_size={batch_size} with data that are batches already, expected arrays, or no batch_size"
+        )
+    is_iterable = hasattr(data, "__iter__")
+    if not (is_iterable or callable(data)):
+        raise TypeError(
+            f"got data={brief(data)}, expected arrays with a common leading axis in a tuple, dict or other tree, or "
+            "batches that can be gone through again: a list, a loader, or a function that makes a generator"
+        )
+    if isinstance(data, Iterator):
+        raise TypeError(
+            f"got data={brief(data)}, an iterator that is used up after one pass, and each product is one; expected "
+            "batches that can be gone through again: a list, a loader, or the function that makes the generator"
+        )
+    name = type(data).__name__ if is_iterable else brief(data)
+    return _of_stream(Stream(data, is_mean, f"the batches of {name}"))
+
+
+def _of_disk(data, count, batch_size, is_mean):
+    size = min(count, batch_size or _chunk_of_disk(data, count))
+    return _of_stream(Stream(_Slices(data, count, size), is_mean, "the batches of arrays on disk"))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Slices:
+    """Arrays on disk, read in pieces."""
+
+    arrays: Any
+    count: int
+    size: int
+
+    def __iter__(self):
+        for start in range(0, self.count, self.size):
+            yield jax.tree.map(lambda leaf, start=start: np.asarray(leaf[start : start + self.size]), self.arrays)
+
+
+def _chunk_of_disk(data, count):
+    """How many examples to read at once: few, for the next ones are read meanwhile."""
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(data))
+    return max(1, int(count * min(1, memory_budget(RESIDUAL_SHARE) / 64 / size)))
+
+
+def _of_stream(stream):
+    return Data(stream, None, (stream.treedef.unflatten(map(struct, stream.types)),))
