@@ -82,6 +82,21 @@ def as_leaf(leaf, dtype, what):
     return jax.device_put(_cast(leaf, array, dtype, what))
 
 
+def as_batch(leaf, dtype, what):
+    """An array of a batch that shares no memory with the leaf, which a loader may use again; of a dtype as before."""
+    if isinstance(leaf, jax.Array):
+        if leaf.dtype != dtype:
+            raise ValueError(f"{what} gave an array of dtype {leaf.dtype} after one of {dtype}; expected all alike")
+        return leaf
+    array = as_host(leaf, what)
+    if array.dtype != dtype and _device_dtype(array.dtype) != dtype:
+        raise ValueError(f"{what} gave an array of dtype {array.dtype} after one of {dtype}; expected all alike")
+    narrowed = array.astype(dtype)
+    if array.dtype.kind in "iu" and array.dtype != dtype and not np.array_equal(narrowed, array):
+        raise ValueError(f"{what} holds integers beyond {dtype}, expected ones within")
+    return narrowed
+
+
 def as_inexact(leaf, what):
     """A device array of floating point: of integers, that of JAX's default float."""
     dtype = leaf.dtype if isinstance(leaf, jax.Array) else as_host(leaf, what).dtype

@@ -21,7 +21,7 @@ LAYERS = [
      "program.residuals", "program.pieces", "program.hosted", "program.staged"],
     ["node", "budget", "products", "door", "compiled", "counted", "dense", "ahead", "linear_map", "algebra.factors",
      "algebra.arithmetic", "algebra.operator", "algebra.sums", "matrix"],
-    ["derivatives.linearized", "derivatives.chunks", "derivatives.batches", "derivatives.map",
+    ["derivatives.linearized", "derivatives.batches", "derivatives.map",
      "derivatives.jacobian", "derivatives.hessian",
      "derivatives.mixed", "derivatives.gauss_newton", "derivatives.batched"],
     ["blas", "progress", "files", "monitoring", "krylov", "iterate", "saving", "watching", "linalg.records",

@@ -66,7 +66,7 @@ class Stacked(Operator):
 
     stacked: tuple
     shared: tuple
-    form: "Form" = static()
+    form: "_Form" = static()
     domain: Space = static()
     codomain: Space = static()
 
@@ -77,7 +77,7 @@ class Stacked(Operator):
         with operators[0]._scope.entered():
             stacked = tuple(_stacked(column) for column, is_same in zip(leaves, same, strict=True) if not is_same)
         shared = tuple(column[0] for column, is_same in zip(leaves, same, strict=True) if is_same)
-        form = Form(jax.tree.structure(operators[0]), same, len(operators))
+        form = _Form(jax.tree.structure(operators[0]), same, len(operators))
         return cls(stacked, shared, form, operators[0].domain, operators[0].codomain)
 
     def _mv(self, v):
@@ -90,7 +90,7 @@ class Stacked(Operator):
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
+class _Form:
     """What stacked operators are, without their arrays: which of these they share, and how many there are."""
 
     treedef: jax.tree_util.PyTreeDef

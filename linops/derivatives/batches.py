@@ -22,7 +22,7 @@ REDUCTIONS = "mean", "sum"
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Data as they were read: a tree of device arrays, or None, and the types of a batch and of what is left."""
+    """Data as they were read: a tree of device arrays, or None, and the types of a batch, of the rest, and of all."""
 
     source: Examples | Stream
     arrays: Any
@@ -130,7 +130,7 @@ def _types_of_chunks(arrays, size, count):
     def types(examples):
         return jax.tree.map(lambda array: _with_examples(array, examples), arrays)
 
-    return tuple(map(types, [size, count % size] if count % size else [size]))
+    return tuple(map(types, dict.fromkeys([size, *[count % size] * (count % size > 0), count])))
 
 
 def _with_examples(array, examples):

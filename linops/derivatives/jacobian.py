@@ -30,7 +30,8 @@ class Jacobian(Derived):
         from disk are read as they are needed. Batches are whatever can be gone through again and again: a list, a
         loader, or a function that makes a generator. They are read ahead of the device, which holds a few at a time.
     batch_size : int, optional
-        How many examples a chunk of arrays has; all at once by default.
+        How many examples are worked on at once where residuals are not kept, for which all are worked on once; by
+        default all. What f is of an example must not depend on the others of its batch.
     reduction : {"mean", "sum"}
         What f itself does over the examples of a batch. A batch of a mean weighs what it holds.
     linearize : bool, optional

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from linops.algebra.operator import Operator
 from linops.arrays import place_like, refuse_point, to_device
 from linops.budget import RESIDUAL_SHARE, memory_budget
-from linops.derivatives.chunks import over_chunks
 from linops.derivatives.linearized import pullback, pushforward
 from linops.node import Node, static
 from linops.precision import SaidTogether
@@ -16,8 +15,9 @@ from linops.products import concrete, is_traced
 from linops.program.function import Function
 from linops.program.holomorphy import trace_linear
 from linops.program.jaxpr.evaluate import place
+from linops.program.jaxpr.graph import nbytes
 from linops.program.missing import differentiating
-from linops.program.over_data import OverData
+from linops.program.over_data import OverData, at_once
 from linops.program.settings import Scope
 from linops.program.staged import Flat, run_once
 from linops.realify import any_complex, join, realified_space
@@ -133,7 +133,7 @@ class Derived(Operator):
 
     A subclass adds `_linearization`, the operator with its residuals, in traceable JAX. `keep` says what becomes of
     these: True keeps them, False computes them anew in each product, None keeps them while they fit the memory budget.
-    Over data they are those of each chunk, and of batches of the host there are none.
+    Those of data on the device are of all examples at once, which are walked in chunks where they are not kept.
     """
 
     map: Map
@@ -163,12 +163,12 @@ class Derived(Operator):
 
     def _kept(self):
         """The operator with its residuals, in traceable JAX."""
-        return self._linearization() if self._source is None else over_chunks(self, self._source)
+        return (self if self._source is None else at_once(self))._linearization()
 
     def _residual_form(self):
         if self.keep is False or (self.keep is None and self.function.program.mutates):
             return self
-        if self._source is not None and self._source.is_of_host:
+        if self._source is not None and (self._source.is_of_host or (self._traced and self._is_too_much())):
             return self
         if self._traced:
             return self._kept()
@@ -177,6 +177,11 @@ class Derived(Operator):
         if self.keep is None and staged.bytes_out > memory_budget(RESIDUAL_SHARE):
             return self
         return concrete(lambda: flat.finish(staged))  # an operator made outside of a jit keeps arrays also inside
+
+    def _is_too_much(self):
+        """Whether its residuals would not fit the memory budget, though it is walked in chunks for that."""
+        kept = jax.tree.leaves(jax.eval_shape(Derived._kept, self))
+        return self.keep is None and sum(map(nbytes, kept)) > memory_budget(RESIDUAL_SHARE)
 
 
 @run_once

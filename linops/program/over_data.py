@@ -21,8 +21,9 @@ from linops.program.sources import Examples, Stream
 class OverData:
     """x -> the sum, or mean, over examples of f(x, batch, *args), as a `Function` is called.
 
-    `parts` are f for the sizes of batches there are, with their `types`: of arrays the chunks, and what is left of
-    them. `arrays` are those that chunks are cut from, none where batches come from the host, in other sizes too.
+    `parts` are f for the sizes of batches there are, with their `types`: of arrays the chunks, what is left of them,
+    and all at once. `arrays` are those that chunks are cut from; there are none where batches come from the host, in
+    other sizes too.
     """
 
     parts: tuple[Function, ...]
@@ -85,6 +86,11 @@ def at_batch(tree, batch):
         return before
 
     return jax.tree.map(of_batch, tree, is_leaf=is_over_data)
+
+
+def at_once(tree):
+    """A tree with the functions of all data, as one batch."""
+    return at_batch(tree, [array for f in functions_over_data(tree) for array in f.arrays])
 
 
 def over_data(function, tree, *operands):

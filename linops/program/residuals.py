@@ -118,10 +118,3 @@ def _minimum_cut(leaves, cheap):
     left.eliminate_zeros()
     reached = {*breadth_first_order(left, source, return_predecessors=False)}
     return [var for var, i in number.items() if 2 * i in reached and 2 * i + 1 not in reached]
-
-
-def varying(function, types):
-    """Which results of a function of arrays depend on them."""
-    graph, _ = rules.read(jax.make_jaxpr(function)(types), rules=False)
-    found = dependent(graph, graph.inputs)
-    return tuple(atom in found for atom in graph.outputs)

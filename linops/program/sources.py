@@ -1,16 +1,17 @@
 """Where batches of data come from: cut from arrays on the device, or from the host, one after another."""
 
+import collections
 import contextlib
 import dataclasses
 import queue
 import threading
-import zlib
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from linops.arrays import to_device
+from linops.arrays import as_batch, to_device
 from linops.precision import SaidTogether
 from linops.program.jaxpr.code import Code
 from linops.program.jaxpr.evaluate import struct
@@ -109,18 +110,18 @@ class Examples(Code):
 class Stream(Code):
     """Batches of the host: anything that can be gone through again and again, or a function that makes an iterator.
 
-    The next batches are read in a thread while the device works. The first pass notes a checksum of each batch, and
-    another pass that brings other batches is refused, for it would be another matrix.
+    The device works on a batch while the next ones are read, in a thread where that takes long. The first pass notes a
+    checksum of each batch, and another pass that brings other batches is refused, for it would be another matrix.
     """
 
     is_of_host = opaque = True
 
     def __init__(self, data, is_mean, name):
         self.data, self.is_mean, self.name = data, is_mean, name
-        self.treedef = self.types = self.checksums = None
+        self.treedef = self.checksums = self._dtypes = None
         self.wide = jax.config.jax_enable_x64
         self._parts, self._sources, self._steps = {}, {}, {}
-        self.types, self.treedef = self._peek()
+        self.types = self._first()
 
     def __repr__(self):
         return self.name
@@ -132,37 +133,16 @@ class Stream(Code):
         """A pass."""
         return iter(self.data) if hasattr(self.data, "__iter__") else iter(self.data())
 
-    def _peek(self):
+    def _first(self):
+        """The types of the first batch, which are those of all but for their lengths."""
         for batch in self.iterate():
-            leaves, treedef = jax.tree.flatten(batch)
-            return tuple(map(jax.typeof, self._arrays(leaves, treedef))), treedef
+            leaves, self.treedef = jax.tree.flatten(batch)
+            with jax.enable_x64(self.wide), SaidTogether():
+                arrays = [to_device(leaf, "data") for leaf in leaves]
+            self._require_examples(arrays)
+            self._dtypes = [array.dtype for array in arrays]
+            return tuple(map(jax.typeof, arrays))
         raise ValueError(f"{self.name} has no batches, expected at least one: of a generator pass the function")
-
-    def _arrays(self, leaves, treedef):
-        if self.treedef is not None and treedef != self.treedef:
-            raise ValueError(
-                f"{self.name} gave a batch of structure {treedef} after one of {self.treedef}; expected all of "
-                "one structure"
-            )
-        with jax.enable_x64(self.wide), SaidTogether():
-            arrays = [to_device(leaf, "data") for leaf in leaves]
-        counts = {array.shape[:1] for array in arrays}
-        if len(counts) != 1 or counts == {()}:
-            raise ValueError(
-                f"{self.name} gave a batch of arrays of shapes {[a.shape for a in arrays]}, expected a common "
-                "leading axis, of examples"
-            )
-        if self.types is not None:
-            self._require_like(arrays)
-        return arrays
-
-    def _require_like(self, arrays):
-        given, expected = ([(a.dtype, len(a.shape)) for a in arrays] for arrays in (arrays, self.types))
-        if given != expected:
-            raise ValueError(
-                f"{self.name} gave a batch of arrays of (dtype, dimensions) {given} after one of {expected}; "
-                "expected all alike"
-            )
 
     # Functions of batches of other sizes than the first.
 
@@ -176,49 +156,66 @@ class Stream(Code):
         if key not in self._parts:
             source = self._sources[first.program]
             source = dataclasses.replace(source, domain=domain or source.domain)
-            traced = source.trace(first.args, tuple(map(struct, types)))
-            self._parts[key] = traced
+            self._parts[key] = source.trace(first.args, tuple(map(struct, types)))
         return self._parts[key].replaced(args=first.args)
 
     # A pass.
 
     def total(self, summand, types, operands, compiled):
-        """The sum over all batches, by a loop of the host over calls of `compiled(function, *types of arguments)`."""
-        state, count = no_sum(types), 0
-        for examples, batch in self.batches():
-            arguments = [np.float32(examples), *batch, *operands, *state[0], *state[1]]
-            avals = tuple(map(jax.typeof, arguments))
-            key = summand, avals, jax.config.jax_enable_x64
-            if key not in self._steps:
-                step = _accumulation(summand, self.is_mean, len(batch), len(operands))
-                self._steps[key] = compiled(step, avals, 2 * len(types))
-            results = jax.block_until_ready(self._steps[key](*arguments))
-            state = results[: len(types)], results[len(types) :]
-            count += examples
-        return _in_all(state, np.float64(1 / count) if self.is_mean else None)
+        """The sum over all batches, by a loop of the host over calls of `compiled(function, types of arguments)`.
+
+        A call is waited for when a few later ones have been made: what it takes has its memory until then.
+        """
+        steps = self._steps.setdefault((summand, tuple(map(jax.typeof, operands)), jax.config.jax_enable_x64), {})
+        state, count, running = [*no_sum(types)[0], *no_sum(types)[1]], np.float32(0), collections.deque()
+        for batch in self.batches():
+            key = tuple(array.shape for array in batch)
+            if key not in steps:
+                step = _step(summand, self.is_mean, len(batch), len(operands))
+                avals = tuple(map(jax.typeof, [count, *batch, *operands, *state]))
+                steps[key] = compiled(step, avals, len(state))
+            count, *state = steps[key](count, *batch, *operands, *state)
+            running.append((count, sum(array.nbytes for array in batch)))
+            while len(running) > MOST_RUNNING or (len(running) > 1 and sum(n for _, n in running) > RUNNING_BYTES):
+                jax.block_until_ready(running.popleft()[0])
+        return _in_all((state[: len(types)], state[len(types) :]), 1 / count if self.is_mean else None)
 
     def batches(self):
-        """Pairs of a number of examples and a batch, a list of device arrays, read ahead."""
+        """The batches of a pass, lists of arrays of the host or of the device."""
         seen = []
-        for examples, batch, checksum in ahead(self._read):
-            self._require_same(len(seen), checksum)
+        for batch, checksum in ahead(self._read()):
+            if self.checksums is not None and self.checksums[len(seen) : len(seen) + 1] != [checksum]:
+                raise ValueError(self._other(f"another batch {len(seen)}"))
             seen.append(checksum)
-            yield examples, batch
-        if self.checksums is not None and len(seen) != len(self.checksums):
-            raise ValueError(self._other(f"{len(seen)} batches in place of {len(self.checksums)}"))
-        if not seen:
-            raise ValueError(self._other("no batches"))
+            yield batch
+        if len(seen) != len(self.checksums or seen) or not seen:
+            raise ValueError(self._other(f"{len(seen)} batches in place of {len(self.checksums or ())}"))
         self.checksums = seen
 
     def _read(self):
         for batch in self.iterate():
             leaves, treedef = jax.tree.flatten(batch)
-            arrays = self._arrays(leaves, treedef)
-            yield arrays[0].shape[0], arrays, _checksum(leaves)
+            if treedef != self.treedef:
+                raise ValueError(
+                    f"{self.name} gave a batch of structure {treedef} after one of {self.treedef}; expected all of one "
+                    "structure"
+                )
+            arrays = [as_batch(leaf, dtype, self.name) for leaf, dtype in zip(leaves, self._dtypes, strict=True)]
+            self._require_examples(arrays)
+            if [array.ndim for array in arrays] != [len(aval.shape) for aval in self.types]:
+                raise ValueError(
+                    f"{self.name} gave a batch of shapes {[array.shape for array in arrays]} after one of "
+                    f"{[aval.shape for aval in self.types]}; expected as many dimensions in all"
+                )
+            yield arrays, tuple(map(_checksum, arrays))
 
-    def _require_same(self, i, checksum):
-        if self.checksums is not None and (i >= len(self.checksums) or self.checksums[i] != checksum):
-            raise ValueError(self._other(f"another batch {i}"))
+    def _require_examples(self, arrays):
+        counts = {array.shape[:1] for array in arrays}
+        if len(counts) != 1 or counts == {()}:
+            raise ValueError(
+                f"{self.name} gave a batch of arrays of shapes {[array.shape for array in arrays]}, expected a common "
+                "leading axis, of examples"
+            )
 
     def _other(self, what):
         return (
@@ -228,34 +225,53 @@ class Stream(Code):
         )
 
 
-def _checksum(leaves):
-    checksum = 0
-    for leaf in leaves:
-        checksum = zlib.crc32(np.ascontiguousarray(np.asarray(leaf)).view(np.uint8).reshape(-1), checksum)
-    return checksum
+MOST_RUNNING, RUNNING_BYTES = 8, 2**25  # calls that are made before the first is waited for, and bytes of their batches
 
 
-def _accumulation(summand, is_mean, batch, operands):
-    """A step of a pass: a sum with the terms of one batch, which is given by so many arrays, as operands are."""
+def _checksum(array):
+    """A number that another batch does not have, but by chance; the order of examples in a batch does not matter."""
+    flat = np.ascontiguousarray(np.asarray(array)).reshape(-1).view(np.uint8)
+    words = flat[: flat.size // 8 * 8].view(np.uint64)
+    return int(np.add.reduce(words)), flat[words.size * 8 :].tobytes(), array.shape
 
-    def accumulate(examples, *arrays):
+
+def _step(summand, is_mean, batch, operands):
+    """A step of a pass: the sum with the terms of one batch, which is given by so many arrays, as operands are."""
+
+    def step(count, *arrays):
         terms = summand(list(arrays[:batch]), list(arrays[batch : batch + operands]))
-        terms = [t * examples.astype(_real(t)) for t in terms] if is_mean else terms
+        examples = arrays[0].shape[0]
+        terms = [t * jnp.asarray(examples, _real(t)) for t in terms] if is_mean else terms
         state = arrays[batch + operands :]
         totals, lost = with_terms((state[: len(terms)], state[len(terms) :]), terms)
-        return [*totals, *lost]
+        return [count + examples, *totals, *lost]
 
-    return accumulate
+    return step
 
 
 _in_all = jax.jit(in_all)
 
 
-AHEAD = 2  # batches that are read while the device works
+AHEAD = 2  # what is computed in a thread while something is asked for
+LONG = 2e-4  # seconds after which it is worth that
 
 
-def ahead(read):
-    """What a generator gives, computed in a thread, `AHEAD` of what is asked for."""
+def ahead(items):
+    """What a generator gives, computed in a thread from where it takes long on."""
+    while True:
+        start = time.perf_counter()
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        is_long = time.perf_counter() - start > LONG
+        yield item
+        if is_long:
+            yield from _in_thread(items)
+            return
+
+
+def _in_thread(items):
     found, stop = queue.Queue(AHEAD), threading.Event()
     end = object()
 
@@ -267,7 +283,7 @@ def ahead(read):
 
     def fill():
         try:
-            for item in read():
+            for item in items:
                 put((item, None))
                 if stop.is_set():
                     return

@@ -1,0 +1,224 @@
+"""Operators over data beside all data at once, and beside loops by hand; memory and time while files grow.
+
+    python benchmarks/data.py [--only WORDS]
+
+- chunks: a product over arrays in chunks beside that over all data at once, both with and without kept residuals.
+- stream: a product over batches of the host beside a loop by hand over a jitted accumulation, which reads the same.
+- loading: a loader that takes half as long as the products beside the same products with nothing to load.
+- files: peak memory and seconds of products over .npy files of 1 to 64 times the examples, each in a fresh process.
+- classes: Gauss-Newton with softmax cross-entropy at 50,304 classes: peak memory of a product, in fresh processes.
+"""
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import measure
+import numpy as np
+import problems
+
+import linops
+
+BATCH = 256
+NAMES = {2_410: "n = 2,410", 85_002: "n = 85,002"}
+
+
+def network(n):
+    """The digits network as a function of parameters and a batch, its data, parameters and a vector."""
+    model, loss, weights = problems.digits(problems.LAYERS[n])
+    return model, loss, weights
+
+
+def _tanh_network(weights, X):
+    *hidden, (W, b) = weights
+    for V, c in hidden:
+        X = jnp.tanh(X @ V + c)
+    return X @ W + b
+
+
+def _cross_entropy(outputs, targets):
+    picked = jnp.take_along_axis(jax.nn.log_softmax(outputs), targets[:, None], axis=1)
+    return -jnp.mean(picked)
+
+
+def _loss(weights, batch):
+    return _cross_entropy(_tanh_network(weights, batch[0]), batch[1])
+
+
+def digits(layers, copies=1, seed=0):
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    rng = np.random.default_rng(seed)
+    weights = [
+        ((rng.normal(size=(m, k)) / np.sqrt(m)).astype(np.float32), np.zeros(k, np.float32))
+        for m, k in zip(layers[:-1], layers[1:], strict=True)
+    ]
+    images, labels = np.tile(images / 16, (copies, 1)).astype(np.float32), np.tile(labels, copies).astype(np.int32)
+    return images, labels, jax.tree.map(jnp.asarray, weights)
+
+
+LAYERS = {2_410: (64, 32, 10), 85_002: (64, 256, 256, 10)}
+
+
+def chunks(n):
+    """All at once and in chunks, with residuals kept and computed anew."""
+    X, y, weights = digits(LAYERS[n])
+    v = problems.normal(n)
+    calls = {}
+    for keep in True, False:
+        for size in None, BATCH:
+            H = linops.Hessian(_loss, weights, data=(X, y), batch_size=size, linearize=keep)
+            name = f"{'all' if size is None else size} examples, {'kept' if keep else 'anew'}"
+            calls[name] = lambda H=H: H @ v
+    return calls
+
+
+def stream(n, copies=4):
+    """Batches of the host, beside a loop by hand."""
+    X, y, weights = digits(LAYERS[n], copies)
+    v, batches = problems.normal(n), [(X[i : i + BATCH], y[i : i + BATCH]) for i in range(0, len(X), BATCH)]
+    flat, unravel = jax.flatten_util.ravel_pytree(weights)
+
+    @jax.jit
+    def step(total, x, v, batch):
+        gradient = jax.grad(lambda x: _loss(unravel(x), batch))
+        return total + len(batch[1]) * jax.jvp(gradient, (x,), (v,))[1]
+
+    def by_hand():
+        total = jnp.zeros_like(flat)
+        for batch in batches:
+            total = step(total, flat, v, batch)
+        return np.asarray(total / len(X))
+
+    H = linops.Hessian(_loss, weights, data=batches)
+    assert np.allclose(H @ v, by_hand(), atol=1e-4 * np.abs(by_hand()).max())
+    return {"by hand": by_hand, "linops": lambda: H @ v}
+
+
+class Slow:
+    """Batches that take some seconds each to load."""
+
+    def __init__(self, batches, seconds):
+        self.batches, self.seconds = batches, seconds
+
+    def __iter__(self):
+        for batch in self.batches:
+            time.sleep(self.seconds)
+            yield batch
+
+
+def loading(n):
+    """What is loaded while the device works, where loading is the shorter."""
+    X, y, weights = digits(LAYERS[n], 4)
+    v, batches = problems.normal(n), [(X[i : i + 1024], y[i : i + 1024]) for i in range(0, len(X), 1024)]
+    at_once = linops.Hessian(_loss, weights, data=batches)
+    seconds = measure.best(lambda: at_once @ v) / len(batches)
+    slow = linops.Hessian(_loss, weights, data=Slow(batches, seconds / 2))
+    return {"nothing to load": lambda: at_once @ v, "loading": lambda: slow @ v}
+
+
+# Memory, in processes of their own.
+
+
+def peak():
+    """The peak of this process, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def of_files(folder, n=2_410):
+    """Peak memory in MB, and seconds of a product."""
+    X, y = (np.load(Path(folder) / f"{name}.npy", mmap_mode="r") for name in "Xy")
+    weights = digits(LAYERS[n])[2]
+    H = linops.Hessian(_loss, weights, data=(X, y), batch_size=1024)
+    v = problems.normal(n)
+    H @ v
+    start = time.perf_counter()
+    H @ v
+    return peak(), time.perf_counter() - start
+
+
+def files():
+    print("files: examples, MB on disk, peak MB, seconds of a product")
+    for factor in 1, 4, 16, 64:
+        with tempfile.TemporaryDirectory() as folder:
+            count, rng = 16_384 * factor, np.random.default_rng(0)
+            images = np.lib.format.open_memmap(Path(folder) / "X.npy", "w+", np.float32, (count, 64))
+            for start in range(0, count, 16_384):
+                images[start : start + 16_384] = rng.random((16_384, 64), np.float32)
+            images.flush()
+            np.save(Path(folder) / "y.npy", rng.integers(0, 10, count, np.int32))
+            found = _fresh("of_files", folder)
+        print(f"    {count:9,} {count * 260 / 2**20:8.1f} {found[0]:8.0f} {found[1]:8.3f}", flush=True)
+
+
+CLASSES = 50_304
+
+
+def of_classes(kind, width=64, examples=512):
+    """Peak memory in MB above what the process had before, of one product; and seconds."""
+    rng = np.random.default_rng(0)
+    W = {"W": jnp.asarray(rng.normal(size=(width, CLASSES)) / np.sqrt(width), jnp.float32)}
+    X = jnp.asarray(rng.normal(size=(examples, width)), jnp.float32)
+    y = jnp.asarray(rng.integers(0, CLASSES, examples))
+
+    def model(weights):
+        return X @ weights["W"]
+
+    loss = {"by differentiation": lambda z: _cross_entropy(z, y), "analytic": None}[kind]
+    G = linops.GaussNewton(model, W, loss or linops.losses.cross_entropy(y))
+    v = problems.normal(G.shape[0])
+    before = peak()
+    product = G @ v
+    after = peak()
+    start = time.perf_counter()
+    G @ v
+    return after - before, time.perf_counter() - start, float(np.linalg.norm(product))
+
+
+def _fresh(task, *arguments):
+    """What a task prints in a process of its own."""
+    command = [sys.executable, __file__, "--task", task, *map(str, arguments)]
+    output = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+    if output.returncode:
+        raise RuntimeError(output.stderr)
+    return [float(number) for number in output.stdout.split()]
+
+
+def _report(title, calls):
+    times = measure.interleaved(calls, seconds=5, least=9)
+    first = next(iter(times.values()))[1]
+    print(title)
+    for rival, (low, median, high) in times.items():
+        print(f"    {rival:24} {1e3 * median:9.4g} ms  ({1e3 * low:.4g} to {1e3 * high:.4g})  {median / first:.2f}")
+    sys.stdout.flush()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", metavar="WORDS")
+    parser.add_argument("--task", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.task:
+        task, *arguments = options.task
+        print(*globals()[task](*arguments))
+        return
+    for name, make in ("chunks", chunks), ("stream", stream), ("loading", loading):
+        for n in LAYERS if options.only in name else ():
+            _report(f"{name}, {NAMES[n]}", make(n))
+    if options.only in "files":
+        files()
+    if options.only in "classes":
+        for kind in "by differentiation", "analytic":
+            print("classes,", kind, *_fresh("of_classes", kind))
+
+
+if __name__ == "__main__":
+    main()
