@@ -16,6 +16,8 @@ from linops.derivatives.hessian import Hessian as Hessian
 from linops.derivatives.mixed import MixedDerivative as MixedDerivative
 from linops.derivatives.gauss_newton import GaussNewton as GaussNewton
 from linops.derivatives.gauss_newton import JacobianGram as JacobianGram
+from linops.derivatives.fisher import Fisher as Fisher
+from linops import losses as losses
 
 from linops.derivatives.batched import batch_hessian as batch_hessian
 from linops.derivatives.batched import batch_jacobian as batch_jacobian

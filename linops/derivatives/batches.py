@@ -81,6 +81,8 @@ def _follows_examples(f, x, batch, args, values):
 
 def read(data, batch_size, reduction):
     """The Data that a user means, or None where there are none."""
+    if isinstance(data, Data):
+        return data
     if data is None:
         if batch_size is not None:
             raise ValueError(f"got batch_size={batch_size!r} without data=, expected both, f being f(x, batch)")

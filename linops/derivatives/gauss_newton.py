@@ -7,6 +7,7 @@ from linops.derivatives.batches import read
 from linops.derivatives.hessian import Hessian, require_scalar
 from linops.derivatives.jacobian import Jacobian
 from linops.derivatives.map import Derived, Map, apart
+from linops.losses import Loss
 from linops.node import static
 from linops.precision import is_complex
 from linops.program.function import Function
@@ -42,7 +43,8 @@ class GaussNewton(Expanded):
     f, x, args, linearize, check_finite
         As for `Jacobian`.
     loss : callable, optional
-        A scalar function of f(x). For a convex loss the operator is positive semidefinite.
+        A scalar function of f(x). For a convex loss the operator is positive semidefinite. The Hessians of those in
+        `linops.losses` are known in closed form, without targets, and take less memory.
     data, batch_size, reduction
         As for `Jacobian`, of pairs (inputs, targets): f is `f(x, inputs, *args)`, with a row of values for each
         example, and the loss `loss(outputs, targets)`, whose reduction it is. Without a loss data are inputs alone, and
@@ -66,7 +68,8 @@ class GaussNewton(Expanded):
     """
 
     loss: Function | OverData | None
-    is_mean: bool = static(default=False)  # over the rows of a batch, which no loss reduces
+    known: Loss | None = static()  # one whose Hessian is known
+    is_mean: bool = static()  # over the rows of a batch, which no loss reduces
 
     def __init__(
         self, f, x, loss=None, *, args=(), data=None, batch_size=None, reduction="mean", linearize=None,
@@ -75,13 +78,15 @@ class GaussNewton(Expanded):
         data = read(data, batch_size, reduction)
         of_model, of_loss = (data, None) if data is None or loss is None else data.parts()
         traced = Map.trace(f, x, args, realify=loss is not None, data=of_model and of_model.of_examples(loss is None))
-        vars(self).update(map=traced, loss=loss and _traced_losses(loss, traced, of_loss))
+        known = loss if isinstance(loss, Loss) else None
+        is_traced = loss is not None and (known is None or of_loss is not None)
+        vars(self).update(map=traced, known=known, loss=_traced_losses(loss, traced, of_loss) if is_traced else None)
         vars(self).update(keep=linearize, check_finite=check_finite)
         vars(self).update(is_mean=data is not None and loss is None and data.source.is_mean)
 
     symmetric = property(lambda self: not is_complex(self.dtype))
     hermitian = True
-    positive_semidefinite = property(lambda self: self.loss is None)
+    positive_semidefinite = property(lambda self: self.loss is None or self.known is not None)
     domain = functools.cached_property(lambda self: self._jacobian(self.map).domain)
     codomain = property(lambda self: self.domain)
 
@@ -89,11 +94,20 @@ class GaussNewton(Expanded):
         return over_data(_product, self, v) if self._source is not None else _product(self, v)
 
     def _expand(self):
-        gram = Gram.of(self._jacobian(self.map), self.loss and self._loss_hessian(), conjugate=True)
-        return Scaled.of(1 / self.function.batch[0].shape[0], gram) if self.is_mean else gram
+        gram = Gram.of(self._jacobian(self.map), self._weight(), conjugate=True)
+        return Scaled.of(1 / self.examples, gram) if self.is_mean else gram
 
-    def _loss_hessian(self):
+    @property
+    def examples(self):
+        """How many there are in the batch that it is of."""
+        return self.function.batch[0].shape[0]
+
+    def _weight(self):
         """The Hessian of the loss at f(x)."""
+        if self.known is not None:
+            return self.known.hessian(self.function(self.x))
+        if self.loss is None:
+            return None
         at = Map._make(function=self.loss, x=self.function(self.x), realified=self.map.values.paired)
         return Hessian._make(map=at, weights=None, keep=self.keep, check_finite=self.check_finite)
 

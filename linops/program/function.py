@@ -45,7 +45,7 @@ class Source:
 
     def __reduce__(self):
         # By name, which pickle itself refuses for functions that jax.jit has wrapped.
-        f = (self.f.__module__, self.f.__qualname__) if self.is_static else self.f
+        f = self.f if not self.is_static or _is_value(self.f) else (self.f.__module__, self.f.__qualname__)
         args = self.args_treedef.unflatten(self.code)  # as a tree: see `skeleton`
         batch = self.batch and self.batch[0].unflatten(self.batch[1])
         return _unpickle_source, (f, self.through, self.domain, self.what, args, self.settings, batch)
@@ -186,8 +186,16 @@ def _require_value(const, what):
         )
 
 
+def _is_value(f):
+    """Whether f is an object of linops that is made of other code."""
+    return dataclasses.is_dataclass(f) and type(f).__module__.startswith("linops.")
+
+
 def _is_importable(f):
-    """Whether f is what its module has under its name."""
+    """Whether f is what its module has under its name, or made of such."""
+    if _is_value(f):
+        values = [getattr(f, field.name) for field in dataclasses.fields(f)]
+        return all(_is_importable(value) if callable(value) else True for value in values)
     try:
         return operator.attrgetter(f.__qualname__)(sys.modules[f.__module__]) is f
     except (AttributeError, KeyError):

@@ -167,7 +167,9 @@ class Stream(Code):
         A call is waited for when a few later ones have been made: what it takes has its memory until then.
         """
         steps = self._steps.setdefault((summand, tuple(map(jax.typeof, operands)), jax.config.jax_enable_x64), {})
-        state, count, running = [*no_sum(types)[0], *no_sum(types)[1]], np.float32(0), collections.deque()
+        if None not in steps:  # the sum of no batches
+            steps[None] = compiled(lambda: [zeros for part in no_sum(types) for zeros in part], (), 0)
+        state, count, running = steps[None](), np.float32(0), collections.deque()
         for batch in self.batches():
             key = tuple(array.shape for array in batch)
             if key not in steps:

@@ -33,6 +33,7 @@ from linops.derivatives.gauss_newton import GaussNewton, JacobianGram
 from linops.derivatives.hessian import Hessian
 from linops.derivatives.jacobian import Jacobian
 from linops.program.missing import MissingRule
+from linops.program.over_data import at_once
 from linops.space import Space
 from linops.verify.values import DOUBLE_EPS, Values, in_double, product, split, value_at, widened
 
@@ -195,16 +196,18 @@ def _hessian(H: Hessian, subject):
 
 @comparisons.register
 def _gauss_newton(G: GaussNewton, subject):
-    J = G._jacobian(G.map)
+    if G._source is not None and G._source.is_of_host:
+        raise Unavailable("its data come from the host, batch by batch")
+    whole = G if G._source is None else at_once(G)
+    J = whole._jacobian(whole.map)
     yield from comparisons(J, subject)
-    H = None
-    if G.loss is not None:
-        with G._scope.entered():
-            H = G._loss_hessian()
+    with G._scope.entered():
+        H = whole._weight()
+    if H is not None:
         yield from comparisons(H, subject)
     for v, w in zip(subject.draw(J.domain), subject.draw(J.domain, left=True), strict=True):
         v, w = v.astype(G.dtype), w.astype(G.dtype)
-        pushed = J @ v
+        pushed = J @ v / (whole.examples if whole.is_mean else 1)
         pulled = J @ w, pushed if H is None else H @ pushed.astype(H.dtype)
         yield paired(f"<w, A v> and <J w, {'H' * bool(H)} J v> of {G!r}", (w, G @ v), pulled, subject.rtol)
 

@@ -85,3 +85,19 @@ def _composite(J):
 
 def _dense_composite(J):
     return J.T @ J + 0.5 * jnp.eye(J.shape[1])
+
+
+entry(
+    "fisher_over_data",
+    lambda w, b, X, Y: linops.Fisher(
+        features, point(w, b), linops.losses.Poisson("sum"), data=(X, Y), batch_size=3, reduction="sum"
+    ),
+    lambda w, b, X, Y: _fisher(point(w, b), X),
+    ARGUMENTS,
+    claims="shp",
+)
+
+
+def _fisher(x, X):
+    J = jac(lambda x: features(x, X), x)
+    return J.T @ (jnp.exp(features(x, X)).ravel()[:, None] * J)

@@ -1,0 +1,166 @@
+"""Losses that are negative log-likelihoods of exponential families, in their natural parameters.
+
+Each is a function `loss(outputs, targets)` of the outputs of a model, with rows of examples, for `linops.GaussNewton`,
+`linops.Fisher` and everything else. What linops knows of them beside their values: their Hessians in closed form, which
+need one array like the outputs where differentiation keeps several, and how to draw targets.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from linops.algebra.operator import Operator, Scaled
+from linops.arrays import brief
+from linops.space import Space
+
+REDUCTIONS = "mean", "sum"
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """A function of outputs and targets, the mean or sum over all of their rows.
+
+    Parameters
+    ----------
+    reduction : {"mean", "sum"}
+        What is done over rows: over all axes of outputs but the last for `CrossEntropy`, over the leading axis for all
+        others, whose other axes are summed over.
+    """
+
+    reduction: str = "mean"
+
+    def __post_init__(self):
+        if self.reduction not in REDUCTIONS:
+            raise ValueError(f"{type(self).__name__} got reduction={self.reduction!r}, expected 'mean' or 'sum'")
+
+    def __call__(self, outputs, targets):
+        """The mean or sum of the negative log-likelihoods, up to what does not depend on the outputs."""
+        self._require_array(outputs)
+        return self._factor(outputs) * jnp.sum(self.each(outputs, targets))
+
+    def hessian(self, outputs):
+        """The Hessian at outputs, an operator on arrays like them; targets do not enter it."""
+        self._require_array(outputs)
+        return Scaled.of(self._factor(outputs), self.curvature(outputs))
+
+    def rows(self, outputs):
+        """How many likelihoods there are."""
+        return outputs.shape[0]
+
+    def _factor(self, outputs):
+        return 1 / self.rows(outputs) if self.reduction == "mean" else 1.0
+
+    def _require_array(self, outputs):
+        if not isinstance(outputs, jax.Array) or outputs.ndim == 0 or jnp.iscomplexobj(outputs):
+            raise TypeError(
+                f"{type(self).__name__} got outputs {brief(jax.tree.map(jnp.shape, outputs))}, expected one real array "
+                "with a row for each example"
+            )
+
+
+class SquaredError(Loss):
+    """Half of the squares of outputs minus targets: a normal distribution with variance 1.
+
+    >>> float(SquaredError()(jnp.array([[1.0], [3.0]]), jnp.array([[1.0], [1.0]])))
+    1.0
+    """
+
+    def each(self, outputs, targets):
+        return jnp.square(outputs - targets) / 2
+
+    def curvature(self, outputs):
+        return Weights(jnp.ones_like(outputs))
+
+    def sample(self, key, outputs):
+        return outputs + jax.random.normal(key, outputs.shape, outputs.dtype)
+
+
+class CrossEntropy(Loss):
+    """Softmax cross-entropy of logits, along the last axis, with integer labels: a categorical distribution.
+
+    >>> round(float(CrossEntropy()(jnp.zeros((2, 4)), jnp.array([0, 3]))) / math.log(4), 5)
+    1.0
+    """
+
+    def rows(self, outputs):
+        return math.prod(outputs.shape[:-1])
+
+    def each(self, outputs, targets):
+        if not jnp.issubdtype(targets.dtype, jnp.integer) or targets.shape != outputs.shape[:-1]:
+            raise TypeError(
+                f"CrossEntropy got targets of type {targets.dtype}{list(targets.shape)} for outputs of shape "
+                f"{list(outputs.shape)}, expected integer labels of shape {list(outputs.shape[:-1])}"
+            )
+        picked = jnp.take_along_axis(outputs, targets[..., None], axis=-1)[..., 0]
+        return jax.nn.logsumexp(outputs, axis=-1) - picked
+
+    def curvature(self, outputs):
+        return SoftmaxHessian(jax.nn.softmax(outputs, axis=-1))
+
+    def sample(self, key, outputs):
+        return jax.random.categorical(key, outputs, axis=-1)
+
+
+class BinaryCrossEntropy(Loss):
+    """The cross-entropy of logits with targets between 0 and 1: a Bernoulli distribution for each output.
+
+    >>> round(float(BinaryCrossEntropy()(jnp.zeros((2, 1)), jnp.array([[0.0], [1.0]]))) / math.log(2), 5)
+    1.0
+    """
+
+    def each(self, outputs, targets):
+        return jnp.logaddexp(0, outputs) - targets * outputs
+
+    def curvature(self, outputs):
+        return Weights(jax.nn.sigmoid(outputs) * jax.nn.sigmoid(-outputs))
+
+    def sample(self, key, outputs):
+        return jax.random.bernoulli(key, jax.nn.sigmoid(outputs)).astype(outputs.dtype)
+
+
+class Poisson(Loss):
+    """exp(z) - t z of outputs z, the logarithms of rates, and counts t: a Poisson distribution for each output.
+
+    >>> float(Poisson()(jnp.zeros((1, 1)), jnp.array([[3.0]])))
+    1.0
+    """
+
+    def each(self, outputs, targets):
+        return jnp.exp(outputs) - targets * outputs
+
+    def curvature(self, outputs):
+        return Weights(jnp.exp(outputs))
+
+    def sample(self, key, outputs):
+        return jax.random.poisson(key, jnp.exp(outputs)).astype(outputs.dtype)
+
+
+class SoftmaxHessian(Operator):
+    """diag(p) - p pᵀ for each row p of probabilities, along the last axis."""
+
+    probabilities: jax.Array
+
+    symmetric = True
+    hermitian = True
+    positive_semidefinite = True
+    domain = codomain = property(lambda self: Space.of(self.probabilities))
+
+    def _mv(self, v):
+        weighted = self.probabilities * v
+        return weighted - self.probabilities * jnp.sum(weighted, axis=-1, keepdims=True)
+
+
+class Weights(Operator):
+    """A diagonal matrix of numbers that are not negative, of an array that is multiplied elementwise."""
+
+    weights: jax.Array
+
+    symmetric = True
+    hermitian = True
+    positive_semidefinite = True
+    domain = codomain = property(lambda self: Space.of(self.weights))
+
+    def _mv(self, v):
+        return self.weights * v
