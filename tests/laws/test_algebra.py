@@ -6,7 +6,6 @@ import pytest
 
 import linops
 
-
 # Of both each operator takes one.
 SUMS = {
     "multiples": (lambda A: -A * 3 + A / 4 - 0.5 * A, lambda D: -3.25 * D),
