@@ -5,6 +5,7 @@ other, so that what they multiply by is compiled once.
 """
 
 import collections
+import gc
 import os
 import signal
 import zlib
@@ -41,14 +42,19 @@ def pytest_collection_modifyitems(config, items):
     items[:] = sorted((item for item in items if item not in left_out), key=_operator)
 
 
+def pytest_collection_finish():
+    """What is there now stays, and what programs are made of is much and soon gone: the collector has few turns."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
 def _beside_the_cover(items):
     """The cells of a table that the marker `covering` leaves out: it takes one of each row, by the row's name."""
     rows = collections.defaultdict(list)
     for item in items:
-        if marker := item.get_closest_marker("covering"):
-            others = [
-                str(getattr(v, "__name__", v)) for name, v in item.callspec.params.items() if name not in marker.args
-            ]
+        if covered := {name for marker in item.iter_markers("covering") for name in marker.args}:
+            others = [str(getattr(v, "__name__", v)) for name, v in item.callspec.params.items() if name not in covered]
             rows[item.parent, item.originalname, " ".join(others)].append(item)
     for (_, _, name), row in rows.items():
         taken = zlib.crc32(name.encode()) % len(row)

@@ -40,7 +40,7 @@ def test_under_grad():
         return jnp.sum(S.solution(p))
 
     S = linops.Sensitivity(energy, solved(P), P, minimizer=True)
-    gradient = jax.grad(total)(P)
+    gradient = jax.jit(jax.grad(total))(P)
     np.testing.assert_allclose(np.r_[gradient["a"], gradient["b"]], S.toarray().sum(axis=0), atol=1e-9)
 
 

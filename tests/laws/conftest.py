@@ -1,7 +1,7 @@
 """Every law runs over every operator of the zoo, or over those with a trait, in float32 or in float64 in turn.
 
 A law that asks for nothing else of the precision is the same code for both, so that each operator goes with one of
-them; products with vectors and dense matrices are tried in both.
+them; products with vectors are tried in both.
 """
 
 import jax
@@ -21,7 +21,7 @@ def _parameters(item):
     return getattr(getattr(item, "callspec", None), "params", {})
 
 
-BOTH = {"test_vector", "test_dense", "test_wider_vectors_are_narrowed_with_one_warning"}  # precisions
+BOTH = {"test_vector", "test_wider_vectors_are_narrowed_with_one_warning"}  # precisions
 
 
 @pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])

@@ -6,15 +6,28 @@ import pytest
 
 import linops
 
+# Of both each operator takes one.
+SUMS = {
+    "multiples": (lambda A: -A * 3 + A / 4 - 0.5 * A, lambda D: -3.25 * D),
+    "transposed": (lambda A: (A.T + 2 * A.T).T, lambda D: 3 * D),
+}
+PRODUCTS = {
+    "shifted": (
+        lambda A: A.H @ A + 0.25 * linops.Identity(A.shape[1]),
+        lambda D: D.conj().T @ D + 0.25 * np.eye(D.shape[1]),
+    ),
+    "with the transpose": (lambda A: A @ A.T, lambda D: D @ D.T),
+}
 
-def test_combinations(pair, vectors, close):
+
+@pytest.mark.covering("sum_", "product")
+@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize("sum_", SUMS)
+def test_combinations(pair, vectors, close, sum_, product):
     (A, D), (v, _, w) = pair, vectors
-    for B, E, u in [
-        (-A * 3 + A / 4 - 0.5 * A, -3.25 * D, v),
-        ((A.T + 2 * A.T).T, 3 * D, v),
-        (A.H @ A + 0.25 * linops.Identity(A.shape[1]), D.conj().T @ D + 0.25 * np.eye(A.shape[1]), v),
-        (A @ A.T, D @ D.T, w),
-    ]:
+    for of_operator, of_matrix in (SUMS[sum_], PRODUCTS[product]):
+        B, E = of_operator(A), of_matrix(D)
+        u = v if E.shape[1] == len(v) else w
         assert isinstance(B, linops.Operator)
         assert B.dtype == A.dtype
         close((B @ u) / max(1, abs(D).max()), (E @ u) / max(1, abs(D).max()))

@@ -53,7 +53,7 @@ KINDS = ["Auto", "Explicit"]
 def test_products_on_a_mesh(kind):
     flags = f"--xla_force_host_platform_device_count={DEVICES}"
     found = json.loads(in_subprocess("-W", "ignore", __file__, kind, XLA_FLAGS=flags))
-    assert found["tried"] > 200
+    assert found["tried"] > 100
     assert found["wrong"] == []
 
 
@@ -96,13 +96,13 @@ def main(kind):
     for name in names:
         D = operators.dense(name, np.float32)
         for inside in (False, True):
-            for linearize in (None, False):
-                with within(inside):
-                    A = operators.make(name, put(x), put(data, "d", None), linearize=linearize)
-                    for way, product in products.items():
-                        label = f"{name}, {way}, mesh set {inside}, linearize={linearize}"
-                        attempt(label, lambda A=A, D=D, product=product: product(A, D))
-                attempt(f"{name} of mesh set {inside}, outside", lambda A=A, D=D: (A @ v, D @ v))
+            linearize = None if inside == (kind == "Explicit") else False  # of both kinds of axes each pair once
+            with within(inside):
+                A = operators.make(name, put(x), put(data, "d", None), linearize=linearize)
+                for way, product in products.items():
+                    label = f"{name}, {way}, mesh set {inside}, linearize={linearize}"
+                    attempt(label, lambda A=A, D=D, product=product: product(A, D))
+            attempt(f"{name} of mesh set {inside}, outside", lambda A=A, D=D: (A @ v, D @ v))
     for inside in (False, True):
         with within(inside):
             J = linops.Jacobian(lambda x: jnp.sin(x) * x, put(x, "d"))

@@ -70,12 +70,14 @@ def test_kinds_of_vector(pair, close):
     close(A @ frozen, D @ frozen)
 
 
-def test_complex_vector(pair, vectors, close):
+@pytest.mark.covering("kind")
+@pytest.mark.parametrize("kind", ["vector", "block"])
+def test_complex_vector(pair, vectors, close, kind):
     (A, D), (v, V, _) = pair, vectors
-    for u in (v + 1j * v[::-1], V * (1 - 2j)):
-        u = u.astype(np.result_type(A.dtype, np.complex64))
-        close((A @ u).real, (D @ u).real)
-        close((A @ u).imag, (D @ u).imag)
+    u = v + 1j * v[::-1] if kind == "vector" else V * (1 - 2j)
+    u = u.astype(np.result_type(A.dtype, np.complex64))
+    close((A @ u).real, (D @ u).real)
+    close((A @ u).imag, (D @ u).imag)
 
 
 @pytest.mark.filterwarnings("ignore::linops.PrecisionWarning")  # a float64 S beside a float32 operator is the point

@@ -90,6 +90,7 @@ INSIDE = {
 }
 
 
+@pytest.mark.covering("inside")
 @pytest.mark.parametrize("inside", INSIDE)
 @pytest.mark.parametrize("name", SMOOTH)
 def test_a_derivative_off_by_few_digits_is_found(name, inside):
@@ -105,6 +106,7 @@ KINKED = {
 }
 
 
+@pytest.mark.covering("dtype")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("name", KINKED)
 def test_at_a_kink_any_slope_between_passes(name, dtype):
