@@ -4,6 +4,7 @@ from linops.precision import PrecisionWarning as PrecisionWarning
 from linops.space import Space as Space
 from linops.program.missing import MissingRule as MissingRule
 from linops.node import static as static
+from linops.budget import memory_limit as memory_limit
 
 from linops.algebra.operator import Operator as Operator
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import mmap
 import numbers
 import operator
 from collections.abc import Iterator
@@ -11,13 +12,15 @@ import jax
 import numpy as np
 
 from linops.arrays import brief, to_device
-from linops.budget import RESIDUAL_SHARE, memory_budget
+from linops.budget import RESIDUAL_SHARE, log, memory_budget
 from linops.precision import SaidTogether
 from linops.program.jaxpr.evaluate import struct
+from linops.program.jaxpr.graph import live_bytes
 from linops.program.over_data import OverData
 from linops.program.sources import Examples, Stream
 
 REDUCTIONS = "mean", "sum"
+TIMES = 4  # of the memory of a function, that of a product with its derivatives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Data:
     arrays: Any
     batches: tuple  # trees of types, of a whole batch first
     rows: str | None = None  # what becomes of rows of values, where a function has one for each example
+    is_free: bool = False  # whether the size of chunks is left to us
 
     def parts(self):
         """The data of a model and of a loss, where each example is a pair."""
@@ -60,6 +64,26 @@ class Data:
                 "expected the mean or sum over the examples of a batch; for values of each example call the function "
                 "with all data by args=, or take linops.GaussNewton"
             )
+
+    def fitting(self, function):
+        """The same data in chunks, where a product over all at once would not fit the memory budget; else None.
+
+        Its intermediates are taken to be four times those of the function.
+        """
+        needed, budget = TIMES * live_bytes(function.program.graph), memory_budget(RESIDUAL_SHARE)
+        if not self.is_free or needed <= budget or self.source.size == 1:
+            return None
+        size = max(1, self.source.count * budget // needed)
+        log.debug(
+            "a product over %d examples takes some %d bytes: %d are taken at once", self.source.count, needed, size
+        )
+        return self.in_chunks(size)
+
+    def in_chunks(self, size):
+        """The same data in chunks of another size."""
+        if size == self.source.size:
+            return self
+        return dataclasses.replace(self, **_chunked(self.arrays, size, self.source), is_free=False)
 
     def over(self, functions, is_loss=False):
         """The function over data, of those that were traced for each of the batches."""
@@ -103,9 +127,16 @@ def read(data, batch_size, reduction):
     paths, treedef = jax.tree_util.tree_flatten_with_path(data)
     with SaidTogether():
         arrays = treedef.unflatten([to_device(leaf, f"data{jax.tree_util.keystr(path)}") for path, leaf in paths])
-    shards = _shards(jax.tree.leaves(arrays))
-    size = count if batch_size is None else min(count, math.ceil(operator.index(batch_size) / shards) * shards)
-    return Data(Examples(size, count, is_mean, shards), arrays, _types_of_chunks(arrays, size, count))
+    source = Examples(count, count, is_mean, _shards(jax.tree.leaves(arrays)))
+    chunked = _chunked(arrays, count if batch_size is None else operator.index(batch_size), source)
+    return Data(arrays=arrays, **chunked, is_free=batch_size is None)
+
+
+def _chunked(arrays, size, whole):
+    """A source of chunks of at most so many examples, or as many as there are shards, and the types of its batches."""
+    size = min(whole.count, math.ceil(size / whole.shards) * whole.shards)
+    source = dataclasses.replace(whole, size=size)
+    return {"source": source, "batches": _types_of_chunks(arrays, size, source.count)}
 
 
 def _is_of_arrays(data):
@@ -187,7 +218,18 @@ class _Slices:
 
     def __iter__(self):
         for start in range(0, self.count, self.size):
-            yield jax.tree.map(lambda leaf, start=start: np.asarray(leaf[start : start + self.size]), self.arrays)
+            yield jax.tree.map(lambda leaf, start=start: np.array(leaf[start : start + self.size]), self.arrays)
+            for leaf in jax.tree.leaves(self.arrays):
+                _release(leaf)
+
+
+def _release(array):
+    """Drop the pages of a file that an array is mapped from: they are read again, and no part of this process."""
+    mode, base = getattr(array, "mode", None), array
+    while base is not None and not isinstance(base, mmap.mmap):
+        base = getattr(base, "base", None)
+    if base is not None and mode in ("r", "r+") and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)  # of a copy-on-write mapping it would drop what was written
 
 
 def _chunk_of_disk(data, count):

@@ -121,6 +121,7 @@ def _traced_losses(loss, traced, data):
     if data is None:
         return _traced_loss(loss, traced.values)
     values = [part.codomain for part in traced.function.parts]
+    data = data if data.source.is_of_host else data.in_chunks(traced.function.source.size)
     losses = [_traced_loss(loss, v, batch) for v, batch in zip(values, data.batches, strict=True)]
     return data.over(losses, is_loss=True)
 

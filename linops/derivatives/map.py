@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from linops.algebra.operator import Operator
 from linops.arrays import place_like, refuse_point, to_device
-from linops.budget import RESIDUAL_SHARE, memory_budget
+from linops.budget import RESIDUAL_SHARE, log, memory_budget
 from linops.derivatives.linearized import pullback, pushforward
 from linops.node import Node, static
 from linops.precision import SaidTogether
@@ -50,6 +50,8 @@ class Map(Node):
             function, x, realified = trace_linear(f, given, domain, args, what, realify)
         else:
             traced = [trace_linear(f, given, domain, args, what, realify, batch) for batch in data.batches]
+            if (smaller := data.fitting(traced[0][0])) is not None:
+                return cls.trace(f, x, args, realify=realify, what=what, data=smaller)
             function, (_, x, realified) = data.over([function for function, _, _ in traced]), traced[0]
             data.require_reduced(f, given, args, function)
         return cls._make(function=function, x=apart(x, function), realified=realified)
@@ -175,6 +177,7 @@ class Derived(Operator):
         flat = Flat(self, self._scope)
         staged = flat.stage(linearization)
         if self.keep is None and staged.bytes_out > memory_budget(RESIDUAL_SHARE):
+            log.debug("%r computes its residuals anew in each product: %d bytes do not fit", self, staged.bytes_out)
             return self
         return concrete(lambda: flat.finish(staged))  # an operator made outside of a jit keeps arrays also inside
 

@@ -264,3 +264,19 @@ def test_what_is_no_data_is_refused():
         jax.grad(lambda H: jnp.sum(H @ VECTOR), allow_int=True)(H)
     with pytest.raises(TypeError, match="many operators; expected one: build the"):
         jax.vmap(lambda H: H @ VECTOR)(jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), H))
+
+
+def test_a_limit_of_memory_governs_chunks_and_residuals(caplog):
+    many = RNG.normal(size=(2_000, 3)).astype(np.float32)
+    product = linops.Hessian(energy, P, data=many) @ VECTOR
+    with linops.memory_limit(2**18), caplog.at_level("DEBUG", "linops"):
+        H = linops.Hessian(energy, P, data=many)
+        assert 100 < H.function.source.size < 2_000
+        assert np.allclose(H @ VECTOR, product, rtol=1e-5)
+        targets = many[:, :2]
+        G = linops.GaussNewton(features, P, misfit, data=(many, targets), reduction="sum")
+        assert G.function.source == G.loss.source
+        G @ VECTOR
+    assert "are taken at once" in caplog.text
+    with pytest.raises(ValueError, match="expected a number of bytes > 0"), linops.memory_limit(0):
+        pass
