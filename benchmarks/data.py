@@ -6,6 +6,8 @@
 - stream: a product over batches of the host beside a loop by hand over a jitted accumulation, which reads the same.
 - loading: a loader that takes half as long as the products beside the same products with nothing to load.
 - files: peak memory and seconds of products over .npy files of 1 to 64 times the examples, each in a fresh process.
+- large: a product with the Jacobian of a reaction and diffusion on a grid of 10^8 points beside the bare jitted one,
+  each with its peak memory, in fresh processes.
 - classes: Gauss-Newton with softmax cross-entropy at 50,304 classes: peak memory of a product, in fresh processes.
 """
 
@@ -160,6 +162,37 @@ def files():
         print(f"    {count:9,} {count * 260 / 2**20:8.1f} {found[0]:8.0f} {found[1]:8.3f}", flush=True)
 
 
+SIDE = 10_000
+
+
+def _react_and_diffuse(u):
+    """One step of u' = laplacian(u) + u - u^3 on a periodic grid."""
+    around = jnp.roll(u, 1, 0) + jnp.roll(u, -1, 0) + jnp.roll(u, 1, 1) + jnp.roll(u, -1, 1)
+    return u + 0.1 * (around - 4 * u + u - u**3)
+
+
+def of_grid(kind, side=SIDE):
+    """Peak memory in MB of one product, beside what the process had, and seconds of the median of some."""
+    u = jnp.full((side, side), 0.5, jnp.float32)
+    v = np.random.default_rng(0).random(side * side, np.float32)
+    before = peak()
+    if kind == "linops":
+        multiply = linops.Jacobian(_react_and_diffuse, u).__matmul__
+    else:
+        product = jax.jit(lambda u, v: jax.jvp(_react_and_diffuse, (u,), (v.reshape(u.shape),))[1].ravel())
+
+        def multiply(v):
+            return np.array(product(u, v))
+
+    multiply(v)
+    after, seconds = peak(), []
+    for _ in range(7):
+        start = time.perf_counter()
+        multiply(v)
+        seconds.append(time.perf_counter() - start)
+    return after - before, float(np.median(seconds))
+
+
 CLASSES = 50_304
 
 
@@ -236,6 +269,10 @@ def main():
             _report(f"{name}, {NAMES[n]}", make(n))
     if options.only in "files":
         files()
+    if options.only in "large":
+        print("large: n = 10^8, a vector is 381 MB: peak MB of a product, seconds")
+        for kind in "bare", "linops":
+            print(f"    {kind:10} {'{:8.0f} {:8.3f}'.format(*_fresh('of_grid', kind))}", flush=True)
     if options.only in "classes":
         print("classes: peak MB of a product, its seconds, its norm; outputs are 98 MB")
         for kind in "by hand", "differentiated", "known", "known, in chunks":
