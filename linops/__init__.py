@@ -7,6 +7,7 @@ from linops.node import static as static
 from linops.budget import memory_limit as memory_limit
 
 from linops.algebra.operator import Operator as Operator
+from linops.algebra.blocks import BlockDiagonal as BlockDiagonal
 
 from linops.matrix import Diagonal as Diagonal
 from linops.matrix import Identity as Identity

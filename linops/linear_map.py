@@ -74,6 +74,11 @@ class LinearMap(Node, LinearOperator):
     def _precision(self):
         return lowest((*self.domain.dtypes, *self.codomain.dtypes, *(f.dtype for f in self._firm_factors())))
 
+    @functools.cached_property
+    def _unit(self):
+        """What products are off by, relative to their norm: eps, and more where they are made of approximate ones."""
+        return max([float(jnp.finfo(self.dtype).eps), *(factor._unit for factor in self._factors().values())])
+
     def _firm_factors(self):
         return [factor for factor in self._factors().values() if not factor._adapts]
 

@@ -106,12 +106,11 @@ class Space:
         (slice(0, 2, None), slice(2, 8, None))
         """
         paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(self.struct)[0]]
-        nodes = {keys[:k] for keys in paths for k in range(len(keys) + 1) if _name(keys[:k]) == path}
+        nodes = {keys[:k] for keys in paths for k in range(len(keys) + 1) if name_of(keys[:k]) == path}
         if len(nodes) != 1:
-            known = ", ".join(map(repr, map(_name, paths[:MOST_PATHS]))) + ", ..." * (len(paths) > MOST_PATHS)
             raise ValueError(
                 f"got the path {path!r}, which {len(nodes)} parts of the tree have; expected that of one leaf, or of "
-                f"what holds some: {known}"
+                f"what holds some: {listed(paths)}"
             )
         (node,) = nodes
         inside = [i for i, keys in enumerate(paths) if keys[: len(node)] == node]
@@ -296,9 +295,14 @@ def _leaf(part, shape, dtype):
     return jnp.asarray(part.reshape(shape).astype(dtype))
 
 
-def _name(keys):
+def name_of(keys):
     """A path of keys as it is written, "layers/0/w"."""
     return jax.tree_util.keystr(keys, simple=True, separator="/")
+
+
+def listed(paths):
+    """Paths of keys, for an error."""
+    return ", ".join(map(repr, map(name_of, paths[:MOST_PATHS]))) + ", ..." * (len(paths) > MOST_PATHS)
 
 
 def common(spaces):

@@ -40,7 +40,7 @@ class GaussNewton(Expanded):
 
     Parameters
     ----------
-    f, x, args, linearize, check_finite
+    f, x, args, wrt, linearize, check_finite
         As for `Jacobian`.
     loss : callable, optional
         A scalar function of f(x). For a convex loss the operator is positive semidefinite. The Hessians of those in
@@ -72,12 +72,13 @@ class GaussNewton(Expanded):
     is_mean: bool = static()  # over the rows of a batch, which no loss reduces
 
     def __init__(
-        self, f, x, loss=None, *, args=(), data=None, batch_size=None, reduction="mean", linearize=None,
+        self, f, x, loss=None, *, args=(), wrt=None, data=None, batch_size=None, reduction="mean", linearize=None,
         check_finite=True,
     ):  # fmt: skip
         data = read(data, batch_size, reduction)
         of_model, of_loss = (data, None) if data is None or loss is None else data.parts()
-        traced = Map.trace(f, x, args, realify=loss is not None, data=of_model and of_model.of_examples(loss is None))
+        of_model = of_model and of_model.of_examples(loss is None)
+        traced = Map.trace(f, x, args, realify=loss is not None, data=of_model, wrt=wrt, operator="GaussNewton")
         known = loss if isinstance(loss, Loss) else None
         is_traced = loss is not None and (known is None or of_loss is not None)
         vars(self).update(map=traced, known=known, loss=_traced_losses(loss, traced, of_loss) if is_traced else None)
@@ -145,7 +146,7 @@ class JacobianGram(Expanded):
 
     Parameters
     ----------
-    f, args, data, batch_size, reduction, linearize, check_finite
+    f, args, wrt, data, batch_size, reduction, linearize, check_finite
         As for `Jacobian`.
     x1, x2 : pytrees of arrays
         Points of the same structure and shapes.
@@ -167,16 +168,17 @@ class JacobianGram(Expanded):
     """
 
     x2: object
+    rest: tuple  # of x2, what is held fixed
 
     def __init__(
-        self, f, x1, x2=None, *, args=(), data=None, batch_size=None, reduction="mean", linearize=None,
+        self, f, x1, x2=None, *, args=(), wrt=None, data=None, batch_size=None, reduction="mean", linearize=None,
         check_finite=True,
     ):  # fmt: skip
-        traced = Map.trace(f, x1, args, data=read(data, batch_size, reduction))
-        vars(self).update(map=traced, x2=None if x2 is None else apart(traced.points.point(x2), traced))
+        traced = Map.trace(f, x1, args, data=read(data, batch_size, reduction), wrt=wrt, operator="JacobianGram")
+        vars(self).update(map=traced, **_second_point(traced, x2))
         vars(self).update(keep=linearize, check_finite=check_finite)
 
-    _second = property(lambda self: self.map._replace(x=self.x2))
+    _second = property(lambda self: self.map.moved(self.x2, self.rest))
     hermitian = property(lambda self: self.x2 is None)
     positive_semidefinite = hermitian
     symmetric = property(lambda self: self.hermitian and not is_complex(self.dtype))
@@ -189,11 +191,11 @@ class JacobianGram(Expanded):
         Without x2 it is J(x1) J(x1)ᵀ, also where the operator was made at two points. `args` are as for `Jacobian.at`.
         """
         at = self.map.at(x1, args)
-        return self._replace(map=at, x2=None if x2 is None else apart(at.point(x2), at))
+        return self._replace(map=at, **_second_point(at, x2))
 
     def adjoint(self):
         """Aᴴ, the operator with its points exchanged."""
-        return self if self.x2 is None else self._replace(map=self._second, x2=self.x)
+        return self if self.x2 is None else self._replace(map=self._second, x2=self.x, rest=self.map.rest)
 
     def _transposed(self):
         return Conjugate.of(self.adjoint())
@@ -207,3 +209,11 @@ class JacobianGram(Expanded):
     def _expand(self):
         J = self._jacobian(self.map)
         return Gram.of(J.H, conjugate=True) if self.x2 is None else Product.of(J, self._jacobian(self._second).H)
+
+
+def _second_point(traced, x2):
+    """The fields of a second point, in arrays of its own."""
+    if x2 is None:
+        return {"x2": None, "rest": ()}
+    at = traced.at(x2)
+    return {"x2": apart(at.x, traced), "rest": apart(at.rest, traced)}

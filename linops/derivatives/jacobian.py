@@ -34,6 +34,9 @@ class Jacobian(Derived):
         default all. What f is of an example must not depend on the others of its batch.
     reduction : {"mean", "sum"}
         What f itself does over the examples of a batch. A batch of a mean weighs what it holds.
+    wrt : str or callable, optional
+        The part of x to differentiate: a path of keys, such as "layers/0", or `callable(path, leaf) -> bool`. The rest,
+        of any dtype, is held fixed and costs nothing. Trees of the domain are like x, with None for the rest.
     linearize : bool, optional
         True keeps the residuals of one linearization for all products, False recomputes them in each; by default they
         are kept while they take at most a quarter of the device's memory, and f uses no mutable references.
@@ -47,6 +50,8 @@ class Jacobian(Derived):
     TypeError
         Where x or f(x) is not of floating point, f cannot be traced, or a product needs a derivative rule
         (forward for `J @ v`, reverse for `J.T @ w`) that f does not have.
+    ValueError
+        Where `wrt` selects nothing.
 
     Notes
     -----
@@ -63,9 +68,10 @@ class Jacobian(Derived):
     extended: bool = static()  # from real to complex numbers, and from there to complex vectors
 
     def __init__(
-        self, f, x, *, args=(), data=None, batch_size=None, reduction="mean", linearize=None, check_finite=True
-    ):
-        traced = Map.trace(f, x, args, data=read(data, batch_size, reduction))
+        self, f, x, *, args=(), wrt=None, data=None, batch_size=None, reduction="mean", linearize=None,
+        check_finite=True,
+    ):  # fmt: skip
+        traced = Map.trace(f, x, args, data=read(data, batch_size, reduction), wrt=wrt)
         vars(self).update(map=traced, extended=traced.is_extended, keep=linearize, check_finite=check_finite)
 
     domain = functools.cached_property(lambda self: self._over_field(self.map.points))

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 from linops.algebra.operator import Operator
 from linops.arrays import place_like, refuse_point, to_device
 from linops.budget import RESIDUAL_SHARE, log, memory_budget
+from linops.derivatives import parts
 from linops.derivatives.linearized import pullback, pushforward
 from linops.node import Node, static
 from linops.precision import SaidTogether
 from linops.products import concrete, is_traced
+from linops.program.arguments import as_tuple
 from linops.program.function import Function
-from linops.program.holomorphy import trace_linear
+from linops.program.holomorphy import After, trace_linear
 from linops.program.jaxpr.evaluate import place
 from linops.program.jaxpr.graph import nbytes
 from linops.program.missing import differentiating
@@ -27,6 +29,8 @@ from linops.space import Space, space_of
 class Map(Node):
     """x -> f(x, *args) at a point, with its first derivatives there.
 
+    Where a part of x is differentiated, `x` is this part, and the rest is the last argument of the function.
+
     Where f is of complex numbers and its derivative is not complex-linear, it is a function of pairs (Re x, Im x), and
     `realified` is the Space of the points that users give.
     """
@@ -34,27 +38,34 @@ class Map(Node):
     function: Function | OverData
     x: object
     realified: Space | None = static()
+    has_rest: bool = static(default=False)
 
     @classmethod
-    def trace(cls, f, x, args=(), *, realify=False, what="f", data=None):
-        """Trace f at a point that a user gives; `realify` asks for pairs wherever there are complex numbers.
+    def trace(
+        cls, f, x, args=(), *, realify=False, what="f", data=None, wrt=None, through=None, operator="Jacobian"
+    ):  # fmt: skip
+        """Trace f, or `through(f)`, at a point that a user gives, to be differentiated by all of it or a part, `wrt`.
 
-        Over `data`, f is f(x, batch, *args).
+        Over `data`, f is f(x, batch, *args). `realify` asks for pairs wherever there are complex numbers.
         """
+        if wrt is not None:
+            x, rest = parts.split(x, parts.selected(x, wrt, operator))
+            args, through = (*as_tuple(args), parts.held(rest)), After(parts.of_part, through)
         refuse_point(x)
         paths, treedef = jax.tree_util.tree_flatten_with_path(x)
         with SaidTogether():
             given = treedef.unflatten([to_device(leaf, f"x{jax.tree_util.keystr(path)}") for path, leaf in paths])
-        domain = space_of(given, "x")
+        traced = functools.partial(trace_linear, f, given, space_of(given, "x"), args, what, realify, through)
         if data is None:
-            function, x, realified = trace_linear(f, given, domain, args, what, realify)
+            function, x, realified = traced()
         else:
-            traced = [trace_linear(f, given, domain, args, what, realify, batch) for batch in data.batches]
-            if (smaller := data.fitting(traced[0][0])) is not None:
-                return cls.trace(f, x, args, realify=realify, what=what, data=smaller)
-            function, (_, x, realified) = data.over([function for function, _, _ in traced]), traced[0]
-            data.require_reduced(f, given, args, function)
-        return cls._make(function=function, x=apart(x, function), realified=realified)
+            found = [traced(batch) for batch in data.batches]
+            while (smaller := data.fitting(found[0][0])) is not None:
+                data = smaller
+                found = [traced(batch) for batch in data.batches]
+            function, (_, x, realified) = data.over([function for function, _, _ in found]), found[0]
+            data.require_reduced(through(f) if through else f, given, args, function)
+        return cls._make(function=function, x=apart(x, function), realified=realified, has_rest=wrt is not None)
 
     origin = property(lambda self: self.function.origin)
     values = property(lambda self: self.function.codomain)
@@ -70,11 +81,25 @@ class Map(Node):
         return any_complex(self.values) and not any_complex(self.points)
 
     def at(self, x, args=None):
-        """The same function at another point that a user gives, placed like the one before if it is of the host."""
-        function = self.function if args is None else self.function.with_args(args)
+        """The same function at another point that a user gives, placed like the one before if it is of the host.
+
+        Where a part is differentiated, a whole point moves the rest too, which stays where a part is given.
+        """
+        function = self.function if args is None else self.function.with_args(args, but_last=self.has_rest)
+        if self.has_rest and (sides := parts.split_like(x, self.realified.struct if self.realified else self.x)):
+            x, function = sides[0], function.with_last(parts.held(sides[1]))
         at = self._replace(x=apart(self.point(x), function), function=function)
         vars(at).update(points=self.points)
         return at
+
+    @property
+    def rest(self):
+        """The arrays that are held fixed."""
+        return self.function.last if self.has_rest else ()
+
+    def moved(self, x, rest):
+        """The same at an element of the Space of points, with other arrays held fixed."""
+        return self._replace(x=x, function=self.function.with_last_arrays(rest) if self.has_rest else self.function)
 
     def point(self, x):
         """A point that a user gives, as an element of the Space of points."""

@@ -113,7 +113,7 @@ def is_on_one_device(A):
 
 def rounding(A, more):
     """What rounding in products with A comes to, relative to its norm: of sums of random sign, and some more eps."""
-    return float(jnp.finfo(A.dtype).eps) * (more + math.sqrt(max(A.shape)) / 4)
+    return A._unit * (more + math.sqrt(max(A.shape)) / 4)
 
 
 def marked(rows, known):

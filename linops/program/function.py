@@ -10,9 +10,9 @@ from importlib import import_module
 
 import jax
 
-from linops.arrays import to_device
+from linops.arrays import place_like, to_device
 from linops.program import settings as jax_settings
-from linops.program.arguments import Arguments, merge
+from linops.program.arguments import Arguments, as_tuple, merge
 from linops.program.jaxpr.evaluate import is_inexact, struct
 from linops.program.jaxpr.primitives import is_reference
 from linops.program.jaxpr.private import is_called_by_cloudpickle
@@ -104,16 +104,36 @@ class Function:
         """The types of its values, a tree of structs, with their shardings."""
         return self.codomain.treedef.unflatten(struct(atom.aval) for atom in self.program.graph.outputs)
 
-    def with_args(self, args):
+    def with_args(self, args, *, but_last=False):
         """The same function with other args, of the same shapes and dtypes; nothing is traced."""
+        arguments = self.arguments.parted()[0] if but_last else self.arguments
+        data = self._data_like(arguments, as_tuple(args), self.args[: arguments.count], "args")
+        return self.replaced(args=(*data, *self.args[arguments.count :]))
+
+    def with_last(self, value):
+        """The same function with another last argument, what is held fixed of a point."""
+        data = self._data_like(self.arguments.parted()[1], value, self.last, "x")
+        return self.with_last_arrays(place_like(data, self.last, value))
+
+    def with_last_arrays(self, arrays):
+        """The same function with other arrays in its last argument."""
+        return self.replaced(args=(*self.args[: len(self.args) - len(arrays)], *arrays))
+
+    @property
+    def last(self):
+        """The arrays of the last argument."""
+        return self.args[len(self.args) - self.arguments.parted()[1].count :]
+
+    def _data_like(self, arguments, args, before, what):
         with jax_settings.entered(self.origin.settings):
-            data, changed = self.arguments.data_like(args, self.args)
+            data, changed = arguments.data_like(args, before, what)
         if changed:
+            words = "args like those that" if what == "args" else "what is held fixed of x like what"
             raise ValueError(
-                f"at got {changed}, expected args like those that {self.origin.what} was traced with: arrays of the "
+                f"at got {changed}, expected {words} {self.origin.what} was traced with: arrays of the "
                 "same shapes and dtypes, in the same structure, and all else the same; build the operator anew"
             )
-        return self.replaced(args=data)
+        return data
 
     def of_batch(self, arrays):
         """The function over one batch of the types that it was traced for."""

@@ -14,6 +14,7 @@ then is real, and its vectors are [Re, Im]. Leaves that are real have no imagina
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -27,22 +28,22 @@ from linops.realify import OnPairs, any_complex, realified_space
 from linops.space import pair_of
 
 
-def trace_linear(f, x, domain, args, what="f", realify=False, batch=None):
+def trace_linear(f, x, domain, args, what="f", realify=False, through=None, batch=None):
     """Trace f at x, of the Space `domain`; realified where its derivative is not complex-linear, or as asked.
 
-    With a `batch`, a tree of types, f is f(x, batch, *args).
+    `through(f)` is traced instead of f where it is given. With a `batch`, a tree of types, f is f(x, batch, *args).
 
     Returns the Function, the point in its domain, and `domain` if f is realified, else None.
     """
     trace = functools.partial(Function.trace, f, args=args, what=what, batch=batch)
-    function = trace(domain, like=x)
+    function = trace(domain, through=through, like=x)
     values = function.codomain
     if not realify and _is_complex_linear(function, domain, values, batch):
         return function, x, None
     if any_complex(domain):
-        function = trace(realified_space(domain), through=OnPairs(domain), like=pair_of(x))
+        function = trace(realified_space(domain), through=After(OnPairs(domain), through), like=pair_of(x))
     elif any_complex(values):
-        function = trace(domain, through=OnPairs(None), like=x)
+        function = trace(domain, through=After(OnPairs(None), through), like=x)
     if any_complex(values):
         function = function.replaced(codomain=dataclasses.replace(function.codomain, paired=values))
     with domain.scope():
@@ -53,6 +54,17 @@ def _is_complex_linear(function, domain, values, batch):
     if batch is not None and any_complex(domain):
         function = function.of_batch(jnp.zeros(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(batch))
     return has_complex_derivative(function, domain, values, function)
+
+
+@dataclasses.dataclass(frozen=True)
+class After:
+    """A function of functions after another one, if there is any: picklable where they are."""
+
+    outer: Callable
+    inner: Callable | None
+
+    def __call__(self, f):
+        return self.outer(self.inner(f) if self.inner else f)
 
 
 def has_complex_derivative(f, domain, codomain, function):

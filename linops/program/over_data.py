@@ -45,9 +45,22 @@ class OverData:
     def __reduce__(self):
         return _unpickle, (self.parts, self.arrays, self.types, self.source, self.is_loss)
 
-    def with_args(self, args):
+    last = property(lambda self: self.first.last)
+
+    def with_args(self, args, *, but_last=False):
         """The same with other args, as of a Function."""
-        return dataclasses.replace(self, parts=tuple(part.with_args(args) for part in self.parts))
+        return self._with_parts(part.with_args(args, but_last=but_last) for part in self.parts)
+
+    def with_last(self, value):
+        """The same with another last argument."""
+        return self._with_parts(part.with_last(value) for part in self.parts)
+
+    def with_last_arrays(self, arrays):
+        """The same with other arrays in its last argument."""
+        return self._with_parts(part.with_last_arrays(arrays) for part in self.parts)
+
+    def _with_parts(self, parts):
+        return dataclasses.replace(self, parts=tuple(parts))
 
     def of_batch(self, arrays, before=None):
         """The Function of one batch; of a loss, where the model `before` it is of that batch too."""

@@ -5,6 +5,7 @@ the property, and raises Unavailable where the property cannot be tried.
 """
 
 import contextlib
+import dataclasses
 import math
 
 import jax
@@ -50,7 +51,7 @@ def _dtype(subject):
 
 @claim("finite", "dtype")
 def _finite(subject):
-    for A in _derived(subject.A):
+    for A in derived(subject.A):
         yield _is_finite("x", widened(A.x), Space.of(A.x))
         yield _is_finite("f(x)", _value(A.function, A.x), A.function.codomain)
     for v in subject.rights:
@@ -62,7 +63,7 @@ def _finite(subject):
 
 @claim("deterministic", "finite")
 def _deterministic(subject):
-    for A in _derived(subject.A):
+    for A in derived(subject.A):
         same = _identical(_value(A.function, A.x), _value(A.function, A.x))
         yield _holds(same, "f(x), computed twice, differs: f has a callback with state or a side effect")
     for A, function in _traced_again(subject):
@@ -184,14 +185,14 @@ def _positive_semidefinite(subject):
 
 @claim("derivative", "deterministic")
 def _derivative(subject):
-    if not (operators := list(_derived(subject.A))):
+    if not (operators := list(derived(subject.A))):
         raise Unavailable("not made of a function")
     for A in operators:
         with _where_available():
             yield from comparisons(A, subject)
 
 
-def _derived(A):
+def derived(A):
     """The operators made of functions among A and its factors, each once."""
     found = {}
     pending = [A] if isinstance(A, LinearMap) else []
@@ -210,13 +211,15 @@ def _value(function, x):
 
 def _traced_again(subject):
     """Operators with their functions, traced twice again, where f is given or can be found by its name."""
-    if subject.f is None:
-        functions = [(A, A.function) for A in _derived(subject.A) if isinstance(A.function, Function)]
+    A, f = subject.A, subject.f
+    if f is None:
+        functions = [(A, A.function) for A in derived(subject.A) if isinstance(A.function, Function)]
         found = [(A, function.source.trace, function.args) for A, function in functions if function.source]
+    elif source := isinstance(A.function, Function) and (A.function.source or A.function.held_source):
+        found = [(A, dataclasses.replace(source, f=lambda x, *args: f(x)).trace, A.function.args)]
     else:
-        A = subject.A
         x = A.x if A.map.realified is None else join(A.x, A.map.realified)
-        found = [(A, lambda f: trace_linear(f, x, Space.of(x), (), realify=A.map.realified is not None)[0], subject.f)]
+        found = [(A, lambda f: trace_linear(f, x, Space.of(x), (), realify=A.map.realified is not None)[0], f)]
     for A, trace, argument in found:
         for _ in range(2):
             with Space.of(A.x).scope():

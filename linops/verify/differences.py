@@ -214,8 +214,7 @@ def _gauss_newton(G: GaussNewton, subject):
 
 @comparisons.register
 def _gram(K: JacobianGram, subject):
-    points = [K.x] if K.x2 is None else [K.x, K.x2]
-    factors = [K._jacobian(K.map._replace(x=x)) for x in points]
+    factors = [K._jacobian(at) for at in ([K.map] if K.x2 is None else [K.map, K._second])]
     for J in factors:
         yield from comparisons(J, subject)
     for u, v, w in zip(*map(subject.draw, (factors[0].domain, K.domain, K.codomain), (0, 0, 1)), strict=True):

@@ -15,11 +15,12 @@ from scipy.sparse.linalg import LinearOperator
 from linops.algebra.operator import Gram, Product, Scaled
 from linops.algebra.sums import Sum
 from linops.arrays import require_threads
+from linops.derivatives.hessian import Hessian
 from linops.derivatives.map import Derived
 from linops.linear_map import LinearMap
 from linops.program.missing import MissingRule
 from linops.space import Space
-from linops.verify.claims import CHECKS
+from linops.verify.claims import CHECKS, derived
 from linops.verify.differences import Comparison, Unavailable, paired
 from linops.verify.values import Values, in_double, product, widened
 
@@ -64,6 +65,9 @@ def check(A, *, key=None, samples=3, rtol=None, f=None):
     (2002), ch. 3, whose bound ``n eps |A| |v|`` for sums of n terms is ``sqrt(n) eps |A| |v|`` for rounding errors of
     random sign (Higham and Mary, SIAM J. Sci. Comput. 41, 2019).
 
+    Products by differences of the gradient (`Hessian(f, x, products="difference")`) are off by more than rounding: by
+    their own estimate, which then is a line of the report, and takes the place of eps where it is larger.
+
     Derivatives are compared with central differences, in each row within the error estimate in `linops.differences`; of
     float32 operators in double precision as well, where their programs can be computed so. A positive
     semidefinite operator may have Ritz values down to minus the tolerance, of a few steps of Lanczos' method.
@@ -86,7 +90,12 @@ def check(A, *, key=None, samples=3, rtol=None, f=None):
         spoiled = [need for need in needs if findings[need].holds is False or findings[need].spoiled]
         unmade = Finding(name, None, f"presupposes: {', '.join(spoiled)}", spoiled=True)
         findings[name] = unmade if spoiled else _find(name, run(subject))
+    if subject.approximation:
+        findings["approximate"] = _find("approximate", [subject.approximate()])
     return Report(repr(A), tuple(findings.values()), _relative_noise(subject), subject.eps)
+
+
+ROUGHEST = 0.05  # error of products by differences, relative to their norm, that holds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +210,8 @@ class Subject:
     f: Callable | None
 
     eps = property(lambda self: _eps(self.A))
-    rtol = property(lambda self: 16 * self.eps if self.given_rtol is None else self.given_rtol)
+    rtol = property(lambda self: 16 * self.unit if self.given_rtol is None else self.given_rtol)
+    unit = property(lambda self: max(self.eps, getattr(self.A, "_unit", 0.0), self.approximation))
     domain = property(lambda self: getattr(self.A, "domain", Space.flat(self.A.shape[1], _dtype(self.A))))
     codomain = property(lambda self: getattr(self.A, "codomain", Space.flat(self.A.shape[0], _dtype(self.A))))
 
@@ -209,6 +219,17 @@ class Subject:
         """NumPy vectors of a Space, other ones for the left side; fresh, since an operator may overwrite them."""
         keys = jax.random.split(jax.random.fold_in(self.key, int(left)), self.samples)
         return [np.array(space.ravel(space.draw(key))) for key in keys]
+
+    @functools.cached_property
+    def approximation(self):
+        """The error of products by differences, the largest among A and its factors; 0 where there are none."""
+        return max((H.product_error() for H in derived(self.A) if isinstance(H, Hessian)), default=0.0)
+
+    def approximate(self):
+        """That products by differences are near what they stand for."""
+        message = "products by differences of the gradient change as the step is doubled"
+        remedy = f"{message} by more than a few digits: scale the leaves of x to like sizes, and look for kinks of f"
+        return Comparison(self.approximation, ROUGHEST, remedy, message)
 
     @property
     def rights(self):

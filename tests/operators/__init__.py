@@ -4,7 +4,17 @@ A new operator is one entry, and all laws run over it. Every other table of oper
 the zoo by traits, as in `where(importable=True)`.
 """
 
-from operators import algebra, data, derivatives, devices, inverses, precisions, solvers, transformations  # noqa: F401
+from operators import (  # noqa: F401
+    algebra,
+    data,
+    derivatives,
+    devices,
+    inverses,
+    parts,
+    precisions,
+    solvers,
+    transformations,
+)
 from operators.entries import ZOO, arguments, build, dense, make, where
 
 __all__ = ["ZOO", "arguments", "build", "dense", "make", "where"]

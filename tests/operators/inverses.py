@@ -54,7 +54,6 @@ entry(
     lambda x, y: linops.MixedDerivative(coupled, x, y),
     lambda x, y: hessian_in_both(x, y)[1],
     pair,
-    importable=False,
     square=True,
 )
 entry(
