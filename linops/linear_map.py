@@ -12,6 +12,7 @@ from linops import dense
 from linops.ahead import prepared
 from linops.arrays import as_array
 from linops.compiled import Compiled
+from linops.cost import cost_of
 from linops.counted import counted
 from linops.node import Node
 from linops.precision import is_complex, lowest, say_loss
@@ -256,11 +257,16 @@ class LinearMap(Node, LinearOperator):
         self._require_arrays("diagonal")
         return dense.diagonal(self)
 
-    def _require_arrays(self, method):
+    def cost(self):
+        """What one product with a vector costs, a `Cost`: flops, bytes, residuals, and seconds on this machine."""
+        self._require_arrays("cost", "it is of the compiled product: call it outside")
+        return cost_of(self)
+
+    def _require_arrays(self, method, since="the result is NumPy: call it outside, or multiply a jnp.eye inside"):
         if self._traced:
             raise TypeError(
                 f"{self!r}.{method}() was called on an operator that belongs to a jit, vmap or grad in progress; "
-                "expected arrays, since the result is NumPy: call it outside, or multiply a jnp.eye inside"
+                f"expected arrays, since {since}"
             )
 
 

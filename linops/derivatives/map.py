@@ -48,12 +48,12 @@ class Map(Node):
 
         Over `data`, f is f(x, batch, *args). `realify` asks for pairs wherever there are complex numbers.
         """
-        if wrt is not None:
-            x, rest = parts.split(x, parts.selected(x, wrt, operator))
-            args, through = (*as_tuple(args), parts.held(rest)), After(parts.of_part, through)
-        refuse_point(x)
-        paths, treedef = jax.tree_util.tree_flatten_with_path(x)
         with SaidTogether():
+            if wrt is not None:
+                x, rest = parts.split(x, parts.selected(x, wrt, operator))
+                args, through = (*as_tuple(args), parts.held(rest)), After(parts.of_part, through)
+            refuse_point(x)
+            paths, treedef = jax.tree_util.tree_flatten_with_path(x)
             given = treedef.unflatten([to_device(leaf, f"x{jax.tree_util.keystr(path)}") for path, leaf in paths])
         traced = functools.partial(trace_linear, f, given, space_of(given, "x"), args, what, realify, through)
         if data is None:
@@ -86,9 +86,10 @@ class Map(Node):
         Where a part is differentiated, a whole point moves the rest too, which stays where a part is given.
         """
         function = self.function if args is None else self.function.with_args(args, but_last=self.has_rest)
-        if self.has_rest and (sides := parts.split_like(x, self.realified.struct if self.realified else self.x)):
-            x, function = sides[0], function.with_last(parts.held(sides[1]))
-        at = self._replace(x=apart(self.point(x), function), function=function)
+        with SaidTogether():
+            if self.has_rest and (sides := parts.split_like(x, self.realified.struct if self.realified else self.x)):
+                x, function = sides[0], function.with_last(parts.held(sides[1]))
+            at = self._replace(x=apart(self.point(x), function), function=function)
         vars(at).update(points=self.points)
         return at
 
