@@ -71,7 +71,7 @@ def main(kind):
     products = {
         "numpy": lambda A, D: (A @ v, D @ v),
         "device": lambda A, D: (A @ put(v), D @ v),
-        "tree": lambda A, D: (A.mv(put(v)), D @ v),
+        "tree": lambda A, D: (jax.tree.leaves(A.mv(A.domain.treedef.unflatten([put(v)])))[0], D @ v),
         "block": lambda A, D: (A @ V, D @ V),
         "transpose": lambda A, D: (A.T @ np.ones(len(D), np.float32), D.T @ np.ones(len(D))),
         "toarray": lambda A, D: (A.toarray(), D),

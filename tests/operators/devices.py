@@ -74,3 +74,27 @@ add(
     dense_hessian,
     claims="sh",
 )
+add(
+    "hessian_of_part",
+    lambda x, data, **options: linops.Hessian(
+        lambda p: loss(p["x"], p["data"]), {"x": x, "data": data}, wrt="x", **options
+    ),
+    dense_hessian,
+    claims="sh",
+    importable=False,
+)
+add(
+    "block_diagonal",
+    lambda x, data, **options: linops.BlockDiagonal([hessian(x, data, **options)]),
+    dense_hessian,
+    claims="sh",
+)
+add(
+    "hessian_by_differences",
+    lambda x, data, **options: linops.Hessian(
+        lambda x, data: 0.01 * loss(x, data), x, args=(data,), products="difference", **options
+    ),
+    lambda x, data: 0.01 * dense_hessian(x, data),
+    claims="sh",
+    importable=False,
+)

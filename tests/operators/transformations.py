@@ -114,6 +114,24 @@ add(
     lambda x, c: jnp.diag(1j * c * jnp.exp(1j * x * c)),
     complex=True,
 )
+add(
+    "hessian_of_part",
+    lambda x, c: linops.Hessian(lambda p: p["c"] * jnp.sum(p["x"] ** 3), {"x": x, "c": c, "n": jnp.int32(2)}, wrt="x"),
+    lambda x, c: jnp.diag(6 * c * x),
+    claims="sh",
+)
+add(
+    "gram_of_part_two_points",
+    lambda x, c: linops.JacobianGram(
+        lambda p: two_values(p["c"])(p["x"]), {"x": x, "c": c}, {"x": 2 * x, "c": c + 1}, wrt="x"
+    ),
+    lambda x, c: jac(two_values(c), x) @ jac(two_values(c + 1), 2 * x).T,
+)
+add(
+    "block_diagonal",
+    lambda x, c: linops.BlockDiagonal((linops.Diagonal(c * x), linops.Jacobian(lambda x: c * x**2, x))),
+    lambda x, c: jnp.diag(jnp.concatenate([c * x, 2 * c * x])),
+)
 add("matrix", lambda x, c: linops.Matrix(c * jnp.outer(x, x)), lambda x, c: c * jnp.outer(x, x), importable=True)
 add("diagonal", lambda x, c: linops.Diagonal(c * x), lambda x, c: jnp.diag(c * x), claims="s", importable=True)
 
