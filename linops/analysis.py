@@ -280,7 +280,7 @@ def _spacing(measure, steps):
 
 def _rounding(A, measure):
     largest = np.max(np.abs(measure.nodes))
-    return ROUNDING * float(np.finfo(A.dtype).eps) * (largest if largest > 0 else 1.0)
+    return ROUNDING * A._unit * (largest if largest > 0 else 1.0)
 
 
 # What probes are read for.

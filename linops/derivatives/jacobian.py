@@ -35,8 +35,8 @@ class Jacobian(Derived):
     reduction : {"mean", "sum"}
         What f itself does over the examples of a batch. A batch of a mean weighs what it holds.
     wrt : str or callable, optional
-        The part of x to differentiate: a path of keys, such as "layers/0", or `callable(path, leaf) -> bool`. The rest,
-        of any dtype, is held fixed and costs nothing. Trees of the domain are like x, with None for the rest.
+        The part of x to differentiate: a path of keys, such as "layers/0", or `callable(path, leaf) -> bool`. The rest
+        is held fixed and costs nothing: data and code, as in `args`. Trees of the domain are like x, with None for it.
     linearize : bool, optional
         True keeps the residuals of one linearization for all products, False recomputes them in each; by default they
         are kept while they take at most a quarter of the device's memory, and f uses no mutable references.

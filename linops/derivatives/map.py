@@ -176,7 +176,8 @@ class Derived(Operator):
         """The same operator at another point, a pytree like x or its vector; nothing is traced or compiled.
 
         Where x is complex and the operator real, its vector is [Re x, Im x]. Other `args` are like those before: arrays
-        of the same shapes and dtypes, and all else the same.
+        of the same shapes and dtypes, and all else the same. Of an operator with `wrt`, a whole x moves what is held
+        fixed too; the part alone, with None for the rest, or its vector, leaves that.
         """
         return self._replace(map=self.map.at(x, args))
 
