@@ -38,7 +38,7 @@ class Fisher(GaussNewton):
     ----------
     f : callable
         `f(x, inputs, *args)`, the outputs of the model, with a row for each example.
-    x, args, batch_size, linearize, check_finite
+    x, args, wrt, batch_size, linearize, check_finite
         As for `Jacobian`.
     loss : callable
         `loss(outputs, targets)`, the mean or sum over examples of negative log-likelihoods. "exact" needs one of
@@ -78,19 +78,19 @@ class Fisher(GaussNewton):
     is_sum: bool = static()  # over examples, in place of their mean
 
     def __init__(
-        self, f, x, loss, *, data, args=(), batch_size=None, reduction="mean", kind="exact", key=None, num_samples=1,
-        linearize=None, check_finite=True,
+        self, f, x, loss, *, data, args=(), wrt=None, batch_size=None, reduction="mean", kind="exact", key=None,
+        num_samples=1, linearize=None, check_finite=True,
     ):  # fmt: skip
         _require_kind(kind, loss, key, num_samples)
-        options = {"args": args, "batch_size": batch_size, "linearize": linearize, "check_finite": check_finite}
+        options = {"args": args, "wrt": wrt, "linearize": linearize, "check_finite": check_finite}
         if kind == "exact":
-            super().__init__(f, x, loss, data=data, reduction=reduction, **options)
+            super().__init__(f, x, loss, data=data, batch_size=batch_size, reduction=reduction, **options)
             vars(self).update(scores=None, is_sum=reduction == "sum")
             return
         is_sampled = kind == "sampled"
         data = read(_numbered(data) if is_sampled else data, batch_size, reduction)
         of_model, of_scores = data.parts()
-        super().__init__(f, x, data=of_model, reduction=reduction, **{**options, "batch_size": None})
+        super().__init__(f, x, data=of_model, reduction=reduction, **options)
         if any_complex(self.function.codomain):
             raise TypeError("Fisher got f with complex values, expected real ones: the parameters of likelihoods")
         if not of_scores.source.is_of_host:

@@ -78,7 +78,7 @@ class GaussNewton(Expanded):
         data = read(data, batch_size, reduction)
         of_model, of_loss = (data, None) if data is None or loss is None else data.parts()
         of_model = of_model and of_model.of_examples(loss is None)
-        traced = Map.trace(f, x, args, realify=loss is not None, data=of_model, wrt=wrt, operator="GaussNewton")
+        traced = Map.trace(f, x, args, realify=loss is not None, data=of_model, wrt=wrt, operator=type(self).__name__)
         known = loss if isinstance(loss, Loss) else None
         is_traced = loss is not None and (known is None or of_loss is not None)
         vars(self).update(map=traced, known=known, loss=_traced_losses(loss, traced, of_loss) if is_traced else None)

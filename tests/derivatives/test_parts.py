@@ -122,6 +122,22 @@ def test_blocks_between_parts_make_the_whole():
     )
 
 
+@pytest.mark.parametrize("kind", ["exact", "sampled", "empirical"])
+def test_a_part_of_the_fisher_information(kind):
+    data = normal((7, 4), np.float32), normal((7, 4), np.float32, 1)
+    x = {"a": normal((4, 3), np.float32, 2), "b": normal((3, 4), np.float32, 3)}
+    options = {"data": data, "batch_size": 3, "kind": kind, "key": KEY if kind == "sampled" else None}
+
+    def fisher(x, **wrt):
+        model = lambda x, inputs: jnp.tanh(inputs @ x["a"]) @ x["b"]  # noqa: E731
+        return linops.Fisher(model, x, linops.losses.SquaredError(), **options, **wrt)
+
+    F = fisher(x, wrt="b")
+    np.testing.assert_allclose(F.toarray(), fisher(x).toarray()[12:, 12:], rtol=1e-4, atol=1e-5)
+    moved = {"a": x["a"] / 2, "b": x["b"]}
+    np.testing.assert_allclose(F.at(moved).toarray(), fisher(moved).toarray()[12:, 12:], rtol=1e-4, atol=1e-5)
+
+
 def test_check_takes_the_function_of_the_whole():
     H = linops.Hessian(loss, point(), wrt="layers/1")
     assert linops.check(H, f=loss)
