@@ -60,7 +60,7 @@ class Map(Node):
             function, x, realified = traced()
         else:
             found = [traced(batch) for batch in data.batches]
-            while (smaller := data.fitting(found[0][0])) is not None:
+            if (smaller := data.fitting(found[0][0])) is not None:
                 data = smaller
                 found = [traced(batch) for batch in data.batches]
             function, (_, x, realified) = data.over([function for function, _, _ in found]), found[0]
