@@ -276,6 +276,9 @@ class Monitored(_Recorded, Operator):
         """The operator at another point, with the same record."""
         return self._replace(operator=self.operator.at(*point, **options))
 
+    def _points(self):
+        return self.operator._points()
+
     def _replace(self, is_adjoint=None, **changes):
         is_adjoint = self.is_adjoint if is_adjoint is None else is_adjoint
         return self._make(**{"operator": self.operator, **changes}, record=self.record, is_adjoint=is_adjoint)

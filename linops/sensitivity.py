@@ -67,6 +67,18 @@ class Sensitivity(Operator):
     domain = property(lambda self: self.partial.domain)
     codomain = property(lambda self: self.inverse.codomain)
 
+    def at(self, x, p, args=()):
+        """The same at another solution x, of parameters p, trees like those before or their vectors; args are of F."""
+        x, p = self.codomain.point(x, "x"), self.domain.point(p, "p")
+        args = args if isinstance(args, tuple) else (args,)
+        in_x, partial = self.inverse.at(x, args=(p, *args)), self.partial
+        is_mixed = isinstance(partial, MixedDerivative)
+        in_p = partial.at(x, p, args) if is_mixed else partial.at(p, args=(x, *args))
+        return self._replace(inverse=in_x, partial=in_p, x=in_x._points()[0][0], p=in_p.x)
+
+    def _points(self):
+        return [(self.x, self.p)]
+
     def _mv(self, v):
         return jax.tree.map(jnp.negative, self.inverse._mv(self.partial._mv(v)))
 

@@ -60,6 +60,11 @@ class BlockDiagonal(Operator):
         """The same operator with each block at its point of a tree like that of the operators."""
         return self._of(A.at(x) for A, x in zip(self._blocks, self._treedef.flatten_up_to(points), strict=True))
 
+    def _points(self):
+        """Of another kind than those of its blocks: a tree of them."""
+        points = super()._points()
+        return [("blocks", *points)] if points else []
+
     def _tree_of(self, spaces):
         return space_of(self._treedef.unflatten(space.struct for space in spaces), "a block diagonal")
 

@@ -5,8 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from linops.algebra.arithmetic import Arithmetic
 from linops.algebra.factors import outermost
+from linops.algebra.points import AtPoint
 from linops.arrays import as_conjugate, as_factor, as_number
 from linops.node import static
 from linops.precision import complex_dtype, is_complex, say_nested
@@ -15,7 +15,7 @@ from linops.realify import complex_space, extended
 from linops.space import Space, common
 
 
-class Operator(Arithmetic):
+class Operator(AtPoint):
     """A linear map between two Spaces of pytrees: a SciPy `LinearOperator` of shape (m, n), and a JAX pytree.
 
     A subclass becomes a frozen dataclass. Its annotated fields are arrays, pytrees and operators, the leaves of the

@@ -193,6 +193,10 @@ class JacobianGram(Expanded):
         at = self.map.at(x1, args)
         return self._replace(map=at, **_second_point(at, x2))
 
+    def _points(self):
+        second = () if self.x2 is None else (self.map.given(self.x2), *self.rest)
+        return [(self.map.given(self.x), *self.map.rest, *second)]
+
     def adjoint(self):
         """Aᴴ, the operator with its points exchanged."""
         return self if self.x2 is None else self._replace(map=self._second, x2=self.x, rest=self.map.rest)

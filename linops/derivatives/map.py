@@ -181,6 +181,9 @@ class Derived(Operator):
         """
         return self._replace(map=self.map.at(x, args))
 
+    def _points(self):
+        return [(self.map.given(self.x), *self.map.rest)]
+
     @property
     def _scope(self):
         return Scope.around([super()._scope, self.map.origin.scope])

@@ -67,13 +67,19 @@ class MixedDerivative(Jacobian):
             raise TypeError("MixedDerivative got complex x or y, expected real ones: pass real and imaginary parts")
 
     def at(self, x, y=None, args=None):
-        """The same operator at another point, of pytrees like x and y; nothing is traced or compiled.
+        """The same operator at another point, of pytrees like x and y, or their vectors; nothing is traced or compiled.
 
         `args` are those of f, like the ones before; with y they are to be given where f has any.
         """
         if self.map.has_rest:
             return super().at(x, args)
-        return super().at(y, args=(x, *as_tuple(() if args is None else args)))
+        return super().at(y, args=(self.codomain.point(x, "x"), *as_tuple(() if args is None else args)))
+
+    def _points(self):
+        if self.map.has_rest:
+            return super()._points()
+        x = self.codomain.treedef.unflatten(self.function.args[: len(self.codomain.shapes)])
+        return [(x, self.x)]
 
 
 @dataclasses.dataclass(frozen=True)

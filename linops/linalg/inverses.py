@@ -154,10 +154,13 @@ class Inverse(Operator):
         )  # fmt: skip
         return x, record
 
-    def at(self, x, args=None):
-        """The inverse of the operator at another point, of an operator that has `at`."""
-        A = self.operator.at(x, args)
+    def at(self, *point, **options):
+        """The inverse of the operator at another point: `inverse(G + c * I).at(x)`; M stays what it is."""
+        A = self.operator.at(*point, **options)
         return inverse(A, self.method, self.preconditioner, self.rtol, self.atol, self.maxiter)
+
+    def _points(self):
+        return self.operator._points()
 
     def _mv(self, v):
         x, record = self.solve(v)

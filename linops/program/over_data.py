@@ -34,6 +34,7 @@ class OverData:
 
     first = property(lambda self: self.parts[0])
     program = property(lambda self: self.first.program)
+    args = property(lambda self: self.first.args)
     codomain = property(lambda self: self.first.codomain)
     origin = property(lambda self: self.first.origin)
     values = property(lambda self: self.first.values)

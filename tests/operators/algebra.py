@@ -54,7 +54,7 @@ def algebraic(name, f, expression, arguments, **traits):
 
 
 X = tree("dict")
-algebraic("normal_equations", values, lambda J, eye: J.T @ J + 0.5 * eye, X, claims="sh")
+algebraic("normal_equations", values, lambda J, eye: J.T @ J + 0.5 * eye, X, at=moved, claims="sh")
 algebraic("gram_weighted", values, lambda J, eye, D: (J.T @ D) @ J, beside(X, normal(7)), claims="sh")
 algebraic(
     "gram_of_any_weight",
@@ -94,6 +94,7 @@ entry(
     lambda x: (lambda A: A**3 / 4 - 2 * A + linops.Identity(11))(linops.Jacobian(square, x)),
     lambda x: (lambda A: A @ A @ A / 4 - 2 * A + jnp.eye(11))(jac(square, x)),
     X,
+    moved,
     square=True,
 )
 
@@ -124,6 +125,7 @@ algebraic(
     holomorphic,
     lambda P, eye: monitored(adjoint(P) @ P),
     complex_point,
+    at=moved,
     complex=True,
     claims="hp",
 )
