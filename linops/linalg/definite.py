@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from linops.iterate import maybe
-from linops.krylov import empty, rows_of
+from linops.iterate import compute, maybe
+from linops.krylov import empty, rows_of, zeros_like
 from linops.linalg.records import (
     BOUNDARY,
     CONVERGED,
@@ -93,7 +93,8 @@ def cg(
         0: converged. From 1 to maxiter: so many iterations were not enough. maxiter + 1: rounding keeps the residual
         above the tolerance. -1: A is not positive definite, -2: M is not. -4: x is on the boundary of the trust region.
     record : Record
-        With `full_output`: `converged`, `reason`, `iterations`, `matvecs`, `residual_norms`, `tolerance`.
+        With `full_output`: `converged`, `reason`, `iterations`, `matvecs`, `residual_norms`, `tolerance`; and
+        `direction`, like x: where info is -1 a d of length 1 with dᴴ A d <= 0, as it was computed, else zero.
 
     Raises
     ------
@@ -130,8 +131,16 @@ def cg(
     inside = None if radius is None else _radii(A, right, radius, x0)
     solver, marked = ConjugateGradients(), not full_output
     told = Told.of(callback, right, A)
-    x, record, _ = solve("cg", solver, operators, right, guesses, bounds, shifts, inside, told=told, marked=marked)
-    return answered(A, right, x, record.after(*spent), bounds, full_output)
+    x, record, p = solve("cg", solver, operators, right, guesses, bounds, shifts, inside, told=told, marked=marked)
+    results = answered(A, right, x, record.after(*spent), bounds, full_output)
+    if not full_output:
+        return results
+    direction = right.shaped(A.domain, compute(_units, A, p))
+    return *results[:2], dataclasses.replace(results[2], direction=direction)
+
+
+def _units(A, rows):
+    return jax.vmap(lambda p: A.domain.scale(1 / nonzero(A.domain.norm(p)), p))(rows)
 
 
 # What is asked for.
@@ -173,6 +182,10 @@ class ConjugateGradients(Solver):
     def product(self, A, x, shift=None, radius=None):
         """(A + shift) x."""
         return shifted(A, x, shift)
+
+    def details(self, size, s):
+        """Directions of negative curvature, or none."""
+        return either(s.code == NOT_DEFINITE, s.p, zeros_like(s.p))
 
     def begin(self, operators, given, shift=None, radius=None, path=None):
         A, M = operators

@@ -153,7 +153,8 @@ class MinimalGradients(Solver):
         renews = s.due | (beta > 2 * before.norm) | (gradient > 2 * before.gradient)
         istop = jnp.where((istop == GOES_ON) & renews & (gradient > s.checked / 2), NO_BETTER, istop)
         is_solution = (istop == SOLVED) | (istop == LEAST)
-        istop = jnp.where((s.iterations == 0) & is_solution, BEGINNING, istop).astype(jnp.int32)
+        is_zero = A.domain.norm(s.x) == 0  # and not a guess from the space of many damps
+        istop = jnp.where((s.iterations == 0) & is_zero & is_solution, BEGINNING, istop).astype(jnp.int32)
         code = jnp.select([istop == case for case in CODES], list(CODES.values()))
         code = jnp.where(jnp.isfinite(beta) & jnp.isfinite(alpha), code, NOT_FINITE).astype(jnp.int32)
         fresh = Rotations.begin(alpha, beta).with_norms(known)

@@ -48,6 +48,7 @@ def minres(
     x0=None,
     *,
     rtol=1e-5,
+    atol=0.0,
     shift=0.0,
     maxiter=None,
     M=None,
@@ -70,8 +71,8 @@ def minres(
         A vector of shape (n,), a block (n, k), an element of the domain, or a tree of k of them on a leading axis.
     x0 : like b, optional
         Where to begin; zero by default.
-    rtol : float
-        Converged is what has ‖b - (A - shift) x‖ <= rtol ‖b‖.
+    rtol, atol : float
+        Converged is what has ‖b - (A - shift) x‖ <= max(rtol ‖b‖, atol).
     shift : float
         A real number.
     maxiter : int, optional
@@ -128,7 +129,7 @@ def minres(
     """
     refuse_show("minres", show)
     A, M = operators = square_system("minres", A, M, space)
-    bounds = limits("minres", A, rtol, 0.0, 5 * A.shape[0] if maxiter is None else maxiter)
+    bounds = limits("minres", A, rtol, atol, 5 * A.shape[0] if maxiter is None else maxiter)
     right = Right.of(A.domain, b, "minres")
     guesses = right.beginning(A.domain, x0, "minres")
     shifts, told = _shifts(A, right, shift), Told.of(callback, right, A)
@@ -178,8 +179,8 @@ class MinimalResiduals(Solver):
         phase = jnp.where(fault == NONE, phase, CHECKS).astype(jnp.int32)
         code = jnp.where(norm <= given.tolerance, CONVERGED, RUNNING).astype(jnp.int32)
         return State(
-            b, x, r, run, best, norm, norm, jnp.zeros((), real), phase, fault, phase != EXPANDS, none + RUNNING, none,
-            none, none, code, given.tolerance, given.limit, shift, Certainty.begin(given.tolerance),
+            b, x, r, run, zero, best, norm, norm, jnp.zeros((), real), phase, fault, phase != EXPANDS, none + RUNNING,
+            none, none, none, code, given.tolerance, given.limit, shift, Certainty.begin(given.tolerance),
         )  # fmt: skip
 
     def step(self, operators, s):
@@ -195,10 +196,10 @@ class MinimalResiduals(Solver):
         dual = either(checks, anew, either(certifies, product, ahead))
         image = preconditioned(M, dual)
         expanded = self._expanded(A, M, s, v, ahead, image, alpha, asymmetry)
-        checked = self._checked(space, M, s, anew, image)
+        checked = self._checked(space, M, s, product, anew, image)
         certified = self._certified(A, M, s, product, image)
         after = either(checks, checked, either(certifies, certified, expanded))
-        return after._replace(matvecs=s.matvecs + 1)
+        return after._replace(matvecs=s.matvecs + 1, product=either(s.phase == EXPANDS, product, s.product))
 
     def _expanded(self, A, M, s, v, ahead, image, alpha, asymmetry):
         """One more Lanczos vector, and a step of x where that has a direction left."""
@@ -220,7 +221,7 @@ class MinimalResiduals(Solver):
             before=s.run.current, current=ahead, y=image, v=v, w_before=s.run.w, w=w, beta_before=s.run.beta, beta=beta
         )
         norm, since, iterations = space.norm(r), s.since + 1, s.iterations + 1
-        # Later a Krylov space that is used up looks as one of a matrix that is not Hermitian.
+        # Later a Krylov space that is used up looks as one of a matrix that is not Hermitian: then checks tell.
         told = (s.iterations < EARLY) & (jnp.minimum(s.run.beta, asymmetry) > jnp.sqrt(eps) * scale)
         faults = [
             (~(jnp.isfinite(norm) & jnp.isfinite(alpha) & jnp.isfinite(beta)), NOT_FINITE),
@@ -237,13 +238,14 @@ class MinimalResiduals(Solver):
             iterations=iterations, verdict=jnp.full_like(s.verdict, RUNNING),
         )  # fmt: skip
 
-    def _checked(self, space, M, s, anew, image):
+    def _checked(self, space, M, s, product, anew, image):
         """The residual computed anew: the end, or a new beginning where it is not what it was taken for."""
         norm = space.norm(anew)
         fresh, is_definite = Run.begin(space, M, anew, image)
         drift = space.norm(space.add(anew, space.scale(-1, s.r)))
         renews = s.due | (drift > norm / 2)
         fault = jnp.where(is_definite, s.fault, NO_PRECONDITIONER)
+        fault = jnp.where((fault == NONE) & s.tells_asymmetry(space, product), NOT_SYMMETRIC, fault)
         fault = jnp.where(jnp.isfinite(norm), fault, NOT_FINITE).astype(jnp.int32)
         verdict = jnp.where(s.iterations >= s.limit, LIMIT, RUNNING)
         certainty = s.certainty.at(space, s.x, s.tolerance)
@@ -284,10 +286,7 @@ def nothing(norm):
 
 
 class Best(NamedTuple):
-    """Where A r, in shares of A and r, was least: of a system without a solution, what comes later goes astray.
-
-    With what rounding adds to r: that an x, gone astray, is huge.
-    """
+    """Where A r, in shares of A and r, with what rounding adds, was least: without a solution x goes astray later."""
 
     x: Any
     norm: jax.Array
@@ -375,6 +374,7 @@ class State(NamedTuple):
     x: Any
     r: Any
     run: Run
+    product: Any  # of A with run.v
     best: Best
     norm: jax.Array
     checked: jax.Array  # the norm with which the run began, as it was computed
@@ -391,3 +391,10 @@ class State(NamedTuple):
     limit: jax.Array
     shift: Any
     certainty: Certainty
+
+    def tells_asymmetry(self, space, product):
+        """Whether vᴴ (A x) and (A v)ᴴ x, of the last Lanczos vector, differ by more than rounding makes them."""
+        v, x = self.run.v, self.x
+        apart = abs(space.inner(v, product) - space.inner(self.product, x))
+        share = jnp.sqrt(jnp.finfo(self.norm.dtype).eps) * self.certainty.scale
+        return (self.run.beta_before > 0) & (apart > share * space.norm(v) * space.norm(x))

@@ -82,7 +82,7 @@ def inverse(A, method="auto", M=None, rtol=None, atol=0, maxiter=None):
     is_small = min(_shorter(A), m, n) <= SMALL and m * n <= ENTRIES
     guess = _dense(A) if method == "dense" or (method == "auto" and M is None and is_small) else None
     solver = method if method in SOLVERS else _solver(A, guess)
-    if solver in ("minres", "lsmr") and atol:
+    if solver == "lsmr" and atol:
         raise ValueError(f"inverse got atol={atol} for {A!r}, to be solved by {solver}, expected 0: it knows rtol only")
     if solver == "lsmr" and M is not None:
         raise ValueError(f"inverse got M={M!r} for {A!r}, to be solved by lsmr, expected None: it takes none")
@@ -98,11 +98,6 @@ def inverse(A, method="auto", M=None, rtol=None, atol=0, maxiter=None):
     )
 
 
-def _minres(A, b, *, atol, **options):
-    """`minres` knows no absolute tolerance: `inverse` refuses one."""
-    return minres(A, b, **options)
-
-
 def _gmres(A, b, **options):
     """With more vectors than SciPy's 20, where the memory holds them: a product is to converge."""
     return gmres(A, b, restart=fitting([A.domain], min(A.shape[0], RESTART), 1), **options)
@@ -115,7 +110,7 @@ def _lsmr(A, b, *, x0, M, rtol, atol, maxiter, full_output):
     return results[0], results[1], results[-1]
 
 
-SOLVERS = {"cg": cg, "minres": _minres, "gmres": _gmres, "lsmr": _lsmr}
+SOLVERS = {"cg": cg, "minres": minres, "gmres": _gmres, "lsmr": _lsmr}
 LSMR_STEPS = 10  # times the shorter side
 RESTART = 100  # vectors of gmres
 

@@ -1,6 +1,7 @@
 """What an algorithm says of its run: the record of a result, and the exception where there is none."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,8 @@ class Record:
 
     `residual_norms` are computed anew from products with what is returned, `tolerance` is what they were compared with:
     what was asked for, raised to what the dtype can reach; both have one number for each value, as `converged` has.
-    `matvecs` counts products with A and with its adjoint, also those of residuals.
+    `matvecs` counts products with A and with its adjoint, also those of residuals. `direction` is that of `cg`, None
+    elsewhere.
 
     >>> print(Record(*map(np.asarray, ([True, False], 1, 30, 124, [1e-9, 2e-3], [1e-6, 1e-6]))))
     1 of 2 converged: the limit of iterations was reached
@@ -61,6 +63,7 @@ class Record:
     matvecs: jax.Array
     residual_norms: jax.Array
     tolerance: jax.Array
+    direction: Any = None
 
     @property
     def reason(self):
