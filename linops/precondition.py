@@ -23,10 +23,11 @@ from linops.linalg.systems import require_not_negative
 from linops.matrix import Diagonal, Identity, LowRank
 from linops.node import static
 from linops.products import is_traced
-from linops.space import Space, length
+from linops.space import Space, combination, inner_products, length
 
 FIRST_RANK = 16
-NEAR = 10  # times the shift: an eigenvalue as small is left to the solver
+POWERS = 3  # products, from which the norm of what is left is known to a fourth
+DIGITS = 6  # to which a solver is thought to come
 MOST_OF_LEAF = 2048  # entries of a leaf, of which a block is inverted
 
 
@@ -58,13 +59,16 @@ def nystrom(A, shift=0.0, rank=None, *, key=None):
     """The randomized Nystroem preconditioner of A + shift I, for a positive semidefinite A whose eigenvalues decay.
 
     From `rank` products, of random vectors, come approximate eigenpairs (w, U), and the preconditioner is
-    I + U ((w_r + shift) / (w + shift) - 1) Uᴴ, with the smallest w_r of them: that of A + shift I is about
-    (w_r + shift) / shift then. Without a rank there are 16, or twice as many, and so on, until w_r is below ten times
-    the shift, or half of n, or what a fourth of the memory holds, is reached. Where the spectrum does not decay, as of
-    a Laplacian, it does not help.
+    I + U ((w_r + shift) / (w + shift) - 1) Uᴴ, with the smallest w_r of them: the condition number of A + shift I is
+    at most 1 + (w_r + E) / shift then, with the norm E of A - U w Uᴴ. Without a rank there are 16, or twice as many,
+    and so on, until six digits take `cg`, by its bound for 1 + E / shift, no more steps than that; or until half of n,
+    or what a fourth of the memory holds, is reached. w_r itself says little, for it may be a third of the eigenvalue
+    that it stands for: E is estimated, from three products more each time. Where the spectrum does not decay, as of a
+    Laplacian, it does not help.
 
-    Source: Frangella, Tropp and Udell, SIAM J. Matrix Anal. Appl. 44 (2023). The eigenvalues are those of the core
-    matrix with its null space left out, in place of a Cholesky factor, which float32 often does not have.
+    Source: Frangella, Tropp and Udell, SIAM J. Matrix Anal. Appl. 44 (2023), in which E is estimated too. The
+    eigenvalues are those of the core matrix with its null space left out, in place of a Cholesky factor, which float32
+    often does not have.
 
     >>> A = linops.Diagonal(jnp.exp2(-jnp.arange(100.0)))
     >>> M = linops.precondition.nystrom(A, shift=1e-3)
@@ -80,16 +84,16 @@ def nystrom(A, shift=0.0, rank=None, *, key=None):
     if rank is not None:
         if not 1 <= rank <= n:
             raise ValueError(f"nystrom got rank={rank} for {A!r}, expected 1 <= rank <= n = {n}")
-        return _nystrom(A, shift, _sketched(A, None, key, rank, width))
+        return _nystrom(A, shift, *_pairs(A, _sketched(A, None, key, rank, width)))
     if is_traced((A, shift)):
         raise ValueError("nystrom got no rank= within jit, vmap or grad, expected one: shapes do not depend on numbers")
     most = fitting([A.domain] * 3, max(1, n // 2), 1)
     rank, sketch = min(FIRST_RANK, most), None
     while True:
         sketch = _sketched(A, sketch, key, rank, width)
-        w = compute(_eigenpairs, A, *sketch)[0]
-        if rank == most or w[0] <= NEAR * shift:
-            return _nystrom(A, shift, sketch)
+        pairs = _pairs(A, sketch)
+        if rank == most or rank >= _steps(A, shift, pairs, key):
+            return _nystrom(A, shift, *pairs)
         rank = min(2 * rank, most)
 
 
@@ -169,11 +173,41 @@ def _eigenpairs(A, W, Y):
     return jnp.maximum(s**2 - shift, 0)[::-1], rotated(Q, U.T[::-1])
 
 
-def _nystrom(A, shift, sketch):
-    w, U = compute(_eigenpairs, A, *sketch)
+def _pairs(A, sketch):
+    return compute(_eigenpairs, A, *sketch)
+
+
+def _steps(A, shift, pairs, key):
+    """How many steps of `cg` are enough: its error falls by (k - 1) / (k + 1), k the root of the condition number."""
+    rest = compute(_rest, A, *pairs, key)
     with scope_of(A).entered():
-        least = jnp.maximum(jnp.asarray(shift, w.dtype), jnp.finfo(w.dtype).eps * w[-1])
-        least = jnp.where(least > 0, least, 1)  # of A = 0
+        return math.log(2 * 10**DIGITS) / 2 * jnp.sqrt(1 + rest / _least(shift, pairs[0]))
+
+
+def _rest(A, w, U, key):
+    """The norm of A - U w Uᴴ, from below, by the power method, begun with a probe that is not in the sketch."""
+    space = A.domain
+
+    def step(_, state):
+        v, norm = state
+        v = space.scale(1 / jnp.where(norm > 0, norm, 1), v)
+        found = combination(U, w * inner_products(space, U, v))
+        v = space.add(A._mv(v), space.scale(-1, found))
+        return v, space.norm(v)
+
+    v = space.draw(jax.random.fold_in(key, space.size))
+    return jax.lax.fori_loop(0, POWERS, step, (v, space.norm(v)))[1]
+
+
+def _least(shift, w):
+    """What is taken for the shift: not less than rounding, and not zero of A = 0."""
+    least = jnp.maximum(jnp.asarray(shift, w.dtype), jnp.finfo(w.dtype).eps * w[-1])
+    return jnp.where(least > 0, least, 1)
+
+
+def _nystrom(A, shift, w, U):
+    with scope_of(A).entered():
+        least = _least(shift, w)
         return Identity(A.domain) + LowRank._make(values=(w[0] + least) / (w + least) - 1, rows=U, space=A.domain)
 
 

@@ -30,12 +30,25 @@ def test_nystrom_adapts_its_rank_to_the_shift(dtype):
     A = linops.Matrix(DECAYING.astype(dtype))
     for shift in (1e-1, 1e-3):
         M = precondition.nystrom(A, shift)
-        # The paper's bound for an effective dimension; its rank leaves eigenvalues of at most ten shifts.
+        # The paper's bound for an effective dimension.
         assert condition(M, DECAYING + shift * np.eye(N)) <= 28
         shifted, b = A + shift * linops.Identity(N), np.ones(N, dtype)
         with_M, without = (cg(shifted, b, M=M, rtol=1e-4, full_output=True)[2] for M in (M, None))
         assert with_M.converged
         assert with_M.iterations <= without.iterations
+
+
+def test_nystrom_is_not_misled_by_its_own_eigenvalues():
+    # The last of a sketch is a third of the one that it stands for, where the spectrum decays slowly.
+    spectrum = 70 * 0.93 ** np.arange(N)
+    A, b = linops.Matrix((Q * spectrum) @ Q.T), RNG.normal(size=N)
+    for shift, fewer in ((1.0, 1.5), (0.1, 3)):
+        M = precondition.nystrom(A, shift)
+        rank = len(M.terms[-1].values)
+        assert spectrum[rank - 1] <= 10 * shift
+        shifted = A + shift * linops.Identity(N)
+        with_M, without = (cg(shifted, b, M=M, full_output=True)[2].iterations for M in (M, None))
+        assert with_M <= min(rank, without / fewer)
 
 
 def test_nystrom_in_a_jit_and_of_nothing():
