@@ -69,7 +69,7 @@ def minimize(
     of_data = {"data": data, "batch_size": batch_size, "reduction": reduction}
     objective = Objective(fun, x0, args, constraints, bounds, **of_data)
     _require_taken(method, name, objective)
-    objective._linearizes = name in WITH_PRODUCTS
+    objective._linearizes = name in WITH_PRODUCTS and objective._product is None
     unit = eps(objective._second.A.dtype)
     options = dict(options or {})
     asked = options.get("gtol", tol) if name != "newton-cg" else None

@@ -7,8 +7,9 @@ import numpy as np
 from linops.derivatives.batches import read
 from linops.derivatives.hessian import Hessian, require_scalar
 from linops.derivatives.map import Map
+from linops.door import all_finite
 from linops.optimize.constraints import for_vectors
-from linops.optimize.points import Evaluated, Moving, second_order, value_and_gradient
+from linops.optimize.points import Evaluated, Moving, is_light, product, second_order, value_and_gradient
 from linops.optimize.vectors import Vectors
 from linops.realify import any_complex
 
@@ -19,7 +20,8 @@ class Objective:
         objective = linops.optimize.Objective(fun, x0)
         scipy.optimize.minimize(objective.fun, objective.x0, jac=objective.jac, hess=objective.hess, method="trust-ncg")
 
-    At a new point value and gradient come from one compiled call, and from the first Hessian on its linearization too.
+    At a new point value and gradient come from one compiled call, and from the first Hessian on its linearization too;
+    but where that is less work than a call, products by `hessp` keep nothing.
     Points are compared by value, and the last two are remembered: what is asked for again is not computed again.
     Nothing is compiled at another point, or for a second objective of the same program.
 
@@ -83,6 +85,7 @@ class Objective:
         size = (traced.points.size, traced.points.dtype)
         self._first = Evaluated(value_and_gradient, hessian, size)
         self._second = Moving(second_order, hessian, size)
+        self._product = Evaluated(product, hessian._replace(keep=False), size, size) if is_light(hessian) else None
         self._linearizes = False  # from the first Hessian on
         self._points = []
         self.bounds = self.vectors.bounds(bounds, pairs=True)
@@ -102,8 +105,13 @@ class Objective:
 
     def hessp(self, x, v):
         """The product of the Hessian at a vector x with a vector v."""
-        with np.errstate(over="ignore"):
-            v = np.asarray(v).astype(self.x0.dtype, copy=False)
+        v = np.asarray(v)
+        if v.dtype != self.x0.dtype:
+            v = _narrowed(v, self.x0.dtype)
+        if self._product is not None and v.shape == self.x0.shape:
+            point = self._at(x)
+            if point.hessian is None and all_finite(found := np.array(self._product(point.vector, v)[0])):
+                return found
         return self._at(x, linearizes=True).hessian.door.matvec(v)
 
     def tree(self, vector):
@@ -112,15 +120,18 @@ class Objective:
 
     def _at(self, x, linearizes=False):
         """What is known at a point; what is not is computed."""
-        key = self.vectors.narrowed(x)
+        x = np.asarray(x)
+        given = x.dtype, x.shape, x.tobytes()  # compared as it is: it would take longer to narrow it, for each product
         point = self._points[-1] if self._points else None
-        if point is not None and point.key == key and (point.hessian is not None or not linearizes):
+        if point is not None and point.given == given and (point.hessian is not None or not linearizes):
             return point
+        key = self.vectors.narrowed(x)
         point = self._found(key)
         self._linearizes = self._linearizes or linearizes
         if point is None:
             point = _Point(key, self.vectors.space)
             self._points = [*self._points[-1:], point]
+        point.given = given
         is_new = point.value is None
         if point.hessian is None and (linearizes or (is_new and self._linearizes)):
             (value, gradient), point.hessian = self._second(point.vector)
@@ -155,8 +166,13 @@ class _Point:
 
     def __init__(self, key, space):
         self.key, self.vector = key, np.frombuffer(key, space.dtype)
-        self.value = self.gradient = self.hessian = None
+        self.given = self.value = self.gradient = self.hessian = None
 
 
 def _without_nan(value):
     return math.inf if math.isnan(value) else value
+
+
+@np.errstate(over="ignore")  # which takes a part of the time of a context, and that is a tenth of a small product
+def _narrowed(v, dtype):
+    return v.astype(dtype)

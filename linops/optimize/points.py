@@ -1,14 +1,16 @@
 """Derivatives at one point after another, each given as a vector of the host: compiled once, with a door at each."""
 
 import functools
+import math
 
 import jax
 import numpy as np
 
 from linops.budget import RESIDUAL_SHARE, memory_budget
 from linops.compiled import Compiled
-from linops.products import shorter_dense_matrix
+from linops.products import shorter_dense_matrix, vector_product
 from linops.program.jaxpr.evaluate import place
+from linops.program.jaxpr.primitives import is_fused
 from linops.program.staged import Flat
 
 # What is computed of a derivative A at a point x, a vector, in traceable JAX.
@@ -48,6 +50,22 @@ def weighted(A, x, w):
 def first_order(A, x):
     """The Jacobian A there."""
     return None, _form(at_point(A, x))
+
+
+def product(A, x, v):
+    """The product of A there with a vector, of which nothing is kept."""
+    return vector_product(at_point(A, x), v)
+
+
+def is_light(A):
+    """Whether a product of A is less work than a call: a linearization, and a door at each point, save nothing then."""
+    equations = A.function.program.graph.equations
+    entries = sum(math.prod(atom.aval.shape) for equation in equations for atom in equation.outputs)
+    is_entrywise = all(is_fused(equation) or equation.name == "reduce_sum" for equation in equations)
+    return A._source is None and is_entrywise and entries <= LIGHT
+
+
+LIGHT = 2**15  # entries of all intermediate values of a function
 
 
 def _form(A):

@@ -53,6 +53,7 @@ class Flat:
         places = {}
         self.index = tuple(places.setdefault(id(leaf), len(places)) for leaf in leaves)
         self.leaves = tuple({id(leaf): leaf for leaf in leaves}.values())
+        self.repeats = len(self.leaves) < len(leaves)
         self.avals = tuple(map(jax.typeof, self.leaves))
         self.of_types = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in self.leaves)
         self.scope = scope
@@ -61,8 +62,10 @@ class Flat:
     def rebound(self, leaves):
         """The same of another tree, given by its leaves, arrays of the same types: nothing is looked up."""
         other = object.__new__(Flat)
-        leaves = dict(zip(reversed(self.index), reversed(leaves), strict=True))
-        vars(other).update(vars(self), leaves=tuple(leaves[i] for i in range(len(leaves))))
+        if self.repeats:
+            leaves = dict(zip(reversed(self.index), reversed(leaves), strict=True))
+            leaves = [leaves[i] for i in range(len(leaves))]
+        vars(other).update(vars(self), leaves=tuple(leaves))
         return other
 
     def stage(self, function, *arguments):

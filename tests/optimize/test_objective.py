@@ -55,14 +55,21 @@ def test_what_is_asked_again_is_not_computed_again(computed):
     f.fun(x), f.jac(x), f.fun(x.astype(float))
     assert computed == ["value_and_gradient"]
     f.hessp(x, x), f.hess(x), f.hessp(x, f.jac(x))
-    assert computed == ["value_and_gradient", "second_order"]
+    assert computed == ["value_and_gradient", "product", "second_order"]
     x[0] += 1  # as solvers do
     value = f.fun(x)
     f.jac(x), f.hessp(x, x)
-    assert computed[2:] == ["second_order"]
+    assert computed[3:] == ["second_order"]
     f.fun(f.x0), f.hessp(f.x0, x), f.hessp(x, x)  # a step that is not accepted, and the point before
-    assert len(computed) == 3
+    assert len(computed) == 4
     assert value == Objective(quartic, POINT).fun(x)
+
+
+def test_what_is_worth_it_is_linearized_for_products(computed):
+    f = Objective(lambda x: jnp.sum(jnp.tanh(jnp.ones((4, 11)) @ x) ** 2), normal(11, np.float32))
+    f.fun(f.x0), f.hessp(f.x0, f.x0), f.hessp(f.x0, f.x0)
+    f.fun(2 * f.x0), f.hessp(2 * f.x0, f.x0)
+    assert computed == ["value_and_gradient", "second_order", "second_order"]
 
 
 def test_compile_once():
