@@ -68,6 +68,22 @@ def test_parts_at_other_points_are_refused():
     np.testing.assert_allclose((2 * of_two).at(Y, X) @ V, 2 * linops.JacobianGram(wave, Y, X).toarray() @ V, rtol=1e-5)
 
 
+def test_blocks_and_parts_of_a_point():
+    x, y = ({"a": point[:2], "b": point[2:]} for point in (X, Y))
+
+    def coupled(x):
+        return jnp.sum(jnp.cosh(x["a"])) * jnp.sum(x["b"] ** 3)
+
+    def block(x):
+        return linops.Hessian(coupled, x, wrt="a") + 2 * linops.Identity(2)
+
+    np.testing.assert_allclose(block(x).at(y) @ V[:2], block(y) @ V[:2], rtol=1e-5)  # with what is held fixed
+    blocks = linops.BlockDiagonal({"a": block(x), "b": linops.Identity(2)})
+    whole = linops.Hessian(coupled, x)
+    with pytest.raises(ValueError, match="its parts are at different points"):
+        (blocks + whole).at(y)
+
+
 def test_an_operator_without_a_point_says_so():
     for A in (MATRIX, 2 * MATRIX + linops.Identity(4), linops.inverse(MATRIX + 20 * linops.Identity(4))):
         with pytest.raises(TypeError, match="has no point to be moved from, nor has any part of it"):
