@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
+from jax.sharding import NamedSharding, PartitionSpec
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 from linops.precision import is_complex, is_number, real_dtype, require_held, say_loss, say_rounded
@@ -110,6 +111,25 @@ def place_like(tree, like, given):
     if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(given)):
         return tree
     return jax.tree.map(_placed, tree, like)
+
+
+def place_beside(tree, others):
+    """Arrays that were made of NumPy's, on the mesh on which others lie, each device with the whole."""
+    mesh = next((found for other in jax.tree.leaves(others) if (found := _mesh_of(other)) is not None), None)
+
+    def beside(leaf):
+        if mesh is None or isinstance(leaf, jax.core.Tracer) or leaf.committed:
+            return leaf
+        return jax.device_put(np.asarray(leaf), NamedSharding(mesh, PartitionSpec()))
+
+    return jax.tree.map(beside, tree)
+
+
+def _mesh_of(array):
+    if not isinstance(array, jax.Array) or isinstance(array, jax.core.Tracer):
+        return None
+    is_laid = isinstance(array.sharding, NamedSharding) and len(array.sharding.device_set) > 1
+    return array.sharding.mesh if is_laid else None
 
 
 def _placed(array, like):

@@ -13,6 +13,7 @@ import numpy as np
 
 from linops.budget import block_budget
 from linops.door import Door
+from linops.processes import gathered, require_same, spans
 from linops.products import array_product, block_product, concrete, diagonal_of_block, tree_product
 from linops.program.staged import Flat
 
@@ -30,6 +31,7 @@ class Compiled(Door):
         door = object.__new__(Compiled)
         vars(door).update(vars(self), _flat=self._flat.rebound(leaves))
         vars(door).pop("_multiply", None)
+        vars(door).pop("_multiply_of_host", None)
         return door
 
     @functools.cached_property
@@ -41,6 +43,19 @@ class Compiled(Door):
             constant = jnp.ravel(held[i])
             return lambda v: [constant]
         return functools.partial(self.staged.run, *held)
+
+    @functools.cached_property
+    def _multiply_of_host(self):
+        """The same for vectors of the host: each process has them, and the product."""
+        multiply, what = self._multiply, f"the vector that {self.name} multiplies"
+        if not spans(self._flat.leaves):
+            return multiply
+
+        def in_all(v):
+            require_same(v, what)
+            return [gathered(multiply(v)[0])]
+
+        return in_all
 
     @functools.cached_property
     def staged(self):
@@ -89,10 +104,10 @@ class Compiled(Door):
 
     def _host_product(self, v, copy):
         try:
-            product = copy(self._multiply(v)[0])
+            product = copy(self._multiply_of_host(v)[0])
         except jax.errors.TracerArrayConversionError:  # within a jit that has nothing to do with this product
             with jax.ensure_compile_time_eval():
-                product = copy(self._multiply(v)[0])
+                product = copy(self._multiply_of_host(v)[0])
         return product if product.ndim == 1 else product.reshape(-1)
 
     def _large_product(self, v):
@@ -116,7 +131,9 @@ class Compiled(Door):
         """Call with the block filled up with zeros to one of a few widths, so that few programs are compiled."""
         missing = _round_up(block.shape[1]) - block.shape[1]
         block = np.pad(block, ((0, 0), (0, missing))) if missing else block
-        return np.asarray(concrete(lambda: self._flat.call(function, block, *arguments)))
+        if spans(self._flat.leaves):
+            require_same(block, f"the block that {self.name} multiplies")
+        return np.asarray(gathered(concrete(lambda: self._flat.call(function, block, *arguments))))
 
 
 _raveled = jax.jit(jnp.ravel, donate_argnums=0)  # in the memory of its argument

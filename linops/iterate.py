@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from linops.blas import one_blas_thread
 from linops.linear_map import LinearMap
+from linops.processes import of_all, spans
 from linops.products import concrete, is_traced
 from linops.program.settings import Scope
 from linops.program.staged import Flat
@@ -134,6 +135,7 @@ def iterate(algorithm, A, *operands, max_steps=MOST_STEPS, watch=None, every=Non
         if watch(state[1]):
             break
         seconds = time.perf_counter() - start
+        seconds = of_all(seconds)[0] if spans(state) else seconds
         if every is not None:
             continue
         size = 2 * size if seconds < CHUNK_SECONDS / 2 else max(1, size // 2) if seconds > 2 * CHUNK_SECONDS else size

@@ -1,6 +1,8 @@
 """Long runs survive: the state of an algorithm in a file, from which it goes on bit for bit."""
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import zipfile
@@ -9,6 +11,7 @@ import jax
 import numpy as np
 
 from linops.files import replaced
+from linops.processes import by_first, gathered, of_first, spans
 
 VERSION = 2
 SAME = 1e-5  # of the largest: numbers are of one operator, though sums may go another way the next time
@@ -18,15 +21,20 @@ class SavedRun:
     """The file of a run: of which algorithm, of which operator, and its state as the arrays of a pytree.
 
     It is written beside the old one, which it replaces whole: a process that is killed leaves one or the other.
-    `identity` says, in numbers and words, what the run is of; a file of another run is refused.
+    `identity` says, in numbers and words, what the run is of; a file of another run is refused. Of a state that lies
+    on devices of several processes the first one writes the file, and reads it for all.
     """
 
-    def __init__(self, path, identity):
-        self.path, self.identity = os.fspath(path), identity
+    def __init__(self, path, identity, state):
+        self.path, self.identity, self.by_first = os.fspath(path), identity, by_first if spans(state) else _by_itself
+        self.by_first(self._try)
+
+    def _try(self):
+        """Say that the file cannot be written, and not after an hour."""
         try:
             with replaced(self.path):
                 pass
-        except OSError as error:  # and not after an hour
+        except OSError as error:
             raise OSError(
                 f"got save={self.path!r}, which cannot be written ({error.strerror}); expected a file in a folder that "
                 "is there and may be written to"
@@ -36,16 +44,22 @@ class SavedRun:
         """Replace the file by one of this state."""
         arrays = _arrays(state)
         head = {"version": VERSION, "sum": _sum(arrays), "identity": self.identity}
-        with replaced(self.path) as fresh, open(fresh, "wb") as file:
-            np.savez(file, json.dumps(head), *arrays)
-            file.flush()
-            os.fsync(file.fileno())
+
+        def write():
+            with replaced(self.path) as fresh, open(fresh, "wb") as file:
+                np.savez(file, json.dumps(head), *arrays)
+                file.flush()
+                os.fsync(file.fileno())
+
+        self.by_first(write)
 
     def read(self, like):
         """The state in the file, arrays placed as those of `like`; None where there is no file."""
-        if not os.path.exists(self.path):
+        content = self._content() if self.by_first is _by_itself or jax.process_index() == 0 else None
+        content = content if self.by_first is _by_itself else of_first(content)
+        if content is None:
             return None
-        head, arrays = self._parts()
+        head, arrays = self._parts(content)
         if head["version"] != VERSION:
             raise ValueError(
                 f"{self.path} is of version {head['version']} of saved runs, expected {VERSION}: "
@@ -58,9 +72,17 @@ class SavedRun:
             raise ValueError(f"{self.path} is damaged: its numbers are not those that were written; remove it")
         return treedef.unflatten(map(_placed, arrays, leaves))
 
-    def _parts(self):
+    def _content(self):
+        """The bytes of the file, none of one that cannot be read."""
+        if not os.path.exists(self.path):
+            return None
+        with contextlib.suppress(OSError), open(self.path, "rb") as file:
+            return file.read()
+        return b""
+
+    def _parts(self, content):
         try:
-            with open(self.path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
+            with np.load(io.BytesIO(content), allow_pickle=False) as file:
                 head = json.loads(str(file["arr_0"]))
                 arrays = [file[f"arr_{i}"] for i in range(1, len(file.files))]
             head["version"], head["sum"], head["identity"]
@@ -81,6 +103,10 @@ class SavedRun:
             )
 
 
+def _by_itself(act):
+    act()
+
+
 def checksum(tree):
     """A checksum of the arrays of a pytree."""
     return _sum(_arrays(tree))
@@ -89,7 +115,7 @@ def checksum(tree):
 def _arrays(tree):
     """The NumPy arrays of a pytree, of keys those that they are made of."""
     leaves = jax.tree.leaves(tree)
-    return [np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf) for leaf in leaves]
+    return [np.asarray(gathered(jax.random.key_data(leaf) if _is_key(leaf) else leaf)) for leaf in leaves]
 
 
 def _is_key(leaf):
@@ -100,7 +126,9 @@ def _placed(array, like):
     """An array of the device, or a key, where another one lies."""
     if _is_key(like):
         return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
-    return jax.device_put(array, like.sharding) if like.committed else jax.numpy.asarray(array)
+    if not like.committed:
+        return jax.numpy.asarray(array)
+    return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
 
 
 def _agree(found, expected):

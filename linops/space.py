@@ -79,7 +79,7 @@ class Space:
         """
         with self.scope():
             leaves = [
-                jnp.ravel(leaf)
+                jnp.ravel(as_whole(leaf))
                 for leaf in self._leaves(self._element(tree), [self.dtype] * len(self.dtypes), "the tree")
             ]
             return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves)
@@ -231,9 +231,19 @@ def contracted(u, v, axes, dtype):
     On an explicit mesh a product has to say where it lies: here all of it on each device.
     """
     sharding = jax.typeof(v).sharding
-    whole = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec()) if any(sharding.spec) else None
+    whole = _replicated(sharding) if any(sharding.spec) else None
     last = [list(range(jnp.ndim(a) - axes, jnp.ndim(a))) for a in (u, v)]
     return jnp.tensordot(jnp.conj(u), v, last, precision="highest", preferred_element_type=dtype, out_sharding=whole)
+
+
+def as_whole(leaf):
+    """An array that is laid along explicit axes of a mesh as a whole on each device: a vector of many is no other."""
+    sharding = jax.typeof(leaf).sharding
+    return jax.sharding.reshard(leaf, _replicated(sharding)) if any(sharding.spec) else leaf
+
+
+def _replicated(sharding):
+    return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
 
 
 def inner_products(space, basis, v):

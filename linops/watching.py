@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from linops.iterate import compute, iterate, operators_of
+from linops.processes import of_all, spans
 from linops.saving import SavedRun, checksum
 
 SAVE_SECONDS = 60  # between two files, by default
@@ -34,7 +35,7 @@ def watched(algorithm, A, operands, glance, heard=(), callback=None, save=None, 
     if save is not None:
         state = iterate(algorithm, A, *operands, max_steps=0)
         path, watch.seconds = path_and_seconds(save)
-        watch.saved = SavedRun(path, {"algorithm": repr(algorithm), **_identity(A, state)})
+        watch.saved = SavedRun(path, {"algorithm": repr(algorithm), **_identity(A, state)}, state)
         found = watch.saved.read(state)
         state = state if found is None else found
     with _interrupts(watch):
@@ -68,10 +69,14 @@ class Watch:
             record = compute(self.glance, self.A, state)
             stop = self.report(record)
             stop |= self.callback is not None and bool(self.callback(record))
-        if self.saved and time.monotonic() - self.written >= self.seconds:
+        is_due = self.saved is not None and time.monotonic() - self.written >= self.seconds
+        stop |= self.interrupted
+        if spans(state):  # what one process hears or sees is for all
+            is_due, stop = of_all(is_due)[0] > 0, of_all(stop).any()
+        if is_due:
             self.saved.write(state)
             self.written = time.monotonic()
-        return stop or self.interrupted
+        return bool(stop)
 
     def report(self, record):
         """Tell the monitors how far a run is; True where one has reached its limit."""

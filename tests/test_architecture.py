@@ -12,12 +12,13 @@ import linops
 ROOT = Path(linops.__file__).parent
 # Five layers, from the ground up; a module stands on those before it in its own layer too.
 LAYERS = [
-    ["program.jaxpr.private", "precision", "arrays", "space", "realify"],
+    ["program.jaxpr.private", "processes", "precision", "arrays", "space", "realify"],
     ["program.jaxpr.primitives", "program.jaxpr.graph", "program.jaxpr.evaluate", "program.jaxpr.code",
      "program.jaxpr.structure",
      "program.jaxpr.linearity", "program.jaxpr.rules", "program.jaxpr.merge", "program.jaxpr.totals",
      "program.jaxpr.double", "program.jaxpr.settle", "program.settings", "program.program", "program.missing",
-     "program.arguments", "program.function", "program.sources", "program.over_data", "program.holomorphy",
+     "program.arguments", "program.function", "program.sources", "program.spread", "program.over_data",
+     "program.holomorphy",
      "program.residuals", "program.pieces", "program.hosted", "program.staged"],
     ["node", "budget", "products", "door", "compiled", "counted", "dense", "ahead", "cost", "linear_map",
      "algebra.factors", "algebra.arithmetic", "algebra.points", "algebra.operator", "algebra.sums", "algebra.blocks",

@@ -18,6 +18,7 @@ from linops.program.jaxpr.evaluate import struct
 from linops.program.jaxpr.graph import live_bytes
 from linops.program.over_data import OverData
 from linops.program.sources import Examples, Stream
+from linops.program.spread import Spread, can_be_spread, layout
 
 REDUCTIONS = "mean", "sum"
 TIMES = 4  # of the memory of a function, that of a product with its derivatives
@@ -27,7 +28,7 @@ TIMES = 4  # of the memory of a function, that of a product with its derivatives
 class Data:
     """Data as they were read: a tree of device arrays, or None, and the types of a batch, of the rest, and of all."""
 
-    source: Examples | Stream
+    source: Examples | Spread | Stream
     arrays: Any
     batches: tuple  # trees of types, of a whole batch first
     rows: str | None = None  # what becomes of rows of values, where a function has one for each example
@@ -85,6 +86,38 @@ class Data:
             return self
         return dataclasses.replace(self, **_chunked(self.arrays, size, self.source), is_free=False)
 
+    def traced(self, trace, x):
+        """The functions of each kind of batch, by `trace(batch, placed)`, and these data as they are gone over.
+
+        Each device goes over its own examples where it can, by a function that was traced as for one device.
+        """
+        data = self._by_device()
+        if data and can_be_spread(trace(batch=data.batches[0])[0], x, data.source, jax.tree.leaves(self.arrays)):
+            *parts, whole = data.batches
+            with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+                traced = [trace(batch=batch, placed=False) for batch in parts]
+            return [*traced, trace(batch=whole)], data
+        return [trace(batch=batch) for batch in self.batches], self
+
+    def _by_device(self):
+        """The same, where each device goes over its own examples in chunks; None where they do not lie so."""
+        laid = None if self.source.is_of_host else layout(jax.tree.leaves(self.arrays))
+        if laid is None or self.source.size == self.source.count:
+            return None
+        *parts, whole = self.batches
+        source = Spread(self.source.of_a_shard(), *laid)
+        parts = jax.tree.map(
+            lambda s: jax.ShapeDtypeStruct((s.shape[0] // source.shards, *s.shape[1:]), s.dtype), parts
+        )
+        return dataclasses.replace(self, source=source, batches=(*parts, whole))
+
+    def like(self, other):
+        """The same, gone over as in another source."""
+        if other.is_of_host:
+            return self
+        data = self.in_chunks(other.size)
+        return data._by_device() if isinstance(other, Spread) else data
+
     def over(self, functions, is_loss=False):
         """The function over data, of those that were traced for each of the batches."""
         if self.source.is_of_host:
@@ -127,7 +160,8 @@ def read(data, batch_size, reduction):
     paths, treedef = jax.tree_util.tree_flatten_with_path(data)
     with SaidTogether():
         arrays = treedef.unflatten([to_device(leaf, f"data{jax.tree_util.keystr(path)}") for path, leaf in paths])
-    source = Examples(count, count, is_mean, _shards(jax.tree.leaves(arrays)))
+    laid = layout(jax.tree.leaves(arrays))
+    source = Examples(count, count, is_mean, laid[-1] if laid else 1)
     chunked = _chunked(arrays, count if batch_size is None else operator.index(batch_size), source)
     return Data(arrays=arrays, **chunked, is_free=batch_size is None)
 
@@ -170,17 +204,6 @@ def _with_examples(array, examples):
     """The type of so many examples, on an explicit mesh that of chunks."""
     sharding = struct(jax.typeof(array)).sharding
     return jax.ShapeDtypeStruct((examples, *array.shape[1:]), array.dtype, sharding=sharding)
-
-
-def _shards(arrays):
-    """On how many parts examples lie, each on devices of its own."""
-    counts = set()
-    for array in arrays:
-        if isinstance(array, jax.core.Tracer) or len(array.sharding.device_set) == 1:
-            counts.add(1)
-        else:
-            counts.add(array.shape[0] // max(1, array.sharding.shard_shape(array.shape)[0]))
-    return max(counts)
 
 
 def _of_batches(data, batch_size, is_mean):

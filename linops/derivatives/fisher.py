@@ -93,8 +93,7 @@ class Fisher(GaussNewton):
         super().__init__(f, x, data=of_model, reduction=reduction, **options)
         if any_complex(self.function.codomain):
             raise TypeError("Fisher got f with complex values, expected real ones: the parameters of likelihoods")
-        if not of_scores.source.is_of_host:
-            of_scores = of_scores.in_chunks(self.function.source.size)
+        of_scores = of_scores.like(self.function.source)
         scores = Scores(loss, int(num_samples) if is_sampled else None)
         keys = (jax.random.key_data(as_key(key, "Fisher")),) if is_sampled else ()
         traced = [

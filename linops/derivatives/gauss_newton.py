@@ -121,8 +121,8 @@ def _traced_losses(loss, traced, data):
     """The loss of the values of a function, over data of which each batch has a part for the function and for it."""
     if data is None:
         return _traced_loss(loss, traced.values)
+    data = data.like(traced.function.source)
     values = [part.codomain for part in traced.function.parts]
-    data = data if data.source.is_of_host else data.in_chunks(traced.function.source.size)
     losses = [_traced_loss(loss, v, batch) for v, batch in zip(values, data.batches, strict=True)]
     return data.over(losses, is_loss=True)
 

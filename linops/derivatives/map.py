@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from linops.algebra.operator import Operator
-from linops.arrays import place_like, refuse_point, to_device
+from linops.arrays import place_beside, place_like, refuse_point, to_device
 from linops.budget import RESIDUAL_SHARE, log, memory_budget
 from linops.derivatives import parts
 from linops.derivatives.linearized import pullback, pushforward
@@ -55,14 +55,16 @@ class Map(Node):
             refuse_point(x)
             paths, treedef = jax.tree_util.tree_flatten_with_path(x)
             given = treedef.unflatten([to_device(leaf, f"x{jax.tree_util.keystr(path)}") for path, leaf in paths])
-        traced = functools.partial(trace_linear, f, given, space_of(given, "x"), args, what, realify, through)
+        domain = space_of(given, "x")
+        with domain.scope():
+            given = place_beside(given, (args, data.arrays if data else None))
+        traced = functools.partial(trace_linear, f, given, domain, args, what, realify, through)
         if data is None:
             function, x, realified = traced()
         else:
-            found = [traced(batch) for batch in data.batches]
+            found, data = data.traced(traced, given)
             if (smaller := data.fitting(found[0][0])) is not None:
-                data = smaller
-                found = [traced(batch) for batch in data.batches]
+                found, data = smaller.traced(traced, given)
             function, (_, x, realified) = data.over([function for function, _, _ in found]), found[0]
             data.require_reduced(through(f) if through else f, given, args, function)
         return cls._make(function=function, x=apart(x, function), realified=realified, has_rest=wrt is not None)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 import jax
+import numpy as np
 
 from linops.arrays import place_like, to_device
 from linops.program import settings as jax_settings
@@ -157,7 +158,13 @@ class Function:
                 "module level, not as a lambda or inside of a function, and pass data through args=; or pickle the "
                 "operator as it was made with cloudpickle"
             )
-        return _unpickle_function, (source, self.consts, self.args, self.codomain, self.program.fingerprint())
+        plain = self if self._is_unlaid else source.trace([jax.device_put(np.asarray(array)) for array in self.args])
+        return _unpickle_function, (source, self.consts, self.args, self.codomain, plain.program.fingerprint())
+
+    @property
+    def _is_unlaid(self):
+        """Whether it was traced of arrays that do not say where they lie, as they do not where it is loaded."""
+        return all(var.aval.sharding.mesh.empty for var in self.program.graph.inputs)
 
     @classmethod
     def trace(cls, f, domain, args=(), what="f", through=None, like=None, batch=None):
@@ -190,12 +197,17 @@ class Function:
                 raise MissingRule(f"a custom derivative rule in {what} could not be traced, which raised {error}")
             consts = tuple(to_device(const, f"an array that {what} closes over") for const in consts)
         codomain = space_of(value, f"the value of {what}")
-        types = None if batch is None else (jax.tree.structure(batch), tuple(jax.tree.leaves(batch)))
+        types = None if batch is None else (jax.tree.structure(batch), tuple(map(unlaid, jax.tree.leaves(batch))))
         source = Source(f, through, domain, what, arguments.treedef, tuple(code), settings, types)
         kept = source if source.is_static else None
         made = cls(consts, (), tuple(data), program, codomain, Origin(what, settings, scope), arguments, kept)
         vars(made).update(held_source=source)
         return made
+
+
+def unlaid(aval):
+    """The type of an array that does not say where it lies."""
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
 
 
 def _require_value(const, what):

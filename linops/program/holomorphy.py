@@ -28,22 +28,23 @@ from linops.realify import OnPairs, any_complex, realified_space
 from linops.space import pair_of
 
 
-def trace_linear(f, x, domain, args, what="f", realify=False, through=None, batch=None):
+def trace_linear(f, x, domain, args, what="f", realify=False, through=None, batch=None, placed=True):
     """Trace f at x, of the Space `domain`; realified where its derivative is not complex-linear, or as asked.
 
-    `through(f)` is traced instead of f where it is given. With a `batch`, a tree of types, f is f(x, batch, *args).
+    `through(f)` is traced instead of f where it is given. With a `batch`, a tree of types, f is f(x, batch, *args). If not `placed`,
+    x is taken to lie on one device.
 
     Returns the Function, the point in its domain, and `domain` if f is realified, else None.
     """
     trace = functools.partial(Function.trace, f, args=args, what=what, batch=batch)
-    function = trace(domain, through=through, like=x)
+    function = trace(domain, through=through, like=x if placed else None)
     values = function.codomain
     if not realify and _is_complex_linear(function, domain, values, batch):
         return function, x, None
     if any_complex(domain):
-        function = trace(realified_space(domain), through=After(OnPairs(domain), through), like=pair_of(x))
+        function = trace(realified_space(domain), through=After(OnPairs(domain), through), like=pair_of(x) if placed else None)
     elif any_complex(values):
-        function = trace(domain, through=After(OnPairs(None), through), like=x)
+        function = trace(domain, through=After(OnPairs(None), through), like=x if placed else None)
     if any_complex(values):
         function = function.replaced(codomain=dataclasses.replace(function.codomain, paired=values))
     with domain.scope():

@@ -6,12 +6,13 @@ import functools
 import jax
 
 from linops.program import settings as jax_settings
-from linops.program.function import Function, Origin
+from linops.program.function import Function, Origin, unlaid
 from linops.program.jaxpr.evaluate import struct
 from linops.program.jaxpr.totals import Summand, total
 from linops.program.missing import differentiating
 from linops.program.program import Program
 from linops.program.sources import Examples, Stream
+from linops.program.spread import Spread
 
 
 @functools.partial(
@@ -29,7 +30,7 @@ class OverData:
     parts: tuple[Function, ...]
     arrays: tuple[jax.Array, ...]
     types: tuple[tuple, ...]
-    source: Examples | Stream
+    source: Examples | Spread | Stream
     is_loss: bool = False  # a function of the values of another one
 
     first = property(lambda self: self.parts[0])
@@ -72,9 +73,27 @@ class OverData:
         return self.source.part(self.first, tuple(map(jax.typeof, arrays)), domain).of_batch(arrays)
 
 
+def without_arrays(tree):
+    """A tree whose functions over data have none."""
+    return jax.tree.map(
+        lambda f: dataclasses.replace(f, arrays=()) if is_over_data(f) else f, tree, is_leaf=is_over_data
+    )
+
+
+def of_arrays(tree, arrays, source):
+    """A tree with other arrays, walked in another way, for its functions over data: a list of them all."""
+    arrays = iter(arrays)
+
+    def of_other(node):
+        return dataclasses.replace(node, arrays=tuple(next(arrays) for _ in node.types[0]), source=source)
+
+    return jax.tree.map(lambda node: of_other(node) if is_over_data(node) else node, tree, is_leaf=is_over_data)
+
+
 def _unpickle(parts, arrays, types, source, is_loss):
     if source.is_of_host:
         source.remember(parts[0])
+    types = tuple(tuple(map(jax.typeof, map(unlaid, batch))) for batch in types)  # on one device
     return OverData(parts, arrays, types, source, is_loss)
 
 
@@ -111,15 +130,23 @@ def over_data(function, tree, *operands):
     """The sum over batches of `function(tree at the batch, *operands)`, a tree of arrays."""
     functions = functions_over_data((tree, operands))
     source, arrays = functions[0].source, [array for f in functions for array in f.arrays]
-    without = jax.tree.map(
-        lambda f: dataclasses.replace(f, arrays=()) if is_over_data(f) else f, (tree, operands), is_leaf=is_over_data
-    )
-    leaves, treedef = jax.tree.flatten(without)
+    leaves, treedef = jax.tree.flatten(without_arrays((tree, operands)))
     summand = Batchwise(function, treedef, functions[0].program, functions[0].origin)
-    batch = [struct(aval) for f in functions for aval in f.types[0]]
-    out = jax.eval_shape(lambda batch, leaves: summand.tree(batch, leaves), batch, leaves)
+    out = _types(summand, source, arrays, functions, leaves)
     types, out_tree = jax.tree.flatten(out)
     return out_tree.unflatten(total(summand, source, tuple(map(jax.typeof, types)), arrays, leaves))
+
+
+def _types(summand, source, arrays, functions, leaves):
+    """The types of the results of one batch, as a tree."""
+    if isinstance(source, Spread):
+
+        def of_part(arrays, leaves):
+            return summand.tree(source.each.batch(arrays, 0), leaves)
+
+        return jax.eval_shape(lambda *values: source.summed(of_part, *values), arrays, leaves)
+    batch = [struct(aval) for f in functions for aval in f.types[0]]
+    return jax.eval_shape(lambda *values: summand.tree(*values), batch, leaves)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,7 +36,8 @@ def entered(settings):
         for (name, context), value in zip(_CONTEXTS.items(), values, strict=True):
             if getattr(jax.config, name) != value:
                 stack.enter_context(context(value))
-        if jax.sharding.get_abstract_mesh() != mesh:
+        now = jax.sharding.get_abstract_mesh()
+        if now != mesh and not now.manual_axes:  # what each device does by itself is of the mesh that it is on
             stack.enter_context(jax.sharding.use_abstract_mesh(mesh))
         yield
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from linops.arrays import as_batch, to_device
 from linops.precision import SaidTogether
+from linops.processes import require_same, spans
 from linops.program.jaxpr.code import Code
 from linops.program.jaxpr.evaluate import struct
 
@@ -65,6 +66,10 @@ class Examples(Code):
 
     chunks = property(lambda self: self.count // self.size)
     rest = property(lambda self: self.count % self.size)
+
+    def of_a_shard(self):
+        """The chunks of one shard by itself."""
+        return Examples(self.size // self.shards, self.count // self.shards, self.is_mean)
 
     def batch(self, arrays, i):
         """The i-th chunk."""
@@ -170,7 +175,7 @@ class Stream(Code):
         if None not in steps:  # the sum of no batches
             steps[None] = compiled(lambda: [zeros for part in no_sum(types) for zeros in part], (), 0)
         state, count, running = steps[None](), np.float32(0), collections.deque()
-        for batch in self.batches():
+        for batch in self.batches(several=spans(operands)):
             key = tuple(array.shape for array in batch)
             if key not in steps:
                 step = _step(summand, self.is_mean, len(batch), len(operands))
@@ -182,16 +187,23 @@ class Stream(Code):
                 jax.block_until_ready(running.popleft()[0])
         return _in_all((state[: len(types)], state[len(types) :]), 1 / count if self.is_mean else None)
 
-    def batches(self):
-        """The batches of a pass, lists of arrays of the host or of the device."""
-        seen = []
+    def batches(self, several):
+        """The batches of a pass, lists of arrays of the host or of the device; the same in each of `several` processes.
+
+        Or they are arrays on devices of all, to which each process brings its part.
+        """
+        seen, is_first = [], several and self.checksums is None
         for batch, checksum in ahead(self._read()):
+            if is_first:
+                require_same(_bits([array.shape if spans(array) else _checksum(array) for array in batch]), self.name)
             if self.checksums is not None and self.checksums[len(seen) : len(seen) + 1] != [checksum]:
                 raise ValueError(self._other(f"another batch {len(seen)}"))
             seen.append(checksum)
             yield batch
         if len(seen) != len(self.checksums or seen) or not seen:
             raise ValueError(self._other(f"{len(seen)} batches in place of {len(self.checksums or ())}"))
+        if is_first:
+            require_same(_bits("no more"), self.name)
         self.checksums = seen
 
     def _read(self):
@@ -232,9 +244,15 @@ MOST_RUNNING, RUNNING_BYTES = 8, 2**25  # calls that are made before the first i
 
 def _checksum(array):
     """A number that another batch does not have, but by chance; the order of examples in a batch does not matter."""
+    if spans(array):
+        return tuple(_checksum(shard.data) for shard in array.addressable_shards)
     flat = np.ascontiguousarray(np.asarray(array)).reshape(-1).view(np.uint8)
     words = flat[: flat.size // 8 * 8].view(np.uint64)
     return int(np.add.reduce(words)), flat[words.size * 8 :].tobytes(), array.shape
+
+
+def _bits(value):
+    return np.frombuffer(repr(value).encode(), np.uint8)
 
 
 def _step(summand, is_mean, batch, operands):

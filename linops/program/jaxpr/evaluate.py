@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,9 @@ from linops.program.jaxpr.graph import Graph, Literal
 
 
 def struct(aval):
-    """The type of an array, its sharding included, for tracing."""
-    sharding = getattr(aval, "sharding", None)
-    sharding = sharding if sharding is not None and not sharding.mesh.empty else None
+    """The type of an array, its sharding included, for tracing: not in what each device of a mesh does by itself."""
+    sharding, by_itself = getattr(aval, "sharding", None), jax.sharding.get_abstract_mesh().manual_axes
+    sharding = None if sharding is None or sharding.mesh.empty or by_itself else sharding
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=getattr(aval, "weak_type", False), sharding=sharding)
 
 
@@ -27,7 +28,9 @@ def tangent_struct(aval):
 def place(values, avals):
     """Values with the shardings of types, where these lay them along axes of a mesh, as cotangents have to lie."""
     return [
-        jax.sharding.reshard(value, aval.sharding) if _is_sharded(aval) and not _is_at(value, aval) else value
+        jax.sharding.reshard(value, aval.sharding)
+        if _is_sharded(aval) and jax.typeof(value).sharding != aval.sharding
+        else value
         for value, aval in zip(values, avals, strict=True)
     ]
 
@@ -35,10 +38,6 @@ def place(values, avals):
 def _is_sharded(aval):
     sharding = struct(aval).sharding
     return sharding is not None and any(sharding.spec)
-
-
-def _is_at(value, aval):
-    return jax.typeof(value).sharding == aval.sharding
 
 
 def is_inexact(aval):
@@ -98,8 +97,8 @@ def _tanh_jvp(primals, tangents):
 
 def bind(equation, inputs):
     """Hand an equation to JAX."""
-    primitive = equation.primitive
-    with equation.context.manager:
+    primitive, mesh = equation.primitive, jax.sharding.get_abstract_mesh()
+    with equation.context.manager, jax.sharding.use_abstract_mesh(mesh) if mesh.manual_axes else nullcontext():
         outputs = primitive.bind(*inputs, **primitive.get_bind_params(equation.params))
     return outputs if primitive.multiple_results else [outputs]
 

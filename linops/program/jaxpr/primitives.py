@@ -158,6 +158,16 @@ def inlined(eqn, rules):
     return eqn.params["call_jaxpr"] if has_rule(eqn) and not rules else None
 
 
+def says_where(equation):
+    """Whether an equation lays arrays along axes of a mesh."""
+    specs = [getattr(value, "spec", ()) for value in equation.params.values()]
+    return equation.name in _LAYING or any(any(spec) for spec in specs if isinstance(spec, tuple))
+
+
+# A jitted function that is still one was told where its arguments lie, or its results.
+_LAYING = {"jit", "pjit", "shard_map", "sharding_constraint", "reshard", "mesh_cast"}
+
+
 def _placements(params):
     return (*params["in_shardings"], *params["out_shardings"], *params["in_layouts"], *params["out_layouts"])
 
