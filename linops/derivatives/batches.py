@@ -102,7 +102,7 @@ class Data:
     def _by_device(self):
         """The same, where each device goes over its own examples in chunks; None where they do not lie so."""
         laid = None if self.source.is_of_host else layout(jax.tree.leaves(self.arrays))
-        if laid is None or self.source.size == self.source.count:
+        if laid is None or laid[-1] == 1 or self.source.size == self.source.count:
             return None
         *parts, whole = self.batches
         source = Spread(self.source.of_a_shard(), *laid)

@@ -170,7 +170,7 @@ class Function:
     def trace(cls, f, domain, args=(), what="f", through=None, like=None, batch=None):
         """Trace `f(x, *args)` for x in the Space `domain`. Arrays and floats in `args` are data, all else is code.
 
-        With a `batch`, a tree of types, it is `f(x, batch, *args)`.
+        With a `batch`, a tree of types, it is `f(x, batch, *args)`, of args on one device where x is.
         `through(f)` is traced instead of f where it is given, a picklable function of functions. `like` is an element
         of the domain, of arrays that may lie on several devices.
         """
@@ -189,7 +189,8 @@ class Function:
 
             with jax_settings.entered(settings):
                 x = domain.struct if like is None else jax.tree.map(lambda leaf: struct(jax.typeof(leaf)), like)
-                closed, value = _make_jaxpr(flat, what)(x, batch, data)
+                given = data if batch is None or like is not None else [*map(unlaid, map(jax.typeof, data))]
+                closed, value = _make_jaxpr(flat, what)(x, batch, given)
                 program, consts = program_of(closed, points=len(jax.tree.leaves(x)), settle=True)
             for const in consts:
                 _require_value(const, what)
@@ -207,7 +208,7 @@ class Function:
 
 def unlaid(aval):
     """The type of an array that does not say where it lies."""
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=getattr(aval, "weak_type", False))
 
 
 def _require_value(const, what):

@@ -98,6 +98,7 @@ def can_be_spread(function, x, source, arrays):
         return False
     held = {axis for leaf in jax.tree.leaves((x, function.consts, function.args)) for axis in _axes(leaf)}
     if source.mesh.explicit_axes:
+        held.update(axis for const in function.consts for axis in jax.typeof(const).sharding.mesh.axis_names)
         return not held and all({*_axes(array)} <= {*source.axes} for array in arrays)
     return held.isdisjoint(source.axes)
 
