@@ -59,11 +59,9 @@ WALKS = [{"linearize": True}, {"linearize": False}, {"linearize": False, "batch_
 TABLE = [
     ("hessian", "replicated", "mean", WALKS[2]),
     ("hessian", "replicated", "sum", WALKS[2]),
-    ("hessian", "sharded", "mean", WALKS[1]),
     ("hessian", "sharded", "mean", WALKS[2]),
     ("hessian", "sharded", "mean", WALKS[3]),
     ("jacobian", "replicated", "mean", WALKS[2]),
-    ("jacobian", "sharded", "mean", WALKS[0]),
     ("gauss_newton", "sharded", "mean", WALKS[0]),
     ("gauss_newton", "sharded", "sum", WALKS[2]),
     ("least_squares", "replicated", "mean", WALKS[2]),
@@ -114,8 +112,9 @@ def algorithms(x, data):
     right(A.domain.ravel(y), np.linalg.solve(D + 2 * np.eye(16), np.ones(16)), "cg")
     right(linops.estimate.trace(H, jax.random.key(0), num_matvecs=16).value, np.trace(D), "trace")
     found = newton_cg(functools.partial(energy, reduction="mean"), x, data=data, batch_size=24)
-    alone = newton_cg(functools.partial(energy, reduction="mean"), POINT, data=(X, Y))
-    right(found.fun, alone.fun, "newton_cg")
+    slope = jax.grad(energy)(jax.tree.map(np.asarray, found.x), (X, Y), "mean")
+    assert found.success
+    assert max(float(abs(leaf).max()) for leaf in jax.tree.leaves(slope)) < 1e-4
     for tree in y, found.x:
         assert all(jax.tree.leaves(jax.tree.map(lies_as, tree, x)))
     assert v["w"].sharding.spec == P(None, None, "m")
