@@ -19,7 +19,7 @@ def spans(tree):
 
 def gathered(array):
     """An array of which each process has the whole."""
-    if array.is_fully_addressable or array.is_fully_replicated:
+    if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
         return array
     return _multihost().process_allgather(array, tiled=True)
 

@@ -30,6 +30,7 @@ from linops.linalg.solves import (
     solve,
 )
 from linops.linalg.systems import Right, limits, square_system
+from linops.processes import gathered
 from linops.space import combination
 
 RESTART = 20  # vectors of the Krylov space, by default, as in SciPy
@@ -157,7 +158,7 @@ class _ToldOfSpaces(Told):
     """Called where x is another one, after each space."""
 
     def is_news(self, glimpse):
-        before, self.seen = self.seen, [np.asarray(leaf) for leaf in jax.tree.leaves(glimpse.x)]
+        before, self.seen = self.seen, [np.asarray(gathered(leaf)) for leaf in jax.tree.leaves(glimpse.x)]
         return not all(map(np.array_equal, self.seen, before)) if before else any(map(np.any, self.seen))
 
 

@@ -21,6 +21,7 @@ from linops.linalg.systems import Right
 from linops.matrix import Diagonal, Identity, Matrix
 from linops.node import static
 from linops.precision import real_dtype
+from linops.processes import gathered, require_same, spans
 from linops.products import concrete, dense_matrix, is_traced, shorter_dense_matrix
 from linops.program.staged import Flat
 
@@ -192,10 +193,11 @@ class Solving(Door):
         self._is_heard = bool(inverse.operator._listeners())
 
     def _of_vector(self, v):
-        return np.array(self._on_device(jnp.asarray(v)))
+        if spans(self._inverse):
+            require_same(v, f"the vector that {self.name} multiplies")
+        return np.array(gathered(self._on_device(jnp.asarray(v))))
 
-    def _of_block(self, block):
-        return np.array(self._on_device(jnp.asarray(block)))
+    _of_block = _of_vector
 
     def _of_diagonal(self, block, start):
         product = self._of_block(block)

@@ -12,6 +12,7 @@ from linops.derivatives.jacobian import Jacobian
 from linops.derivatives.map import Map
 from linops.optimize.points import Evaluated, Moving, values, values_and_matrix, weighted
 from linops.optimize.vectors import Vectors
+from linops.processes import gathered
 
 
 def for_vectors(constraints, x0, vectors):
@@ -70,10 +71,10 @@ class _Constraint:
         return NonlinearConstraint(self.fun, lower, upper, jac=self.jac, hess=self.hess, keep_feasible=keep_feasible)
 
     def fun(self, x):
-        return np.array(self._values(self._point(x))[0], float)
+        return np.array(gathered(self._values(self._point(x))[0]), float)
 
     def jac(self, x):
-        return np.array(self._matrix(self._point(x))[1], float)
+        return np.array(gathered(self._matrix(self._point(x))[1]), float)
 
     def hess(self, x, v):
         weights = np.frombuffer(self.values.narrowed(v), self.values.space.dtype)

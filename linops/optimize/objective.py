@@ -11,6 +11,7 @@ from linops.door import all_finite
 from linops.optimize.constraints import for_vectors
 from linops.optimize.points import Evaluated, Moving, is_light, product, second_order, value_and_gradient
 from linops.optimize.vectors import Vectors
+from linops.processes import gathered
 from linops.realify import any_complex
 
 
@@ -138,7 +139,7 @@ class Objective:
         elif is_new:
             value, gradient = self._first(point.vector)
         if is_new:  # of two programs that round differently, what came first
-            point.value, point.gradient = _without_nan(float(value)), np.asarray(gradient)
+            point.value, point.gradient = _without_nan(float(value)), np.asarray(gathered(gradient))
             if key == self.x0.tobytes():
                 self._require_finite(point)
         return point

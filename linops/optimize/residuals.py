@@ -6,6 +6,7 @@ from linops.derivatives.jacobian import Jacobian
 from linops.derivatives.map import Map
 from linops.optimize.points import Evaluated, Moving, first_order, values, values_and_matrix
 from linops.optimize.vectors import Vectors
+from linops.processes import gathered
 
 
 class Residuals:
@@ -26,7 +27,7 @@ class Residuals:
 
     def fun(self, x):
         """The values, a vector."""
-        found = np.array(self._values(self._vector(x))[0], float)
+        found = np.array(gathered(self._values(self._vector(x))[0]), float)
         self.require_finite(x, found)
         return found
 
@@ -36,7 +37,7 @@ class Residuals:
 
     def matrix(self, x):
         """The dense Jacobian."""
-        return np.array(self._matrix(self._vector(x))[1], float)
+        return np.array(gathered(self._matrix(self._vector(x))[1]), float)
 
     def pull(self, x, w):
         """The product of the transpose of the Jacobian with a vector."""

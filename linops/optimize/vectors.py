@@ -11,6 +11,7 @@ import numpy as np
 from scipy.optimize import Bounds, OptimizeResult
 
 from linops.arrays import brief
+from linops.processes import gathered
 from linops.realify import join
 from linops.space import Space
 
@@ -35,7 +36,7 @@ class Vectors:
 
     def vector(self, tree):
         """The vector of an element of the Space, in arrays of the device."""
-        leaves = [np.asarray(leaf).ravel() for leaf in jax.tree.leaves(tree)]
+        leaves = [np.asarray(gathered(leaf)).ravel() for leaf in jax.tree.leaves(tree)]
         return np.concatenate(leaves).astype(self.space.dtype)
 
     def tree(self, vector, dtype=None):

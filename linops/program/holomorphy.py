@@ -31,8 +31,8 @@ from linops.space import pair_of
 def trace_linear(f, x, domain, args, what="f", realify=False, through=None, batch=None, placed=True):
     """Trace f at x, of the Space `domain`; realified where its derivative is not complex-linear, or as asked.
 
-    `through(f)` is traced instead of f where it is given. With a `batch`, a tree of types, f is f(x, batch, *args). If not `placed`,
-    x is taken to lie on one device.
+    `through(f)` is traced instead of f where it is given. With a `batch`, a tree of types, f is f(x, batch, *args).
+    If not `placed`, x is taken to lie on one device.
 
     Returns the Function, the point in its domain, and `domain` if f is realified, else None.
     """
@@ -42,7 +42,9 @@ def trace_linear(f, x, domain, args, what="f", realify=False, through=None, batc
     if not realify and _is_complex_linear(function, domain, values, batch):
         return function, x, None
     if any_complex(domain):
-        function = trace(realified_space(domain), through=After(OnPairs(domain), through), like=pair_of(x) if placed else None)
+        function = trace(
+            realified_space(domain), through=After(OnPairs(domain), through), like=pair_of(x) if placed else None
+        )
     elif any_complex(values):
         function = trace(domain, through=After(OnPairs(None), through), like=x if placed else None)
     if any_complex(values):
