@@ -131,7 +131,7 @@ def life():
         "at another point": tests("laws/test_points.py").MOVED,
         "built inside `jit`, `vmap` of `jit` and `grad`": transformations.NAMES,
         "an argument of `jit`, `vmap` and `scan`, and returned from them": transformations.AS_ARGUMENTS,
-        f"under settings of JAX: {', '.join(settings.SETTINGS)}": settings.NAMES,
+        f"under settings of JAX: {', '.join(settings.SETTINGS)}": " ".join(settings.PAIRS).split(),
         "on a mesh of four devices": zoo.where(made_for="devices"),
         "used by eight threads at once, pickled for a new process": tests("test_door.py").IN_THREADS,
     }
