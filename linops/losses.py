@@ -40,6 +40,15 @@ class Loss:
         self._require_array(outputs)
         return self._factor(outputs) * jnp.sum(self.each(outputs, targets))
 
+    def require_reduction(self, is_mean):
+        """Refuse another one over data than that of the loss: batches of other sizes would make another matrix."""
+        if (self.reduction == "mean") != is_mean:
+            other = "mean" if is_mean else "sum"
+            raise ValueError(
+                f"got {self} over data with reduction={other!r}, expected one for both: pass {type(self).__name__}"
+                f"({other!r}), or reduction={self.reduction!r}"
+            )
+
     def hessian(self, outputs):
         """The Hessian at outputs, an operator on arrays like them; targets do not enter it."""
         self._require_array(outputs)
@@ -80,6 +89,8 @@ class SquaredError(Loss):
 class CrossEntropy(Loss):
     """Softmax cross-entropy of logits, along the last axis, with integer labels: a categorical distribution.
 
+    A label that is none of the classes makes NaN of the value and of its derivatives.
+
     >>> round(float(CrossEntropy()(jnp.zeros((2, 4)), jnp.array([0, 3]))) / math.log(4), 5)
     1.0
     """
@@ -94,7 +105,8 @@ class CrossEntropy(Loss):
                 f"{list(outputs.shape)}, expected integer labels of shape {list(outputs.shape[:-1])}"
             )
         picked = jnp.take_along_axis(outputs, targets[..., None], axis=-1)[..., 0]
-        return jax.nn.logsumexp(outputs, axis=-1) - picked
+        is_class = (targets >= 0) & (targets < outputs.shape[-1])
+        return jnp.where(is_class, 1, jnp.nan) * (jax.nn.logsumexp(outputs, axis=-1) - picked)
 
     def curvature(self, outputs):
         return SoftmaxHessian(jax.nn.softmax(outputs, axis=-1))

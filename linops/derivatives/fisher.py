@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -33,6 +33,9 @@ class Fisher(GaussNewton):
       exponential families in natural parameters, it is the Gauss-Newton matrix.
     - "sampled": the mean over some targets drawn from the model, an unbiased estimate of it.
     - "empirical": of the targets in the data, which is no estimate of it, unless the model fits the data.
+
+    Where an example has several rows, as the tokens of a sequence for `linops.losses.CrossEntropy`, its likelihood is
+    that of all of them, and a mean is over rows, as in the loss.
 
     Parameters
     ----------
@@ -76,6 +79,7 @@ class Fisher(GaussNewton):
 
     scores: Function | OverData | None
     is_sum: bool = static()  # over examples, in place of their mean
+    likelihood: Loss | None = static()  # one whose rows are known
 
     def __init__(
         self, f, x, loss, *, data, args=(), wrt=None, batch_size=None, reduction="mean", kind="exact", key=None,
@@ -85,7 +89,7 @@ class Fisher(GaussNewton):
         options = {"args": args, "wrt": wrt, "linearize": linearize, "check_finite": check_finite}
         if kind == "exact":
             super().__init__(f, x, loss, data=data, batch_size=batch_size, reduction=reduction, **options)
-            vars(self).update(scores=None, is_sum=reduction == "sum")
+            vars(self).update(scores=None, is_sum=reduction == "sum", likelihood=None)
             return
         is_sampled = kind == "sampled"
         data = read(_numbered(data) if is_sampled else data, batch_size, reduction)
@@ -94,6 +98,9 @@ class Fisher(GaussNewton):
         if any_complex(self.function.codomain):
             raise TypeError("Fisher got f with complex values, expected real ones: the parameters of likelihoods")
         of_scores = of_scores.like(self.function.source)
+        if isinstance(loss, Loss):
+            loss.require_reduction(data.source.is_mean)
+            loss = dataclasses.replace(loss, reduction="sum")  # one likelihood of all rows of an example
         scores = Scores(loss, int(num_samples) if is_sampled else None)
         keys = (jax.random.key_data(as_key(key, "Fisher")),) if is_sampled else ()
         traced = [
@@ -101,15 +108,18 @@ class Fisher(GaussNewton):
             for part, batch in zip(self.function.parts, of_scores.batches, strict=True)
         ]
         vars(self).update(scores=of_scores.over(traced, is_loss=True), is_mean=False, is_sum=reduction == "sum")
+        vars(self).update(likelihood=loss if isinstance(loss, Loss) else None)
 
     positive_semidefinite = True
 
     def _weight(self):
         if self.scores is None:
             return super()._weight()
-        scores = self.scores(self.function(self.x))
+        outputs = self.function(self.x)
+        scores = self.scores(outputs)
         samples, examples = jax.tree.leaves(scores)[0].shape[:2]
-        return Outer(scores, jnp.asarray(1 / (samples * (1 if self.is_sum else examples))))
+        rows = examples if self.likelihood is None else self.likelihood.rows(outputs)
+        return Outer(scores, jnp.asarray(1 / (samples * (1 if self.is_sum else rows))))
 
 
 def _require_kind(kind, loss, key, num_samples):
@@ -195,6 +205,8 @@ def _flat(rows):
 
 def _numbered(data):
     """Pairs (inputs, (targets, numbers)), with a number for each example."""
+    if isinstance(data, Iterator) or not (hasattr(data, "__iter__") or callable(data)):
+        return data  # which is refused
     if isinstance(data, tuple) and len(data) == 2:
         inputs, targets = data
         count = np.shape(jax.tree.leaves(data)[0])[0]
@@ -210,7 +222,11 @@ class NumberedBatches:
 
     def __iter__(self):
         start = 0
-        for inputs, targets in self.batches if hasattr(self.batches, "__iter__") else self.batches():
+        for batch in self.batches if hasattr(self.batches, "__iter__") else self.batches():
+            if not (isinstance(batch, tuple | list) and len(batch) == 2):
+                yield batch  # which is refused
+                continue
+            inputs, targets = batch
             count = np.shape(jax.tree.leaves(inputs)[0])[0]
             yield inputs, (targets, np.arange(start, start + count, dtype=np.int32))
             start += count

@@ -80,6 +80,8 @@ class GaussNewton(Expanded):
         of_model = of_model and of_model.of_examples(loss is None)
         traced = Map.trace(f, x, args, realify=loss is not None, data=of_model, wrt=wrt, operator=type(self).__name__)
         known = loss if isinstance(loss, Loss) else None
+        if known is not None and data is not None:
+            known.require_reduction(data.source.is_mean)
         is_traced = loss is not None and (known is None or of_loss is not None)
         vars(self).update(map=traced, known=known, loss=_traced_losses(loss, traced, of_loss) if is_traced else None)
         vars(self).update(keep=linearize, check_finite=check_finite)

@@ -191,7 +191,7 @@ class Function:
                 x = domain.struct if like is None else jax.tree.map(lambda leaf: struct(jax.typeof(leaf)), like)
                 given = data if batch is None or like is not None else [*map(unlaid, map(jax.typeof, data))]
                 closed, value = _make_jaxpr(flat, what)(x, batch, given)
-                program, consts = program_of(closed, points=len(jax.tree.leaves(x)), settle=True)
+                program, consts = program_of(closed, keep_rules=True, points=len(jax.tree.leaves(x)), settle=True)
             for const in consts:
                 _require_value(const, what)
             if error := program.failing_rule(len(jax.tree.leaves(x))):

@@ -6,6 +6,7 @@ import dataclasses
 import queue
 import threading
 import time
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import numpy as np
 from linops.arrays import as_batch, to_device
 from linops.precision import SaidTogether
 from linops.processes import require_same, spans
+from linops.program import settings as jax_settings
 from linops.program.jaxpr.code import Code
 from linops.program.jaxpr.evaluate import struct
 
@@ -30,6 +32,12 @@ def no_sum(types):
 
 def with_terms(state, terms):
     """A sum with one more term for each of its parts."""
+    shapes = [[part.shape for part in parts] for parts in (state[0], terms)]
+    if shapes[0] != shapes[1]:
+        raise TypeError(
+            f"got f over data with values of shapes {shapes[1]} for one batch and of {shapes[0]} for another, expected "
+            "those of a mean or sum over the examples, whatever the batch"
+        )
     results = [_two_sum(total, term) for total, term in zip(state[0], terms, strict=True)]
     return [total for total, _ in results], [a + b for a, (_, b) in zip(state[1], results, strict=True)]
 
@@ -123,9 +131,10 @@ class Stream(Code):
 
     def __init__(self, data, is_mean, name):
         self.data, self.is_mean, self.name = data, is_mean, name
-        self.treedef = self.checksums = self._dtypes = None
-        self.wide = jax.config.jax_enable_x64
+        self.treedef = self.checksums = self._dtypes = self._opening = None
+        self.settings = jax_settings.current()
         self._parts, self._sources, self._steps = {}, {}, {}
+        self.cache = {}  # of what is staged with it, which dies with it
         self.types = self._first()
 
     def __repr__(self):
@@ -135,17 +144,25 @@ class Stream(Code):
         return Stream, (self.data, self.is_mean, self.name)
 
     def iterate(self):
-        """A pass."""
-        return iter(self.data) if hasattr(self.data, "__iter__") else iter(self.data())
+        """A pass, also in a thread under the settings of JAX that the operator was made in."""
+        with jax_settings.entered(self.settings):
+            iterator = iter(self.data if hasattr(self.data, "__iter__") else self.data())
+        while True:
+            with jax_settings.entered(self.settings):
+                batch = next(iterator, iterator)
+            if batch is iterator:
+                return
+            yield batch
 
     def _first(self):
         """The types of the first batch, which are those of all but for their lengths."""
         for batch in self.iterate():
             leaves, self.treedef = jax.tree.flatten(batch)
-            with jax.enable_x64(self.wide), SaidTogether():
+            with jax_settings.entered(self.settings), SaidTogether():
                 arrays = [to_device(leaf, "data") for leaf in leaves]
             self._require_examples(arrays)
             self._dtypes = [array.dtype for array in arrays]
+            self._opening = self._checksums(leaves)[1]
             return tuple(map(jax.typeof, arrays))
         raise ValueError(f"{self.name} has no batches, expected at least one: of a generator pass the function")
 
@@ -161,7 +178,8 @@ class Stream(Code):
         if key not in self._parts:
             source = self._sources[first.program]
             source = dataclasses.replace(source, domain=domain or source.domain)
-            self._parts[key] = source.trace(first.args, tuple(map(struct, types)))
+            with jax.ensure_compile_time_eval():  # it is kept: arrays, not tracers of a step that is traced now
+                self._parts[key] = source.trace(first.args, tuple(map(struct, types)))
         return self._parts[key].replaced(args=first.args)
 
     # A pass.
@@ -174,15 +192,16 @@ class Stream(Code):
         steps = self._steps.setdefault((summand, tuple(map(jax.typeof, operands)), jax.config.jax_enable_x64), {})
         if None not in steps:  # the sum of no batches
             steps[None] = compiled(lambda: [zeros for part in no_sum(types) for zeros in part], (), 0)
-        state, count, running = steps[None](), np.float32(0), collections.deque()
+        state, count, running = steps[None](), 0, collections.deque()
         for batch in self.batches(several=spans(operands)):
             key = tuple(array.shape for array in batch)
             if key not in steps:
                 step = _step(summand, self.is_mean, len(batch), len(operands))
-                avals = tuple(map(jax.typeof, [count, *batch, *operands, *state]))
+                avals = tuple(map(jax.typeof, [*batch, *operands, *state]))
                 steps[key] = compiled(step, avals, len(state))
-            count, *state = steps[key](count, *batch, *operands, *state)
-            running.append((count, sum(array.nbytes for array in batch)))
+            done, *state = steps[key](*batch, *operands, *state)
+            count += batch[0].shape[0]
+            running.append((done, sum(array.nbytes for array in batch)))
             while len(running) > MOST_RUNNING or (len(running) > 1 and sum(n for _, n in running) > RUNNING_BYTES):
                 jax.block_until_ready(running.popleft()[0])
         return _in_all((state[: len(types)], state[len(types) :]), 1 / count if self.is_mean else None)
@@ -192,16 +211,17 @@ class Stream(Code):
 
         Or they are arrays on devices of all, to which each process brings its part.
         """
-        seen, is_first = [], several and self.checksums is None
+        seen, whole = [], self.checksums
+        known, is_first = whole or [self._opening], several and whole is None
         for batch, checksum in ahead(self._read()):
             if is_first:
                 require_same(_bits([array.shape if spans(array) else _checksum(array) for array in batch]), self.name)
-            if self.checksums is not None and self.checksums[len(seen) : len(seen) + 1] != [checksum]:
+            if (whole or not seen) and known[len(seen) : len(seen) + 1] != [checksum]:
                 raise ValueError(self._other(f"another batch {len(seen)}"))
             seen.append(checksum)
             yield batch
-        if len(seen) != len(self.checksums or seen) or not seen:
-            raise ValueError(self._other(f"{len(seen)} batches in place of {len(self.checksums or ())}"))
+        if len(seen) < len(known):
+            raise ValueError(self._other(f"{len(seen)} batches in place of {len(known)}"))
         if is_first:
             require_same(_bits("no more"), self.name)
         self.checksums = seen
@@ -214,14 +234,19 @@ class Stream(Code):
                     f"{self.name} gave a batch of structure {treedef} after one of {self.treedef}; expected all of one "
                     "structure"
                 )
-            arrays = [as_batch(leaf, dtype, self.name) for leaf, dtype in zip(leaves, self._dtypes, strict=True)]
+            arrays, checksums = self._checksums(leaves)
             self._require_examples(arrays)
             if [array.ndim for array in arrays] != [len(aval.shape) for aval in self.types]:
                 raise ValueError(
                     f"{self.name} gave a batch of shapes {[array.shape for array in arrays]} after one of "
                     f"{[aval.shape for aval in self.types]}; expected as many dimensions in all"
                 )
-            yield arrays, tuple(map(_checksum, arrays))
+            yield arrays, checksums
+
+    def _checksums(self, leaves):
+        """The arrays of a batch, and a checksum of each."""
+        arrays = [as_batch(leaf, dtype, self.name) for leaf, dtype in zip(leaves, self._dtypes, strict=True)]
+        return arrays, tuple(map(_checksum, arrays))
 
     def _require_examples(self, arrays):
         counts = {array.shape[:1] for array in arrays}
@@ -243,12 +268,12 @@ MOST_RUNNING, RUNNING_BYTES = 8, 2**25  # calls that are made before the first i
 
 
 def _checksum(array):
-    """A number that another batch does not have, but by chance; the order of examples in a batch does not matter."""
+    """A number that another batch does not have, but by chance; entries in another order are another batch."""
     if spans(array):
         return tuple(_checksum(shard.data) for shard in array.addressable_shards)
-    flat = np.ascontiguousarray(np.asarray(array)).reshape(-1).view(np.uint8)
-    words = flat[: flat.size // 8 * 8].view(np.uint64)
-    return int(np.add.reduce(words)), flat[words.size * 8 :].tobytes(), array.shape
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        array = jax.random.key_data(array)
+    return zlib.crc32(np.ascontiguousarray(np.asarray(array)).reshape(-1).view(np.uint8)), array.shape
 
 
 def _bits(value):
@@ -256,15 +281,18 @@ def _bits(value):
 
 
 def _step(summand, is_mean, batch, operands):
-    """A step of a pass: the sum with the terms of one batch, which is given by so many arrays, as operands are."""
+    """A step of a pass: the sum with the terms of one batch, which is given by so many arrays, as operands are.
 
-    def step(count, *arrays):
+    Beside the sum, whose memory the next step takes, there is a number to wait for.
+    """
+
+    def step(*arrays):
         terms = summand(list(arrays[:batch]), list(arrays[batch : batch + operands]))
         examples = arrays[0].shape[0]
         terms = [t * jnp.asarray(examples, _real(t)) for t in terms] if is_mean else terms
         state = arrays[batch + operands :]
         totals, lost = with_terms((state[: len(terms)], state[len(terms) :]), terms)
-        return [count + examples, *totals, *lost]
+        return [jnp.zeros(()), *totals, *lost]
 
     return step
 

@@ -17,6 +17,7 @@ from linops.program.jaxpr.graph import Graph, live_bytes, nbytes
 from linops.program.jaxpr.private import is_outermost
 from linops.program.pieces import in_pieces
 from linops.program.program import Program, only_run, program_of
+from linops.program.sources import Stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,16 +149,16 @@ def was_known(tree):
 
 
 def _cache_of(tree, treedef):
-    """Where to keep what is staged of a tree: with an opaque Program in it, as long as that lives, and no longer."""
+    """Where to keep what is staged of a tree: with an opaque part of it, as long as that lives, and no longer."""
     if treedef in _plain:
         return _staged
 
-    def program_in(node):
-        found = getattr(node, "program", None)
-        return found if isinstance(found, Program) else None
+    def part_in(node):
+        parts = getattr(node, "source", None), getattr(node, "program", None)
+        return next((part for part in parts if isinstance(part, Stream | Program)), None)
 
-    found = map(program_in, jax.tree.leaves(tree, is_leaf=lambda node: program_in(node) is not None))
-    opaque = [program for program in found if program and program.opaque]
+    found = map(part_in, jax.tree.leaves(tree, is_leaf=lambda node: part_in(node) is not None))
+    opaque = [part for part in found if part and part.opaque]
     if opaque:
         return opaque[0].cache.setdefault("staged", _Recent(64))
     with _staged.lock:

@@ -1,6 +1,7 @@
 """Operators over data: arrays in chunks, and batches of the host, beside the same function of all data at once."""
 
 import pickle
+import time
 
 import jax
 import jax.numpy as jnp
@@ -206,6 +207,36 @@ def test_pickles_hold_their_data():
         assert np.array_equal(again @ VECTOR, H @ VECTOR)
 
 
+def test_a_mean_of_batches_has_all_digits(x64):
+    """Those of float64: the number of examples is one, and what a loader makes in a thread has them as well."""
+    wide = X.astype(float)
+
+    class Slow(Loader):
+        def __iter__(self):
+            for batch in pieces(self.data):
+                time.sleep(1e-3)
+                yield jnp.asarray(batch)
+
+    at = jax.tree.map(lambda a: a.astype(float), P)
+    expected = linops.Hessian(energy, at, data=wide) @ VECTOR.astype(float)
+    H = linops.Hessian(energy, at, data=Slow(wide))
+    with jax.enable_x64(False):
+        for _ in range(2):
+            assert np.allclose(H @ VECTOR.astype(float), expected, rtol=1e-14, atol=1e-15)
+
+
+def test_batches_may_hold_random_keys():
+    keys = jax.random.split(jax.random.key(3), COUNT)
+
+    def noisy(x, batch):
+        rows, keys = batch
+        return energy(x, rows + jax.vmap(lambda key: jax.random.normal(key, (3,)))(keys))
+
+    expected = linops.Hessian(lambda x: noisy(x, (X, keys)), P) @ VECTOR
+    for data, options in (pieces((X, keys)), {}), ((X, keys), {"batch_size": 5, "linearize": False}):
+        assert np.allclose(linops.Hessian(noisy, P, data=data, **options) @ VECTOR, expected, atol=1e-5)
+
+
 class Shuffled(Loader):
     def __iter__(self):
         return iter(pieces(self.data[RNG.permutation(COUNT)]))
@@ -217,6 +248,24 @@ class Fewer(Loader):
     def __iter__(self):
         self.passes += 1
         return iter(pieces(self.data)[: 5 if self.passes <= 2 else 3])
+
+
+class Flipping(Loader):
+    """The same numbers in other places."""
+
+    def __iter__(self):
+        self.passes += 1
+        return iter(pieces(self.data[:, ::-1] if self.passes > 2 else self.data))
+
+
+class Once:
+    """Such as tqdm makes of a generator: it looks as if it could be gone through again."""
+
+    def __init__(self, data):
+        self.rest = iter(pieces(data))
+
+    def __iter__(self):
+        yield from self.rest
 
 
 class Failing(Loader):
@@ -243,6 +292,9 @@ def test_what_is_no_data_is_refused():
         ([X, {"x": X}], {}, ValueError, "expected all of one structure"),
         ([X, X.astype(np.float16)], {}, ValueError, "expected all alike"),
         (Shuffled(X), {}, ValueError, "of a loader that shuffles or augments, pass one that does not"),
+        (Flipping(X.astype(np.float64)), {}, ValueError, "gave another batch 0 in a later pass"),
+        (Once(X), {}, ValueError, "of a generator, the function that makes it"),
+        (Once(X[:5]), {}, ValueError, "0 batches in place of 1"),
         (Fewer(X), {}, ValueError, "3 batches in place of 5"),
         (Failing(X), {}, OSError, "the disk is gone"),
     ]:
@@ -250,6 +302,8 @@ def test_what_is_no_data_is_refused():
             product(data, **options)
     with pytest.raises(ValueError, match="expected a common leading axis, of examples"):
         linops.GaussNewton(features, P, misfit, data=[(X, Y), (X, Y[:3])]) @ VECTOR
+    with pytest.raises(TypeError, match=r"values of shapes \[\(1,\)\] for one batch and of \[\(3,\)\] for another"):
+        linops.Jacobian(lambda x, batch: jnp.mean(batch, 0) * x["b"], P, data=[X, X[:, :1]]) @ VECTOR
     with pytest.raises(TypeError, match="expected a row of each value for each example"):
         linops.GaussNewton(moments, P, data=X)
     with pytest.raises(TypeError, match=r"expected pairs, \(inputs, targets\)"):

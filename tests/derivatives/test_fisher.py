@@ -80,6 +80,36 @@ def test_fisher_matrices_are_those_of_the_likelihood(kind, reduction):
 DIRECTION = np.ones(WIDTH * OUTPUTS + OUTPUTS, np.float32)
 
 
+def test_an_example_of_several_rows_is_one_likelihood():
+    """Sequences: a mean is over all tokens, and for any kind it is the same."""
+    labels = RNG.integers(0, OUTPUTS, (COUNT, 2))
+
+    def tokens(p, inputs):
+        return jnp.stack([model(p, inputs), model(p, inputs**2)], axis=1)
+
+    flat, unravel = jax.flatten_util.ravel_pytree(P)
+    loss = losses.CrossEntropy("sum")
+    gradient = jax.grad(lambda q, x, label: loss(tokens(unravel(q), x[None]), label[None]))
+    gradients = np.asarray(jax.vmap(gradient, (None, 0, 0))(flat, X, labels))
+    options = {"data": (X, labels), "batch_size": 5}
+    empirical = linops.Fisher(tokens, P, losses.CrossEntropy(), **options, kind="empirical")
+    assert near(empirical, gradients.T @ gradients / labels.size)
+    drawn = {"kind": "sampled", "key": jax.random.key(0), "num_samples": 400}
+    exact = linops.Fisher(tokens, P, losses.CrossEntropy(), **options)
+    sampled = linops.Fisher(tokens, P, losses.CrossEntropy(), **options, **drawn)
+    assert np.isclose(np.trace(sampled.toarray()), np.trace(exact.toarray()), rtol=0.05)
+
+
+def test_labels_that_are_no_classes_are_not_taken_for_some():
+    for label in -1, -100, OUTPUTS:
+        loss = losses.CrossEntropy()
+        outputs, labels = jnp.ones((2, OUTPUTS)), np.array([0, label])
+        assert np.isnan(loss(outputs, labels))
+        assert np.isnan(jax.grad(loss)(outputs, labels)[1]).all()
+        with pytest.raises(FloatingPointError, match="has NaN or Inf"):
+            linops.Fisher(model, P, loss, data=(X[:2], labels), kind="empirical") @ DIRECTION
+
+
 def test_what_is_no_likelihood_is_refused():
     data, loss = (X, NORMAL), losses.SquaredError()
     for options, error, words in [
@@ -91,6 +121,13 @@ def test_what_is_no_likelihood_is_refused():
     ]:
         with pytest.raises(error, match=words):
             linops.Fisher(model, P, **{"loss": loss, "data": data, **options})
+    sampled = {"kind": "sampled", "key": jax.random.key(0)}
+    for data_of_host, words in (iter([data]), "used up after one pass"), ([(X, X, X)], r"expected pairs, \(inputs"):
+        with pytest.raises(TypeError, match=words):
+            linops.Fisher(model, P, loss, data=data_of_host, **sampled)
+    for options in {}, {"kind": "empirical"}:
+        with pytest.raises(ValueError, match="over data with reduction='sum', expected one for both"):
+            linops.Fisher(model, P, loss, data=data, reduction="sum", **options)
     with pytest.raises(TypeError, match="expected integer labels of shape"):
         linops.GaussNewton(model, P, losses.CrossEntropy(), data=data)
     with pytest.raises(ValueError, match="got reduction='max', expected 'mean' or 'sum'"):
