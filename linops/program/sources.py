@@ -194,6 +194,8 @@ class Stream(Code):
             steps[None] = compiled(lambda: [zeros for part in no_sum(types) for zeros in part], (), 0)
         state, count, running = steps[None](), 0, collections.deque()
         for batch in self.batches(several=spans(operands)):
+            if not batch[0].shape[0]:
+                continue  # what f makes of no examples, as of a mean, may be NaN
             key = tuple(array.shape for array in batch)
             if key not in steps:
                 step = _step(summand, self.is_mean, len(batch), len(operands))
@@ -204,6 +206,8 @@ class Stream(Code):
             running.append((done, sum(array.nbytes for array in batch)))
             while len(running) > MOST_RUNNING or (len(running) > 1 and sum(n for _, n in running) > RUNNING_BYTES):
                 jax.block_until_ready(running.popleft()[0])
+        if not count:
+            raise ValueError(f"{self.name} have no examples, expected at least one")
         return _in_all((state[: len(types)], state[len(types) :]), 1 / count if self.is_mean else None)
 
     def batches(self, several):
@@ -245,7 +249,8 @@ class Stream(Code):
 
     def _checksums(self, leaves):
         """The arrays of a batch, and a checksum of each."""
-        arrays = [as_batch(leaf, dtype, self.name) for leaf, dtype in zip(leaves, self._dtypes, strict=True)]
+        with jax_settings.entered(self.settings):
+            arrays = [as_batch(leaf, dtype, self.name) for leaf, dtype in zip(leaves, self._dtypes, strict=True)]
         return arrays, tuple(map(_checksum, arrays))
 
     def _require_examples(self, arrays):

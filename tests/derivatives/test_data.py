@@ -1,7 +1,10 @@
 """Operators over data: arrays in chunks, and batches of the host, beside the same function of all data at once."""
 
+import gc
 import pickle
 import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +57,7 @@ def sources(data, folder):
     for size in (1, 5, COUNT, 2 * COUNT):
         yield data, {"batch_size": size}
     yield jax.tree.map(jnp.asarray, data), {"batch_size": 6, "linearize": False}
-    yield pieces(data), {}
+    yield [*pieces(data), jax.tree.map(lambda a: a[:0], data)], {}
     yield Loader(data), {}
     yield lambda: iter(pieces(data)), {}
     yield of_disk(data, folder), {"batch_size": 7}
@@ -225,6 +228,78 @@ def test_a_mean_of_batches_has_all_digits(x64):
             assert np.allclose(H @ VECTOR.astype(float), expected, rtol=1e-14, atol=1e-15)
 
 
+@jax.custom_vjp
+def scaled_back(x):
+    return jnp.sin(x)
+
+
+scaled_back.defvjp(lambda x: (scaled_back(x), x), lambda x, ct: (2 * ct * jnp.cos(x),))
+
+
+@jax.custom_jvp
+def scaled_forth(x):
+    return jnp.sin(x)
+
+
+scaled_forth.defjvp(lambda primals, tangents: (scaled_forth(*primals), 3 * tangents[0] * jnp.cos(*primals)))
+MATRIX = RNG.normal(size=(3, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("rule", [scaled_back, scaled_forth])
+def test_functions_with_rules_and_arrays_of_their_own(rule):
+    """Also of batches of other sizes than the first, for which they are traced anew within a step."""
+
+    def f(x, batch):
+        return jnp.mean(rule(batch @ (MATRIX @ x["w"])) * x["b"])
+
+    whole = linops.Hessian(lambda x: f(x, X), P).toarray()
+    H = linops.Hessian(f, P, data=pieces(X))
+    assert np.allclose(H @ VECTOR, whole @ VECTOR, atol=1e-5)
+    assert np.allclose(H.toarray(), whole, atol=1e-5)
+    assert np.allclose((H @ H) @ VECTOR, whole @ (whole @ VECTOR), atol=1e-5)
+
+
+def test_loaders_that_move_numbers_are_others():
+    """Such as those that flip images, by whole words of memory."""
+    images = RNG.normal(size=(COUNT, 2, 2)).astype(np.float32)
+
+    class Flipping(Loader):
+        def __iter__(self):
+            self.passes += 1
+            return iter(pieces(self.data[:, ::-1] if self.passes > 2 else self.data))
+
+    H = linops.Hessian(lambda x, images: jnp.mean(images[:, 0] @ x**2), np.ones(2, np.float32), data=Flipping(images))
+    H @ VECTOR[:2]
+    with pytest.raises(ValueError, match="gave another batch 0 in a later pass"):
+        H @ VECTOR[:2]
+
+
+def test_threads_share_a_loader():
+    class Slow(Loader):
+        def __iter__(self):
+            for batch in pieces(self.data):
+                time.sleep(1e-3)
+                yield batch
+
+    H, expected = linops.Hessian(energy, P, data=Slow(X)), linops.Hessian(energy, P, data=X) @ VECTOR
+    with ThreadPoolExecutor(8) as pool:
+        for product in pool.map(lambda _: H @ VECTOR, range(8)):
+            assert np.allclose(product, expected, atol=1e-5)
+
+
+def test_data_die_with_their_operators():
+    def forgotten(loader, f):
+        H = linops.Hessian(f, P, data=loader)
+        (H @ H + H) @ VECTOR
+        jax.grad(lambda x: jnp.sum(H.at(x).mv(P)["w"]))(jax.tree.map(jnp.asarray, Q))
+        cg(H + 2 * linops.Identity(4), VECTOR)
+        return weakref.ref(loader), weakref.ref(f)
+
+    held = [forgotten(Loader(i * X), lambda x, batch, i=i: i * energy(x, batch)) for i in range(1, 4)]
+    gc.collect()
+    assert not [ref for refs in held for ref in refs if ref() is not None]
+
+
 def test_batches_may_hold_random_keys():
     keys = jax.random.split(jax.random.key(3), COUNT)
 
@@ -250,19 +325,11 @@ class Fewer(Loader):
         return iter(pieces(self.data)[: 5 if self.passes <= 2 else 3])
 
 
-class Flipping(Loader):
-    """The same numbers in other places."""
-
-    def __iter__(self):
-        self.passes += 1
-        return iter(pieces(self.data[:, ::-1] if self.passes > 2 else self.data))
-
-
 class Once:
     """Such as tqdm makes of a generator: it looks as if it could be gone through again."""
 
     def __init__(self, data):
-        self.rest = iter(pieces(data))
+        self.rest = iter(data)
 
     def __iter__(self):
         yield from self.rest
@@ -292,9 +359,9 @@ def test_what_is_no_data_is_refused():
         ([X, {"x": X}], {}, ValueError, "expected all of one structure"),
         ([X, X.astype(np.float16)], {}, ValueError, "expected all alike"),
         (Shuffled(X), {}, ValueError, "of a loader that shuffles or augments, pass one that does not"),
-        (Flipping(X.astype(np.float64)), {}, ValueError, "gave another batch 0 in a later pass"),
-        (Once(X), {}, ValueError, "of a generator, the function that makes it"),
-        (Once(X[:5]), {}, ValueError, "0 batches in place of 1"),
+        (Once(pieces(X)), {}, ValueError, "of a generator, the function that makes it"),
+        (Once([X]), {}, ValueError, "0 batches in place of 1"),
+        ([X[:0], X[:0]], {}, ValueError, "have no examples, expected at least one"),
         (Fewer(X), {}, ValueError, "3 batches in place of 5"),
         (Failing(X), {}, OSError, "the disk is gone"),
     ]:

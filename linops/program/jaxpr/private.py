@@ -24,6 +24,11 @@ def is_outermost():
     return getattr(jax._src.core, "trace_state_clean", lambda: False)()
 
 
+def keep_weakly(*types):
+    """Have JAX's caches of types hold parameters of these types weakly. Where it cannot, it keeps the last of them."""
+    getattr(jax._src.util, "weakref_cache_key_types", set()).update(types)
+
+
 def is_called_by_lapack():
     """Whether the caller's caller is a module of SciPy that takes the dtypes of LAPACK only."""
     return sys._getframe(2).f_globals.get("__name__") in _OF_LAPACK
