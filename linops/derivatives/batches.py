@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from linops.arrays import brief, to_device
@@ -228,12 +229,13 @@ def _of_batches(data, batch_size, is_mean):
 
 def _of_disk(data, count, batch_size, is_mean):
     size = min(count, batch_size or _chunk_of_disk(data, count))
+    data = jax.tree.map(_beside_disk, data)
     return _of_stream(Stream(_Slices(data, count, size), is_mean, "the batches of arrays on disk"))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Slices:
-    """Arrays on disk, read in pieces."""
+    """Arrays on disk, and of the host, read in pieces."""
 
     arrays: Any
     count: int
@@ -241,9 +243,19 @@ class _Slices:
 
     def __iter__(self):
         for start in range(0, self.count, self.size):
-            yield jax.tree.map(lambda leaf, start=start: np.array(leaf[start : start + self.size]), self.arrays)
+            yield jax.tree.map(lambda leaf, start=start: _piece(leaf[start : start + self.size]), self.arrays)
             for leaf in jax.tree.leaves(self.arrays):
                 _release(leaf)
+
+
+def _piece(array):
+    return array if isinstance(array, jax.Array) else np.array(array)
+
+
+def _beside_disk(leaf):
+    """An array of a device as one of the host, which cuts pieces without compiling; not so random keys."""
+    is_array = isinstance(leaf, jax.Array) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(leaf) if is_array else leaf
 
 
 def _release(array):

@@ -300,7 +300,26 @@ def test_data_die_with_their_operators():
     assert not [ref for refs in held for ref in refs if ref() is not None]
 
 
-def test_batches_may_hold_random_keys():
+def test_solutions_have_derivatives_over_data():
+    """In chunks, whose data are not differentiated; forward they may be."""
+    options = {"data": X, "batch_size": 5, "linearize": False}
+
+    def norm(H):
+        return jnp.sum(linops.inverse(H + 2 * linops.Identity(4), rtol=1e-6).mv(P)["w"] ** 2)
+
+    H = linops.Hessian(energy, P, **options)
+    found = jax.grad(lambda x: norm(H.at(x)))(jax.tree.map(jnp.asarray, Q))
+    expected = jax.grad(lambda x: norm(linops.Hessian(lambda x: energy(x, X), x)))(jax.tree.map(jnp.asarray, Q))
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: np.allclose(a, b, atol=1e-5), found, expected)))
+    makers = (
+        lambda data: linops.Hessian(energy, P, **{**options, "data": data}),
+        lambda data: linops.Hessian(lambda x: energy(x, data), P),
+    )
+    slopes = [jax.jvp(lambda data, make=make: make(data).mv(P)["w"], (X,), (X[::-1],))[1] for make in makers]
+    assert np.allclose(*slopes, atol=1e-5)
+
+
+def test_batches_may_hold_random_keys(tmp_path):
     keys = jax.random.split(jax.random.key(3), COUNT)
 
     def noisy(x, batch):
@@ -308,7 +327,9 @@ def test_batches_may_hold_random_keys():
         return energy(x, rows + jax.vmap(lambda key: jax.random.normal(key, (3,)))(keys))
 
     expected = linops.Hessian(lambda x: noisy(x, (X, keys)), P) @ VECTOR
-    for data, options in (pieces((X, keys)), {}), ((X, keys), {"batch_size": 5, "linearize": False}):
+    mapped = of_disk(X, tmp_path), keys
+    chunks = {"batch_size": 5, "linearize": False}
+    for data, options in (pieces((X, keys)), {}), ((X, keys), chunks), (mapped, {"batch_size": 5}):
         assert np.allclose(linops.Hessian(noisy, P, data=data, **options) @ VECTOR, expected, atol=1e-5)
 
 
@@ -381,7 +402,7 @@ def test_what_is_no_data_is_refused():
     with pytest.raises(TypeError, match="which come from the host; expected arrays as data= there"):
         jax.jit(lambda v: H @ v)(VECTOR)
     H = linops.Hessian(energy, P, data=X, batch_size=5)
-    with pytest.raises(TypeError, match="a derivative with respect to data= was asked for"):
+    with pytest.raises(TypeError, match="a gradient with respect to data= was asked for"):
         jax.grad(lambda H: jnp.sum(H @ VECTOR), allow_int=True)(H)
     with pytest.raises(TypeError, match="many operators; expected one: build the"):
         jax.vmap(lambda H: H @ VECTOR)(jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), H))

@@ -29,19 +29,22 @@ class Summand(Code):
 
 @dataclasses.dataclass(frozen=True)
 class Slope(Summand):
-    """The derivative of a summand along tangents of some operands, which follow the operands."""
+    """The derivative of a summand along tangents of some arrays of a batch and of some operands, which follow these."""
 
     inner: Summand
+    of_batch: tuple[int, ...]
     moving: tuple[int, ...]
 
     def __call__(self, batch, operands):
-        operands, tangents = operands[: -len(self.moving)], operands[-len(self.moving) :]
+        batch, along = _split(batch, len(self.of_batch))
+        operands, tangents = _split(operands, len(self.moving))
 
-        def of_moving(*moving):
-            return self.inner(batch, _put(operands, self.moving, moving))
+        def of_moving(parts, moving):
+            return self.inner(_put(batch, self.of_batch, parts), _put(operands, self.moving, moving))
 
+        at = [batch[i] for i in self.of_batch], [operands[i] for i in self.moving]
         with self.inner.within("forward"):
-            return jax.jvp(of_moving, [operands[i] for i in self.moving], list(tangents))[1]
+            return jax.jvp(of_moving, at, (along, tangents))[1]
 
     within = property(lambda self: self.inner.within)
 
@@ -81,6 +84,12 @@ class Rows(Summand):
         return jax.vmap(lambda *operands: self.inner(batch, operands), self.axes)(*operands)
 
     within = property(lambda self: self.inner.within)
+
+
+def _split(values, count):
+    """A list, and its last entries, so many."""
+    end = len(values) - count
+    return list(values[:end]), list(values[end:])
 
 
 def _put(values, places, others):
@@ -145,27 +154,26 @@ mlir.register_lowering(total_p, _lowered, cacheable=False)
 
 def _jvp(primals, tangents, *, summand, source, types, arrays):
     results = total_p.bind(*primals, summand=summand, source=source, types=types, arrays=arrays)
-    _refuse_tangents(tangents[:arrays])
-    tangents = tangents[arrays:]
-    moving = tuple(i for i, tangent in enumerate(tangents) if type(tangent) is not ad.Zero)
-    moved = [i for i, aval in enumerate(types) if is_inexact(aval)]
-    assert len(moved) == len(types), "sums are of floating point"
-    slope = Slope(summand, moving)
-    along = [tangents[i] for i in moving]
-    changes = total_p.bind(*primals, *along, summand=slope, source=source, types=types, arrays=arrays)
+    assert all(map(is_inexact, types)), "sums are of floating point"
+    data, operands = primals[:arrays], primals[arrays:]
+    of_batch, moving = _moving(tangents[:arrays]), _moving(tangents[arrays:])
+    slope = Slope(summand, of_batch, moving)
+    with_tangents = *data, *(tangents[i] for i in of_batch), *operands, *(tangents[arrays + i] for i in moving)
+    changes = total_p.bind(*with_tangents, summand=slope, source=source, types=types, arrays=arrays + len(of_batch))
     return results, changes
 
 
-def _refuse_tangents(tangents):
-    if any(type(tangent) is not ad.Zero for tangent in tangents):
-        raise TypeError(
-            "a derivative with respect to data= was asked for, which is not taken batch by batch; expected that of x "
-            "or of args=: pass what is to be differentiated through args="
-        )
+def _moving(tangents):
+    return tuple(i for i, tangent in enumerate(tangents) if type(tangent) is not ad.Zero)
 
 
 def _transpose(cotangents, *values, summand, source, types, arrays):
     data, operands = values[:arrays], values[arrays:]
+    if any(map(ad.is_undefined_primal, data)):
+        raise TypeError(
+            "a gradient with respect to data= was asked for, which is not taken batch by batch; expected that of x "
+            "or of args=: pass what is to be differentiated through args="
+        )
     linear = tuple(i for i, value in enumerate(operands) if ad.is_undefined_primal(value))
     known = [value for value in operands if not ad.is_undefined_primal(value)]
     of_linear = tuple(operands[i].aval for i in linear)
