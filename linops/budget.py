@@ -3,6 +3,7 @@
 import contextlib
 import contextvars
 import logging
+import numbers
 import os
 
 import jax
@@ -33,7 +34,7 @@ def memory_limit(bytes):
     ...     linops.Hessian(lambda x: jnp.sum(x**3), np.ones(10, np.float32)) @ np.ones(10, np.float32)
     array([6., 6., 6., 6., 6., 6., 6., 6., 6., 6.], dtype=float32)
     """
-    if not bytes > 0:
+    if not (isinstance(bytes, numbers.Real) and bytes > 0):
         raise ValueError(f"memory_limit got {bytes!r}, expected a number of bytes > 0")
     token = _limit.set(int(bytes))
     try:

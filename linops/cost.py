@@ -17,6 +17,8 @@ COPIED = {"cpu": 2**24}
 MANY = 4096, 2**27  # on accelerators
 ROUNDS = 8
 
+LOOPS = "while", "scan", "total_over_data"  # the last one is over chunks
+
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
@@ -68,7 +70,7 @@ def cost_of(A):
         bytes_residuals=residuals,
         bytes_temporary=getattr(memory, "temp_size_in_bytes", None),
         seconds=_measured(device, real_dtype(A.dtype)).seconds(flops, moved) if known else None,
-        has_loops=any(equation.name in ("while", "scan") for equation in staged.graph.walk()),
+        has_loops=any(equation.name in LOOPS for equation in staged.graph.walk()),
         device=device.device_kind,
     )
 

@@ -172,8 +172,11 @@ class LinearMap(Node, LinearOperator):
         return counted(Compiled(complexified, repr(self), self._checks_finite), self._listeners())
 
     def mv(self, v):
-        """The product with a pytree of `domain`, a pytree of `codomain` on the device."""
-        v = self.domain.treedef.unflatten(self.domain.leaves(v))
+        """The product with a pytree of `domain`, a pytree of `codomain` on the device.
+
+        Where the domain is a part of trees, by `wrt=`, it is taken from a whole one.
+        """
+        v = self.domain.treedef.unflatten(self.domain.leaves(self.domain.within(v)))
         if self._traced or is_traced(v):
             return self._mv(v)
         self.linearize()

@@ -11,8 +11,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from linops.algebra.operator import Operator, Scaled
+from linops.algebra.operator import Operator
 from linops.arrays import brief
+from linops.node import static
 from linops.space import Space
 
 REDUCTIONS = "mean", "sum"
@@ -52,7 +53,8 @@ class Loss:
     def hessian(self, outputs):
         """The Hessian at outputs, an operator on arrays like them; targets do not enter it."""
         self._require_array(outputs)
-        return Scaled.of(self._factor(outputs), self.curvature(outputs))
+        curvature = self.curvature(outputs)
+        return Averaged(curvature, self.rows(outputs)) if self.reduction == "mean" else curvature
 
     def rows(self, outputs):
         """How many likelihoods there are."""
@@ -147,6 +149,25 @@ class Poisson(Loss):
 
     def sample(self, key, outputs):
         return jax.random.poisson(key, jnp.exp(outputs)).astype(outputs.dtype)
+
+
+class Averaged(Operator):
+    """A / count, for a positive number that is code: what A claims stays true, whatever its arrays are."""
+
+    operator: Operator
+    count: int = static()
+
+    domain = property(lambda self: self.operator.domain)
+    codomain = property(lambda self: self.operator.codomain)
+    symmetric = property(lambda self: self.operator._equals_transpose)
+    hermitian = property(lambda self: self.operator._equals_adjoint)
+    positive_semidefinite = property(lambda self: self.operator.positive_semidefinite)
+
+    def _mv(self, v):
+        return jax.tree.map(lambda leaf: leaf / self.count, self.operator._mv(v))
+
+    def _transposed(self):
+        return self._replace(operator=self.operator.T)
 
 
 class SoftmaxHessian(Operator):

@@ -25,6 +25,7 @@ from linops.node import static
 from linops.products import is_traced
 from linops.space import Space, combination, inner_products, length
 
+SMALLEST = 100  # times eps, eigenvalues of a preconditioner: U is orthonormal to some eps
 FIRST_RANK = 16
 POWERS = 3  # products, from which the norm of what is left is known to a fourth
 DIGITS = 6  # to which a solver is thought to come
@@ -59,7 +60,8 @@ def nystrom(A, shift=0.0, rank=None, *, key=None):
     """The randomized Nystroem preconditioner of A + shift I, for a positive semidefinite A whose eigenvalues decay.
 
     From `rank` products, of random vectors, come approximate eigenpairs (w, U), and the preconditioner is
-    I + U ((w_r + shift) / (w + shift) - 1) Uᴴ, with the smallest w_r of them: the condition number of A + shift I is
+    I + U ((w_r + shift) / (w + shift) - 1) Uᴴ, with the smallest w_r of them, none of its eigenvalues below 100 eps, so
+    that rounding leaves it positive: the condition number of A + shift I is
     at most 1 + (w_r + E) / shift then, with the norm E of A - U w Uᴴ. Without a rank there are 16, or twice as many,
     and so on, until six digits take `cg`, by its bound for 1 + E / shift, no more steps than that; or until half of n,
     or what a fourth of the memory holds, is reached. w_r itself says little, for it may be a third of the eigenvalue
@@ -207,8 +209,9 @@ def _least(shift, w):
 
 def _nystrom(A, shift, w, U):
     with scope_of(A).entered():
-        least = _least(shift, w)
-        return Identity(A.domain) + LowRank._make(values=(w[0] + least) / (w + least) - 1, rows=U, space=A.domain)
+        least, smallest = _least(shift, w), SMALLEST * jnp.finfo(w.dtype).eps
+        values = jnp.maximum((w[0] + least) / (w + least), smallest) - 1
+        return Identity(A.domain) + LowRank._make(values=values, rows=U, space=A.domain)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -143,6 +143,16 @@ class Space:
             )
         return tree
 
+    def within(self, tree):
+        """The element within a tree that has more, where this Space is of a part of trees; any other tree as it is."""
+        if jax.tree.structure(self.struct, is_leaf=lambda node: node is None) == self.treedef:
+            return tree
+        found = dict(jax.tree_util.tree_flatten_with_path(tree)[0])
+        paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(self.struct)[0]]
+        if [jnp.shape(found[path]) if path in found else None for path in paths] != list(self.shapes):
+            return tree
+        return self.treedef.unflatten([found[path] for path in paths])
+
     def point(self, tree, what="x"):
         """An element, given as a tree or as its vector of shape (size,): on the device, in the dtypes of the space."""
         if not self.is_flat and isinstance(tree, np.ndarray | jax.Array) and tree.shape == (self.size,):

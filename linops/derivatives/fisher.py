@@ -136,7 +136,10 @@ def _require_kind(kind, loss, key, num_samples):
             "those of linops.losses do"
         )
     if (key is None) == (kind == "sampled"):
-        raise ValueError(f'Fisher got key={brief(key)} with kind={kind!r}, expected a key with kind="sampled", alone')
+        raise ValueError(
+            f"Fisher got key={brief(key)} with kind={kind!r}, expected a key where, and only where, targets are drawn: "
+            'kind="sampled"'
+        )
     if not (isinstance(num_samples, numbers.Integral) and num_samples >= 1):
         raise ValueError(f"Fisher got num_samples={num_samples!r}, expected a number >= 1")
 

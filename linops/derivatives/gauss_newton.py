@@ -2,12 +2,12 @@
 
 import functools
 
-from linops.algebra.operator import Conjugate, Gram, Product, Scaled
+from linops.algebra.operator import Conjugate, Gram, Product
 from linops.derivatives.batches import read
 from linops.derivatives.hessian import Hessian, require_scalar
 from linops.derivatives.jacobian import Jacobian
 from linops.derivatives.map import Derived, Map, apart
-from linops.losses import Loss
+from linops.losses import Averaged, Loss
 from linops.node import static
 from linops.precision import is_complex
 from linops.program.function import Function
@@ -98,7 +98,7 @@ class GaussNewton(Expanded):
 
     def _expand(self):
         gram = Gram.of(self._jacobian(self.map), self._weight(), conjugate=True)
-        return Scaled.of(1 / self.examples, gram) if self.is_mean else gram
+        return Averaged(gram, self.examples) if self.is_mean else gram
 
     @property
     def examples(self):

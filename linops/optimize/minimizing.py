@@ -51,7 +51,8 @@ def minimize(
         with multipliers of least squares, leave of it; `constr_violation` is the largest violation of these.
         `success` is decided anew from both, whatever SciPy says: `optimality` is at most `gtol`, or, where no
         tolerance was asked for, what is left is rounding, of which `message` tells. `covariance` and `standard_errors`
-        are those of the inverse of the Hessian, if fun is the negative logarithm of a likelihood.
+        are those of the inverse of the Hessian, if fun is the negative logarithm of a likelihood, or over data the mean
+        of those of examples.
 
     Raises
     ------

@@ -94,9 +94,9 @@ def newton_cg(
     -------
     linops.optimize.Fit
         SciPy's `OptimizeResult`, with `covariance` and `standard_errors` by the inverse of the Hessian, for a fun that
-        is the negative logarithm of a likelihood; `x` and the gradient `jac` like x0, `fun`,
-        `status`, `success`, `message`, `nit`, `nfev`, `njev`
-        and `nhev`, the number of products with Hessians. Status 0: converged. 1: maxiter. 2: limited by precision: no
+        is the negative logarithm of a likelihood, or over data the mean of those of examples; `x` and the gradient
+        `jac` like x0, `fun`, `status`, `success`, `message`, `nit`, `nfev`, `njev` and `nhev`, the number of
+        products with Hessians. Status 0: converged. 1: maxiter. 2: limited by precision: no
         step decreases the gradient, or f by more than rounding; a success where the gradient is below the square root
         of eps, or where all of a step of Newton, at positive curvature, would not be seen in f. 3: f or its gradient is
         not finite at x. 4: max_matvecs. 5: stopped by the callback. Within `jit` it is a pytree, without message.

@@ -101,12 +101,23 @@ def errors_of_residuals(J, cost, absolute_sigma):
 
 
 def errors_of_minimum(hessian, held, unit, space):
-    """Errors by the inverse of the Hessian at the minimum, `hessian()`."""
+    """Errors by the inverse of the Hessian at the minimum, `hessian()`; of a mean over data, by that of the sum."""
 
     def root():
-        return root_of_hessian(hessian().toarray().astype(float), held, unit, space)
+        H = hessian()
+        return root_of_hessian(_examples(H) * H.toarray().astype(float), held, unit, space)
 
-    return Errors(held, held.size <= MOST_PARAMETERS, root, lambda: inverse_of(hessian(), held))
+    def whole():
+        H = hessian()
+        return inverse_of(_examples(H) * H, held)
+
+    return Errors(held, held.size <= MOST_PARAMETERS, root, whole)
+
+
+def _examples(H):
+    """How many likelihoods there are in the mean that is minimized; 1 where it is no mean over data."""
+    source = H._source
+    return source.count if source is not None and source.is_mean else 1
 
 
 def variance_of_residuals(cost, rows, count, absolute_sigma):

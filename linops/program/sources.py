@@ -133,6 +133,7 @@ class Stream(Code):
         self.data, self.is_mean, self.name = data, is_mean, name
         self.treedef = self.checksums = self._dtypes = self._opening = None
         self.settings = jax_settings.current()
+        self.count = None  # of examples, known after a pass
         self._parts, self._sources, self._steps = {}, {}, {}
         self.cache = {}  # of what is staged with it, which dies with it
         self.types = self._first()
@@ -208,6 +209,7 @@ class Stream(Code):
                 jax.block_until_ready(running.popleft()[0])
         if not count:
             raise ValueError(f"{self.name} have no examples, expected at least one")
+        self.count = count
         return _in_all((state[: len(types)], state[len(types) :]), 1 / count if self.is_mean else None)
 
     def batches(self, several):

@@ -30,6 +30,7 @@ class Spread(Code):
     is_of_host = False
     is_mean = property(lambda self: self.each.is_mean)
     size = property(lambda self: self.each.size * self.shards)
+    count = property(lambda self: self.each.count * self.shards)
 
     def __reduce__(self):
         return Spread, (self.each, None, (), self.shards)

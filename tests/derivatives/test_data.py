@@ -422,3 +422,17 @@ def test_a_limit_of_memory_governs_chunks_and_residuals(caplog):
     assert "are taken at once" in caplog.text
     with pytest.raises(ValueError, match="expected a number of bytes > 0"), linops.memory_limit(0):
         pass
+
+
+def test_errors_of_a_minimum_are_those_of_all_examples():
+    """Of a mean as of a sum: N times as many examples determine it so much better."""
+
+    def total(x, batch):
+        rows = batch @ x["w"]
+        return jnp.sum(jnp.logaddexp(0, rows) - 0.3 * rows) + len(batch) * 0.1 * x["b"] ** 2
+
+    expected = newton_cg(lambda x: total(x, X), P).standard_errors["w"]
+    for data in (X, pieces(X)):
+        for minimizer in (newton_cg, minimize):
+            found = minimizer(lambda x, batch: total(x, batch) / len(batch), P, data=data)
+            assert np.allclose(found.standard_errors["w"], expected, rtol=2e-2)

@@ -57,6 +57,7 @@ def test_fisher_matrices_are_those_of_the_likelihood(kind, reduction):
     known = linops.GaussNewton(lambda p: model(p, X), P, loss)
     assert near(known, curvature)
     assert known.positive_semidefinite
+    assert linops.Fisher(model, P, loss, **options).linearize().positive_semidefinite
     for A in (
         linops.GaussNewton(model, P, lambda outputs, targets: loss(outputs, targets), **options),
         linops.GaussNewton(model, P, loss, **options, linearize=False),
@@ -115,7 +116,7 @@ def test_what_is_no_likelihood_is_refused():
     for options, error, words in [
         ({"loss": lambda z, t: jnp.mean(z - t)}, TypeError, "expected one of linops.losses, or"),
         ({"loss": lambda z, t: 0.0, "kind": "sampled", "key": jax.random.key(0)}, TypeError, "expected one that draws"),
-        ({"kind": "sampled"}, ValueError, 'expected a key with kind="sampled", alone'),
+        ({"kind": "sampled"}, ValueError, "expected a key where, and only where, targets are drawn"),
         ({"kind": "true"}, ValueError, "expected one of exact, sampled, empirical"),
         ({"kind": "sampled", "key": jax.random.key(0), "num_samples": 0}, ValueError, "expected a number >= 1"),
     ]:

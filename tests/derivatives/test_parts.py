@@ -90,6 +90,16 @@ def test_points_of_a_part_leave_the_rest():
     assert H.domain.slice("layers/1/w") == slice(4, 20)
 
 
+def test_trees_of_a_part():
+    """With None for the rest, however deep it is, or with the rest, as `jax.grad` gives them."""
+    x = {"a": {"b": jnp.ones(1), "w": jnp.arange(2.0)}, "c": {"w": jnp.ones(3)}}
+    H = linops.Hessian(lambda x: jnp.sum(x["a"]["w"] ** 3) * jnp.sum(x["c"]["w"]) + x["a"]["b"][0] ** 4, x, wrt="a")
+    for tree in (x, {"a": x["a"], "c": None}, {"a": x["a"], "c": {"w": None}}, {"a": x["a"]}):
+        assert np.allclose(H.domain.ravel(H.mv(tree)), H @ H.domain.ravel(H.domain.within(x)))
+    with pytest.raises(ValueError, match="expected one like the point's"):
+        H.mv({"c": x["c"]})
+
+
 def test_it_costs_what_the_layer_by_hand_costs():
     """The last of three layers: nothing of those before is differentiated."""
     p = point()
