@@ -12,12 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from linops.derivatives.gauss_newton import GaussNewton
 from linops.derivatives.map import Derived
 from linops.linear_map import LinearMap
 from linops.precision import is_complex, loses_precision
 from linops.program.function import Function
 from linops.program.holomorphy import trace_linear
 from linops.program.missing import MissingRule
+from linops.program.over_data import at_once
 from linops.realify import join
 from linops.space import Space
 from linops.verify.differences import Comparison, Unavailable, comparisons
@@ -53,7 +55,8 @@ def _dtype(subject):
 def _finite(subject):
     for A in derived(subject.A):
         yield _is_finite("x", widened(A.x), Space.of(A.x))
-        yield _is_finite("f(x)", _value(A.function, A.x), A.function.codomain)
+        if (function := _with_values(A)) is not None:
+            yield _is_finite("f(x)", _value(function, A.x), function.codomain)
     for v in subject.rights:
         yield _is_finite("A v", subject.A @ v, subject.codomain)
     with _where_available():
@@ -63,8 +66,8 @@ def _finite(subject):
 
 @claim("deterministic", "finite")
 def _deterministic(subject):
-    for A in derived(subject.A):
-        same = _identical(_value(A.function, A.x), _value(A.function, A.x))
+    for function in map(_with_values, derived(subject.A)):
+        same = function is None or _identical(_value(function, A.x), _value(function, A.x))
         yield _holds(same, "f(x), computed twice, differs: f has a callback with state or a side effect")
     for A, function in _traced_again(subject):
         if function.codomain.layout != A.function.codomain.layout:
@@ -203,6 +206,16 @@ def derived(A):
         else:
             pending.extend(A._factors().values())
     return found.values()
+
+
+def _with_values(A):
+    """The function of A, whose values over data are a mean or sum, or rows of all examples; None where they are gone.
+
+    Rows that come from the host batch by batch have no place beside one another.
+    """
+    if not isinstance(A, GaussNewton) or A._source is None:
+        return A.function
+    return None if A._source.is_of_host else at_once(A).function
 
 
 def _value(function, x):

@@ -298,7 +298,7 @@ def test_monitors_see_the_products():
 
 def test_files_that_are_not_read(tmp_path, monkeypatch):
     state = {"basis": jnp.arange(3.0), "key": jax.random.key(1)}
-    run = SavedRun(tmp_path / "run.npz", {"of": "a test"})
+    run = SavedRun(tmp_path / "run.npz", {"of": "a test"}, state)
     assert run.read(state) is None
     run.write(state)
     found = run.read(state)
