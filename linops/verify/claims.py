@@ -66,7 +66,8 @@ def _finite(subject):
 
 @claim("deterministic", "finite")
 def _deterministic(subject):
-    for function in map(_with_values, derived(subject.A)):
+    for A in derived(subject.A):
+        function = _with_values(A)
         same = function is None or _identical(_value(function, A.x), _value(function, A.x))
         yield _holds(same, "f(x), computed twice, differs: f has a callback with state or a side effect")
     for A, function in _traced_again(subject):
