@@ -170,14 +170,19 @@ class Averaged(Operator):
         return self._replace(operator=self.operator.T)
 
 
-class SoftmaxHessian(Operator):
-    """diag(p) - p pᵀ for each row p of probabilities, along the last axis."""
-
-    probabilities: jax.Array
+class Semidefinite(Operator):
+    """What is symmetric positive semidefinite whatever its arrays are."""
 
     symmetric = True
     hermitian = True
     positive_semidefinite = True
+
+
+class SoftmaxHessian(Semidefinite):
+    """diag(p) - p pᵀ for each row p of probabilities, along the last axis."""
+
+    probabilities: jax.Array
+
     domain = codomain = property(lambda self: Space.of(self.probabilities))
 
     def _mv(self, v):
@@ -185,14 +190,11 @@ class SoftmaxHessian(Operator):
         return weighted - self.probabilities * jnp.sum(weighted, axis=-1, keepdims=True)
 
 
-class Weights(Operator):
+class Weights(Semidefinite):
     """A diagonal matrix of numbers that are not negative, of an array that is multiplied elementwise."""
 
     weights: jax.Array
 
-    symmetric = True
-    hermitian = True
-    positive_semidefinite = True
     domain = codomain = property(lambda self: Space.of(self.weights))
 
     def _mv(self, v):

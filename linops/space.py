@@ -143,9 +143,14 @@ class Space:
             )
         return tree
 
+    @functools.cached_property
+    def _is_of_part(self):
+        """Whether there is None in the place of what trees have beside."""
+        return jax.tree.structure(self.struct, is_leaf=lambda node: node is None) != self.treedef
+
     def within(self, tree):
         """The element within a tree that has more, where this Space is of a part of trees; any other tree as it is."""
-        if jax.tree.structure(self.struct, is_leaf=lambda node: node is None) == self.treedef:
+        if not self._is_of_part:
             return tree
         found = dict(jax.tree_util.tree_flatten_with_path(tree)[0])
         paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(self.struct)[0]]

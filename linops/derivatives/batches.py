@@ -14,14 +14,15 @@ import numpy as np
 
 from linops.arrays import brief, to_device
 from linops.budget import RESIDUAL_SHARE, log, memory_budget
+from linops.losses import REDUCTIONS
 from linops.precision import SaidTogether
+from linops.program.arguments import as_tuple
 from linops.program.jaxpr.evaluate import struct
 from linops.program.jaxpr.graph import live_bytes
 from linops.program.over_data import OverData
 from linops.program.sources import Examples, Stream
 from linops.program.spread import Spread, can_be_spread, layout
 
-REDUCTIONS = "mean", "sum"
 TIMES = 4  # of the memory of a function, that of a product with its derivatives
 
 
@@ -131,7 +132,7 @@ def _follows_examples(f, x, batch, args, values):
     """Whether a function has more values for one more example."""
     more = jax.tree.map(lambda s: jax.ShapeDtypeStruct((s.shape[0] + 1, *s.shape[1:]), s.dtype), batch)
     try:
-        found = jax.eval_shape(lambda x, batch: f(x, batch, *(args if isinstance(args, tuple) else (args,))), x, more)
+        found = jax.eval_shape(lambda x, batch: f(x, batch, *as_tuple(args)), x, more)
     except Exception:  # of a function for batches of one size
         return False
     return tuple(leaf.shape for leaf in jax.tree.leaves(found)) != values.shapes and values.paired is None

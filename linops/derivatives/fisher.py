@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from linops.algebra.operator import Operator
 from linops.arrays import as_key, brief
 from linops.derivatives.batches import read
 from linops.derivatives.gauss_newton import GaussNewton
-from linops.losses import Loss
+from linops.losses import Loss, Semidefinite
 from linops.node import static
 from linops.program.function import Function
 from linops.program.over_data import OverData
@@ -177,15 +176,11 @@ class Scores:
         return jax.grad(of_one)(outputs)
 
 
-class Outer(Operator):
+class Outer(Semidefinite):
     """The block diagonal matrix with the blocks c sum over s of g_s g_sᵀ, of rows g_s of trees for each example."""
 
     rows: Any
     factor: jax.Array
-
-    symmetric = True
-    hermitian = True
-    positive_semidefinite = True
 
     @property
     def domain(self):

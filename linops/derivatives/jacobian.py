@@ -45,13 +45,11 @@ class Jacobian(Derived):
 
     Raises
     ------
-    ValueError
-        Where data are empty, or bring other batches in a later pass.
     TypeError
         Where x or f(x) is not of floating point, f cannot be traced, or a product needs a derivative rule
         (forward for `J @ v`, reverse for `J.T @ w`) that f does not have.
     ValueError
-        Where `wrt` selects nothing.
+        Where data are empty, or bring other batches in a later pass, or `wrt` selects nothing.
 
     Notes
     -----

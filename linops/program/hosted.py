@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from linops.program.jaxpr.evaluate import free_variables, struct, value
+from linops.program.jaxpr.evaluate import free_variables, leading, struct, value
 from linops.program.jaxpr.graph import Graph
 from linops.program.jaxpr.primitives import scan_counts
 from linops.program.jaxpr.totals import Summand
@@ -187,12 +187,9 @@ def _while(equation, graphs, env, inputs):
         if not goes_on.any():
             return state
         after = graphs["body_jaxpr"][0](env, [*for_body, *state])
-        state = after if goes_on.all() else [_either(goes_on, *pair) for pair in zip(after, state, strict=True)]
-
-
-def _either(goes_on, new, old):
-    """What goes on of the examples of a loop that was batched by vmap."""
-    return jnp.where(goes_on.reshape(goes_on.shape + (1,) * (jnp.ndim(new) - goes_on.ndim)), new, old)
+        if not goes_on.all():  # of a loop that was batched by vmap some examples rest
+            after = [jnp.where(leading(goes_on, new), new, old) for new, old in zip(after, state, strict=True)]
+        state = after
 
 
 def _cond(equation, graphs, env, inputs):

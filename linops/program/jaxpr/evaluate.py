@@ -143,7 +143,7 @@ def _while(equation, env, inputs):
 
     def step(state):
         goes_on, after = cond(*for_cond, *state)[0], body(*for_body, *state)
-        return [jnp.where(_leading(goes_on, new), new, old) for new, old in zip(after, state, strict=True)]
+        return [jnp.where(leading(goes_on, new), new, old) for new, old in zip(after, state, strict=True)]
 
     # A loop that was batched by vmap goes on for each example by itself, which JAX writes as a condition of many.
     is_batched = bool(equation.graphs["cond_jaxpr"][0].outputs[0].aval.shape)
@@ -154,7 +154,7 @@ def _while(equation, env, inputs):
     )
 
 
-def _leading(condition, array):
+def leading(condition, array):
     """A condition on leading axes, in as many axes as an array has."""
     return condition.reshape(condition.shape + (1,) * (array.ndim - condition.ndim))
 
