@@ -131,7 +131,9 @@ def loading(n):
 
 
 def peak():
-    """The peak of this process, in MB; that of getrusage is of the process that started it, too."""
+    """The peak of this process, or of its GPU, in MB; that of getrusage is of the process that started it, too."""
+    if memory := jax.devices()[0].memory_stats():
+        return memory["peak_bytes_in_use"] / 2**20
     lines = Path("/proc/self/status").read_text().splitlines()
     return float(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 

@@ -2,6 +2,7 @@
 
     python benchmarks/eigenvalues.py             seconds, in turn, at equal recomputed residuals, and products
     python benchmarks/eigenvalues.py --products  products against ncv, tol and k
+    python benchmarks/eigenvalues.py --without curvlinops   without rivals of which the names contain a word
 
 Peers that are not installed are left out.
 """
@@ -80,7 +81,7 @@ def both_ends(solve, A, k, **options):
     return np.r_[w2, w1], np.hstack([v2, v1])
 
 
-def seconds(n, is_trained, ends, k, tols):
+def seconds(n, is_trained, ends, k, tols, without=None):
     """Rivals in turn, each with the tolerance that gives it residuals like the others'; their products, residuals."""
     H, scalar, point, weights = problem(n, is_trained)
     bare = jax.jit(problems.hessian_vector(scalar))
@@ -116,6 +117,7 @@ def seconds(n, is_trained, ends, k, tols):
     if importlib.util.find_spec("curvlinops"):
         D = problems.curvlinops("Hessian", problems.LAYERS[n], weights).to_scipy(dtype=np.dtype(np.float32))
         calls["SciPy over curvlinops"] = lambda: by_scipy(D)
+        from_torch = problems.orders(weights)[1]
     if importlib.util.find_spec("matfree") and not ends:
         from matfree import decomp, eig
 
@@ -123,12 +125,15 @@ def seconds(n, is_trained, ends, k, tols):
         partial = eig.eigh_partial(decomp.tridiag_sym(steps))
         solve = jax.jit(lambda v, point: partial(lambda u: problems.hessian_vector(scalar)(point, u), v))
         calls[f"matfree, {steps} steps"] = lambda: _last(solve(jnp.asarray(v0), point), k)
+    calls = {name: call for name, call in calls.items() if not without or without not in name}
     print(f"n = {n:,}, {'trained' if is_trained else 'random'} weights, {count} pairs {'of both ends' if ends else ''}")
     for name, call in calls.items():
         found = call()
         if found is None:
             print(f"  {name:50s} not converged")
             continue
+        if name.endswith("curvlinops"):
+            found = found[0], np.stack([from_torch(v) for v in found[1].T], axis=1)
         counted = Counted(H)
         products = int(found[2].matvecs) if len(found) == 3 else _products(name, by_scipy, counted)
         print(f"  {name:50s} products {products:>6}  largest residual {residual(H, *found[:2]):.1e} of the norm")
@@ -181,13 +186,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--products", action="store_true", help="products against ncv, tol and k")
     parser.add_argument("--sizes", type=int, nargs="*", default=[2_410, 85_002])
+    parser.add_argument("--without", metavar="WORD", help="rivals to leave out")
     options = parser.parse_args()
     for n in options.sizes:
         if options.products:
             products(n)
             continue
-        seconds(n, False, False, 10, (0, 3e-5))
-        seconds(n, True, True, 10, (1e-3, 1e-2))
+        seconds(n, False, False, 10, (0, 3e-5), options.without)
+        seconds(n, True, True, 10, (1e-3, 1e-2), options.without)
 
 
 if __name__ == "__main__":

@@ -85,14 +85,15 @@ def torch_digits(layers, weights):
     from sklearn.datasets import load_digits
 
     inputs, labels = load_digits(return_X_y=True)
-    linear = [torch.nn.Linear(m, n) for m, n in itertools.pairwise(layers)]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    linear = [torch.nn.Linear(m, n, device=device) for m, n in itertools.pairwise(layers)]
     with torch.no_grad():
         for layer, (W, b) in zip(linear, weights, strict=True):
             layer.weight.copy_(torch.from_numpy(np.array(W).T.copy()))
             layer.bias.copy_(torch.from_numpy(np.array(b)))
     modules = [module for layer in linear for module in (layer, torch.nn.Tanh())][:-1]
     model = torch.nn.Sequential(*modules)
-    data = [(torch.as_tensor(inputs / 16, dtype=torch.float32), torch.as_tensor(labels))]
+    data = [(torch.as_tensor(inputs / 16, dtype=torch.float32, device=device), torch.as_tensor(labels, device=device))]
     return model, torch.nn.CrossEntropyLoss(), list(model.parameters()), data
 
 
@@ -102,6 +103,18 @@ def curvlinops(kind, layers, weights):
 
     model, loss, parameters, data = torch_digits(layers, weights)
     return getattr(curvlinops, f"{kind}LinearOperator")(model, loss, parameters, data, check_deterministic=False)
+
+
+def orders(weights):
+    """Vectors in torch's order of parameters, which transposes the matrices; and back."""
+    sizes = np.cumsum([leaf.size for leaf in jax.tree.leaves(weights)])[:-1]
+    shapes = [leaf.shape for leaf in jax.tree.leaves(weights)]
+
+    def transposed(v, shapes):
+        parts = np.split(np.asarray(v), sizes)
+        return np.concatenate([part.reshape(shape).T.ravel() for part, shape in zip(parts, shapes, strict=True)])
+
+    return lambda v: transposed(v, shapes), lambda v: transposed(v, [shape[::-1] for shape in shapes])
 
 
 def reaction_diffusion(u):

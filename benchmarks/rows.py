@@ -64,7 +64,8 @@ def _products(n, kind):
     }
     if has("curvlinops"):
         D = problems.curvlinops("Hessian" if kind == "Hessian" else "GGN", problems.LAYERS[n], weights).to_scipy()
-        np.testing.assert_allclose(A @ v, _reordered(D, weights, v), rtol=1e-2, atol=1e-3)
+        to_torch, from_torch = problems.orders(weights)
+        np.testing.assert_allclose(A @ v, from_torch(D @ to_torch(v)), rtol=1e-2, atol=1e-3)
         calls["curvlinops"] = lambda: D @ v
     if has("lineax") and kind == "Hessian":
         import equinox
@@ -77,19 +78,6 @@ def _products(n, kind):
         dense = A.toarray()
         calls["materialized"] = lambda: dense @ v
     return calls, limits(A)
-
-
-def _reordered(D, weights, v):
-    """D @ v with torch's order of parameters, which transposes the matrices."""
-    sizes = np.cumsum([leaf.size for leaf in jax.tree.leaves(weights)])[:-1]
-    shapes = [leaf.shape for leaf in jax.tree.leaves(weights)]
-
-    def transposed(v, shapes):
-        parts = np.split(v, sizes)
-        return np.concatenate([part.reshape(shape).T.ravel() for part, shape in zip(parts, shapes, strict=True)])
-
-    product = np.asarray(D @ transposed(v, shapes))
-    return transposed(product, [shape[::-1] for shape in shapes])
 
 
 def limits(A):

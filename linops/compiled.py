@@ -113,9 +113,10 @@ class Compiled(Door):
     def _large_product(self, v):
         """XLA takes the memory of a NumPy array as it is, where that is aligned, and otherwise a copy in new memory.
 
-        The first product is of one vector at a point, perhaps: memory of our own is as new then.
+        The first product is of one vector at a point, perhaps: memory of our own is as new then. Other devices copy
+        from any memory.
         """
-        if self._aligned is None:
+        if self._aligned is None or jax.default_backend() != "cpu":
             self._aligned = []
             return self._host_product(v, to_host)
         try:
