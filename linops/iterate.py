@@ -21,7 +21,7 @@ from linops.blas import one_blas_thread
 from linops.linear_map import LinearMap
 from linops.processes import of_all, spans
 from linops.products import concrete, is_traced
-from linops.program.settings import Scope
+from linops.program.settings import Scope, full_precision
 from linops.program.staged import Flat
 
 CHUNK_SECONDS = 0.1  # between two looks from outside, about
@@ -37,7 +37,7 @@ def compute(function, A, *operands, donated=0):
     leaves, treedef = jax.tree.flatten(operands)
     scope = scope_of(A)
     if is_traced((A, leaves)):
-        with scope.entered():
+        with scope.entered(), full_precision():
             return function(A, *operands)
     flat = Flat(A, scope)
     with scope.entered():

@@ -18,7 +18,7 @@ from linops.node import Node
 from linops.precision import is_complex, lowest, say_loss
 from linops.products import block_product, is_traced, vector_product
 from linops.program.jaxpr.private import ARRAY_NAMESPACE, is_called_by_lapack
-from linops.program.settings import Scope
+from linops.program.settings import Scope, full_precision
 
 
 class LinearMap(Node, LinearOperator):
@@ -178,7 +178,8 @@ class LinearMap(Node, LinearOperator):
         """
         v = self.domain.treedef.unflatten(self.domain.leaves(self.domain.within(v)))
         if self._traced or is_traced(v):
-            return self._mv(v)
+            with full_precision():
+                return self._mv(v)
         self.linearize()
         return self._door.tree_product(v)
 
@@ -239,7 +240,8 @@ class LinearMap(Node, LinearOperator):
             return self._complexified()._traced_product(v)
         say_loss(f"the vector multiplied by {self!r}", v, self.dtype)
         v = v.astype(self.dtype)
-        return vector_product(self, v) if v.ndim == 1 else block_product(self, v)
+        with full_precision():
+            return vector_product(self, v) if v.ndim == 1 else block_product(self, v)
 
     # SciPy calls these on the factors of its own composites.
     _matvec = matvec

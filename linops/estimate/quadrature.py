@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from linops.estimate.probes import gram, in_blocks
 from linops.krylov import Krylov, begin, expand
+from linops.program.settings import full_precision
 
 
 class Rule(NamedTuple):
@@ -122,6 +123,7 @@ def _tilt(width, A, V, Y, D):
 
 
 @_tilt.defjvp
+@full_precision()
 def _(width, primals, tangents):
     A, V, Y, D = primals
 

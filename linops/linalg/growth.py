@@ -16,6 +16,7 @@ from linops.iterate import compute, iterate, maybe, scope_of
 from linops.linalg.operands import marked, rounding
 from linops.linalg.records import CONVERGED, LIMIT, NOT_FINITE, ROUNDING, Record, no_tangent
 from linops.precision import is_complex
+from linops.program.settings import full_precision
 from linops.space import Space, length
 
 STRIDE = 5  # products between two looks, at least
@@ -230,6 +231,7 @@ def differentiable(product, A, rows, numbers):
     return product(A, rows, numbers)
 
 
+@full_precision()
 def _derivative(product, primals, tangents):
     A, rows, numbers = primals
     if not all(isinstance(tangent, SymbolicZero) for tangent in jax.tree.leaves((tangents[0], tangents[2]))):

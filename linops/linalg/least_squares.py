@@ -18,6 +18,7 @@ from linops.linalg.solves import either, solve
 from linops.linalg.systems import Right, limits, refuse_show, require_dtype, require_not_negative
 from linops.precision import real_dtype
 from linops.products import is_traced
+from linops.program.settings import full_precision
 from linops.space import Space
 
 DEFAULTS = {"atol": 1e-6, "btol": 1e-6, "conlim": 1e8}
@@ -223,7 +224,8 @@ def _measured(solver, A, right, x, damps, found, start):
     normx = compute(_Norms(A.domain), A, whole)
     if is_traced((A, x)):
         system = A if damps is None else Damped(A, damps[0])
-        images = jax.vmap(functools.partial(solver.product, A))(x, damps)
+        with full_precision():
+            images = jax.vmap(functools.partial(solver.product, A))(x, damps)
         residuals = jax.tree.map(jnp.subtract, right.rows, images)
         found = found._replace(normr=_Norms(system.codomain)(A, residuals))
     return found, normx

@@ -26,6 +26,7 @@ from linops.linalg.records import (
 )
 from linops.precision import real_dtype
 from linops.products import is_traced
+from linops.program.settings import full_precision
 from linops.watching import watched
 
 DTYPES = ("float32", "float64", "complex64", "complex128")
@@ -156,6 +157,7 @@ def _values(outcome, problem, operands):
 
 
 @_values.defjvp
+@full_precision()
 def _derivative_of_values(outcome, primals, tangents):
     """Re(uᴴ dA v) of each value; it is that of A in shift-invert mode too."""
     problem, operands = primals

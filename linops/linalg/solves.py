@@ -34,6 +34,7 @@ from linops.linalg.records import (
     no_tangent,
 )
 from linops.products import is_traced
+from linops.program.settings import full_precision
 from linops.watching import watched
 
 RUNNING = -1
@@ -336,6 +337,7 @@ def solutions(algorithm, operators, operands):
 
 
 @solutions.defjvp
+@full_precision()
 def _derivative(algorithm, primals, tangents):
     x, record, details = solutions(algorithm, *primals)
     change = algorithm.solver.change(algorithm, x, record, details, primals, tangents)

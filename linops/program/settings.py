@@ -29,6 +29,13 @@ def current():
 
 
 @contextlib.contextmanager
+def full_precision():
+    """What a user's jit or grad traces: products of float32 in float32, unless a user set another. A decorator, too."""
+    with jax.default_matmul_precision(jax.config.jax_default_matmul_precision or _FULL_PRECISION):
+        yield
+
+
+@contextlib.contextmanager
 def entered(settings):
     """A context to trace in, with these settings."""
     *values, mesh = settings

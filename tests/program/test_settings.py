@@ -40,3 +40,35 @@ def test_matmul_precision_is_part_of_the_key():
             assert str(dot.params["precision"][0]) == precision.upper()
     assert "HIGHEST" in found[0]
     assert "HIGHEST" not in found[1]
+
+
+@pytest.mark.parametrize("precision", [None, "default"])
+def test_what_a_jit_traces_multiplies_in_full_precision_as_well(precision):
+    M = linops.Matrix(np.eye(3, dtype=np.float32))
+    x = jnp.ones(3)
+
+    def fit(A, v):
+        return linops.optimize.levenberg_marquardt(lambda x: A.array @ x - v, v).x
+
+    jitted = {
+        "vector": lambda A, v: A @ v, "block": lambda A, v: A.T @ jnp.stack([v, v], axis=1), "tree": linops.Matrix.mv,
+        "eigsh": lambda A, v: linops.linalg.eigsh(A, k=1, v0=v), "svds": lambda A, v: linops.linalg.svds(A, k=1, v0=v),
+        "lsmr": lambda A, v: linops.linalg.lsmr(A, v)[0], "cg": lambda A, v: linops.linalg.cg(A, v)[0],
+        "trace": lambda A, v: linops.estimate.trace(A, jax.random.key(0), num_matvecs=2).value, "fit": fit,
+        "gradient": jax.grad(lambda A, v: jnp.sum(A @ v), argnums=1),
+        "gradient of cg": jax.grad(lambda A, v: jnp.sum(linops.linalg.cg(A, v)[0])),
+        "gradient of lsmr": jax.grad(lambda A, v: jnp.sum(linops.linalg.lsmr(A, v)[0])),
+        "gradient of inverse": jax.grad(lambda A, v: jnp.sum(linops.inverse(A, method="gmres") @ v)),
+        "gradient of eigsh": jax.grad(lambda A, v: linops.linalg.eigsh(A, k=1, return_eigenvectors=False)[0]),
+        "gradient of trace": jax.grad(
+            lambda A, v: linops.estimate.trace(A, jax.random.key(0), num_matvecs=2, method="hutchinson").value
+        ),
+        "expm_multiply": linops.linalg.expm_multiply,
+    }  # fmt: skip
+    for name, function in jitted.items():
+        with jax.default_matmul_precision(precision):
+            lines = jax.jit(function).lower(M, x).as_text().splitlines()
+        dots = [line for line in lines if "dot_general" in line]
+        assert dots, name
+        assert all("HIGHEST" in line for line in dots) or precision == "default", (name, dots)
+        assert precision is None or any("HIGHEST" not in line for line in dots), name
