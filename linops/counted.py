@@ -7,7 +7,8 @@ A listener has three methods. A product of an operator may be several of the one
 - `undo(v, matvecs, rmatvecs)`: the product was not made, for it raised, or was interrupted.
 - `end(v, product, matvecs, rmatvecs, start, stop)`: after it, with the readings of `time.perf_counter`.
 
-and a fourth, `report(matvecs, text, rmatvecs)`, of products in programs, where none of the others is called.
+and a fourth, `report(matvecs, text, rmatvecs)`, of products in programs, where none of the others is called, and
+`remaining`, how many products it still allows.
 """
 
 import collections
@@ -24,6 +25,12 @@ def counted(door, listeners):
     for listener in dict.fromkeys(listener for listener, _ in counts):
         door = Counted(door, listener, counts[listener, False], counts[listener, True])
     return door
+
+
+def allowed(listeners, most):
+    """So many products at most, and no more than all listeners still allow."""
+    heard = collections.Counter(listener for listener, _ in listeners)
+    return min([most, *(listener.remaining // count for listener, count in heard.items())])
 
 
 def told(listeners, matvecs):

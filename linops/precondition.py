@@ -86,14 +86,14 @@ def nystrom(A, shift=0.0, rank=None, *, key=None):
     if rank is not None:
         if not 1 <= rank <= n:
             raise ValueError(f"nystrom got rank={rank} for {A!r}, expected 1 <= rank <= n = {n}")
-        return _nystrom(A, shift, *_pairs(A, _sketched(A, None, key, rank, width)))
+        return _nystrom(A, shift, *_pairs(A, shift, _sketched(A, None, key, rank, width)))
     if is_traced((A, shift)):
         raise ValueError("nystrom got no rank= within jit, vmap or grad, expected one: shapes do not depend on numbers")
     most = fitting([A.domain] * 3, max(1, n // 2), 1)
     rank, sketch = min(FIRST_RANK, most), None
     while True:
         sketch = _sketched(A, sketch, key, rank, width)
-        pairs = _pairs(A, sketch)
+        pairs = _pairs(A, shift, sketch)
         if rank == most or rank >= _steps(A, shift, pairs, key):
             return _nystrom(A, shift, *pairs)
         rank = min(2 * rank, most)
@@ -161,7 +161,10 @@ def _sketched(A, sketch, key, rank, width):
 
 
 def _eigenpairs(A, W, Y):
-    """Eigenvalues, ascending, and eigenvectors of Y (Wᴴ Y)^-1 Yᴴ, for Y = A W with a little of W in it."""
+    """Eigenvalues, ascending, and eigenvectors of Y (Wᴴ Y)^-1 Yᴴ, for Y = A W with a little of W in it.
+
+    And the smallest Ritz value of A in the span of W.
+    """
     space = A.domain
     norms = jax.vmap(space.norm)(Y)
     shift = jnp.sqrt(space.size * 1.0).astype(norms.dtype) * jnp.finfo(norms.dtype).eps * length(norms)
@@ -172,11 +175,18 @@ def _eigenpairs(A, W, Y):
     roots = jnp.where(kept, 1 / jnp.sqrt(jnp.where(kept, g, 1)), 0)
     Q = orthonormal(space, Y)
     U, s, _ = jnp.linalg.svd(product(gram(space, Q, Y), E * roots))
-    return jnp.maximum(s**2 - shift, 0)[::-1], rotated(Q, U.T[::-1])
+    return jnp.maximum(s**2 - shift, 0)[::-1], rotated(Q, U.T[::-1]), g[0]
 
 
-def _pairs(A, sketch):
-    return compute(_eigenpairs, A, *sketch)
+def _pairs(A, shift, sketch):
+    w, U, lowest = compute(_eigenpairs, A, *sketch)
+    if not is_traced((lowest, shift)) and lowest < -shift - math.sqrt(jnp.finfo(w.dtype).eps) * w[-1]:
+        raise ValueError(
+            f"nystrom got {A!r} and shift={shift}, whose sum is not positive definite: a Ritz value of the first is "
+            f"{lowest:.3g}; expected a positive semidefinite operator, as J.T @ J or a Gauss-Newton matrix of a convex "
+            "loss, or a larger shift"
+        )
+    return w, U
 
 
 def _steps(A, shift, pairs, key):

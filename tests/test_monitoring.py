@@ -360,6 +360,17 @@ def test_what_runs_on_the_device_reports():
     assert (M.matvecs, M.rmatvecs, heard, M.record.remaining) == (18, 4, [8, 8, 18], 0)
 
 
+def test_estimators_keep_to_a_limit():
+    """Of a product with M in MᵀM there are two, so that a limit is half as many."""
+    A = linops.Matrix(np.random.default_rng(0).normal(size=(60, 60)).astype(np.float32))
+    M = linops.monitor(A, progress=False, max_matvecs=46)
+    assert linops.estimate.trace(M, jax.random.key(0), num_matvecs=40, method="hutchinson").matvecs == 40
+    with pytest.raises(ValueError, match="got num_matvecs=40 and a monitor that allows 3, expected at least 4"):
+        linops.estimate.trace(M.T @ M, jax.random.key(0), num_matvecs=40, method="xnystrace")
+    assert linops.estimate.trace(M.T @ M, jax.random.key(0), num_matvecs=40, method="hutchinson").matvecs == 3
+    assert (M.matvecs, M.rmatvecs, M.record.remaining) == (43, 3, 0)
+
+
 def test_of_products_in_programs_it_hears_afterwards():
     M = linops.monitor(gram(), progress=False)
     for call, matvecs in (

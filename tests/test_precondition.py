@@ -100,6 +100,7 @@ def test_deflation_leaves_the_rest():
     [
         (lambda A: precondition.nystrom(A, -1.0), "got shift=-1.0, expected a number that is not negative"),
         (lambda A: precondition.nystrom(A, 1.0, rank=0), "expected 1 <= rank <= n"),
+        (lambda A: precondition.nystrom(-1 * A, 1e-3), "is not positive definite: a Ritz value of the first is -"),
         (lambda A: jax.jit(lambda A: precondition.nystrom(A, 1.0))(A), "got no rank= within jit, vmap or grad"),
         (lambda A: precondition.jacobi(A, num_matvecs=3), "expected both, for an estimate, or none"),
         (lambda A: precondition.deflation(np.array([-1.0]), np.ones((N, 1))), "expected positive ones"),

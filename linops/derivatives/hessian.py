@@ -67,10 +67,12 @@ class Hessian(Derived):
         self, f, x, *, args=(), wrt=None, data=None, batch_size=None, reduction="mean", weights=None,
         products="exact", linearize=None, check_finite=True,
     ):  # fmt: skip
-        if products not in ("exact", "difference") or (products == "difference" and linearize):
+        if products not in ("exact", "difference"):
+            raise ValueError(f'Hessian got products={products!r}, expected "exact" or "difference"')
+        if products == "difference" and linearize:
             raise ValueError(
-                f'Hessian got products={products!r}, linearize={linearize}, expected products="exact" or "difference", '
-                "of which differences of the gradient cannot be linearized"
+                f"Hessian got products={products!r} and linearize={linearize}, expected linearize=None: differences of "
+                "the gradient have no linearization"
             )
         traced = Map.trace(f, x, args, data=read(data, batch_size, reduction), wrt=wrt, operator="Hessian")
         keep = False if products == "difference" else linearize

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from linops.counted import told
+from linops.counted import allowed, told
 from linops.estimate.quadrature import Rule, bracket, differentiable, expanded, gauss, integral, krylov_space
 from linops.estimate.result import Estimate
 from linops.estimate.runs import DEFAULT_MATVECS, operand, require_hermitian, require_whole
@@ -60,7 +60,7 @@ def quadratic_form(f, A, b, *, bounds=(None, None), rtol=None, num_matvecs=None)
     rtol = 10 * eps if rtol is None else rtol
     if not is_traced(rtol) and not rtol > 0:
         raise ValueError(f"quadratic_form got rtol={rtol!r}, expected the share of the value that its bracket may be")
-    form = _Form(f, min(most, A.shape[1]), width)
+    form = _Form(f, int(allowed(A._listeners(), min(most, A.shape[1]))), width)
     found = compute(form, A, b, require_bounds(bounds), rtol)
     told(A._listeners(), found.matvecs)
     return found

@@ -6,6 +6,7 @@ only the sums are kept. A `Basis` keeps its probes and their products, out of wh
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 
 from linops.arrays import as_key, brief
 from linops.budget import BASIS_SHARE, memory_budget
-from linops.counted import told
+from linops.counted import allowed, told
 from linops.estimate.probes import columns, in_blocks, keys_of
 from linops.estimate.result import Estimate, standard_error, with_rounding
 from linops.iterate import compute, iterate
@@ -82,10 +83,10 @@ def run(estimator, A, key, rtol, num_matvecs, *data):
 
 def _run(estimator, A, key, rtol, num_matvecs, *data):
     fewest = estimator.fewest if rtol is None else estimator.matvecs * FEWEST
-    most, whole = _plan(estimator, A.shape[1], rtol, num_matvecs)
+    most, whole = _plan(estimator, A.shape[1], rtol, _within_limits(estimator, A, num_matvecs))
     if most < fewest and not whole:
         raise ValueError(
-            f"{estimator.name} got num_matvecs={num_matvecs}, expected at least {fewest} products, which its probes "
+            f"{estimator.name} got {_budget_of(A, num_matvecs)}, expected at least {fewest} products, which its probes "
             f"take, or all {A.shape[1]} columns"
         )
     if most < fewest:
@@ -95,10 +96,21 @@ def _run(estimator, A, key, rtol, num_matvecs, *data):
     return estimator.to_tolerance(A, key, rtol, most, whole, *data)
 
 
-def _plan(estimator, columns, rtol, num_matvecs):
-    """How many products probes may take, and whether those with the whole identity may be made afterwards."""
+def _within_limits(estimator, A, num_matvecs):
+    """So many products as were asked for, or None, and no more than the monitors of A still allow."""
     if num_matvecs is not None:
         num_matvecs = require_whole(estimator.name, num_matvecs)
+    limit = allowed(A._listeners(), math.inf)
+    return num_matvecs if limit == math.inf else min(limit, num_matvecs or estimator.default)
+
+
+def _budget_of(A, num_matvecs):
+    limit = allowed(A._listeners(), math.inf)
+    return f"num_matvecs={num_matvecs}" + (f" and a monitor that allows {limit}" if limit < math.inf else "")
+
+
+def _plan(estimator, columns, rtol, num_matvecs):
+    """How many products probes may take, and whether those with the whole identity may be made afterwards."""
     if rtol is None:
         budget = estimator.default if num_matvecs is None else num_matvecs
         return (0, True) if columns <= budget else (budget, False)

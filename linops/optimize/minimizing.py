@@ -71,7 +71,7 @@ def minimize(
     objective = Objective(fun, x0, args, constraints, bounds, **of_data)
     _require_taken(method, name, objective)
     objective._linearizes = name in WITH_PRODUCTS and objective._product is None
-    unit = eps(objective._second.A.dtype)
+    unit = eps(objective._hessian.dtype)
     options = dict(options or {})
     asked = options.get("gtol", tol) if name != "newton-cg" else None
     gtol = _gtol(name, unit) if asked is None else asked

@@ -1,5 +1,6 @@
 """A JAX function of a tree, as SciPy's optimizers take functions: of vectors, with its derivatives."""
 
+import functools
 import math
 
 import numpy as np
@@ -80,17 +81,26 @@ class Objective:
                 "value"
             )
         require_scalar(traced.function, "fun", "Objective", "for residuals use linops.optimize.least_squares")
-        hessian = Hessian._make(map=traced, weights=None, keep=None, check_finite=True)
+        self._hessian = hessian = Hessian._make(map=traced, weights=None, keep=None, check_finite=True)
         self.vectors = Vectors.like(x0, traced.points)
         self.x0 = self.vectors.vector(traced.x)
-        size = (traced.points.size, traced.points.dtype)
-        self._first = Evaluated(value_and_gradient, hessian, size)
-        self._second = Moving(second_order, hessian, size)
-        self._product = Evaluated(product, hessian._replace(keep=False), size, size) if is_light(hessian) else None
+        self._size = (traced.points.size, traced.points.dtype)
+        self._first = Evaluated(value_and_gradient, hessian, self._size)
         self._linearizes = False  # from the first Hessian on
         self._points = []
         self.bounds = self.vectors.bounds(bounds, pairs=True)
         self.constraints = for_vectors(constraints, x0, self.vectors)
+
+    # Second derivatives, which f may lack, are traced when they are asked for.
+
+    @functools.cached_property
+    def _second(self):
+        return Moving(second_order, self._hessian, self._size)
+
+    @functools.cached_property
+    def _product(self):
+        is_one_call = is_light(self._hessian)
+        return Evaluated(product, self._hessian._replace(keep=False), self._size, self._size) if is_one_call else None
 
     def fun(self, x):
         """The value at a vector x, a float."""

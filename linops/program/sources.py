@@ -165,7 +165,7 @@ class Stream(Code):
             self._dtypes = [array.dtype for array in arrays]
             self._opening = self._checksums(leaves)[1]
             return tuple(map(jax.typeof, arrays))
-        raise ValueError(f"{self.name} has no batches, expected at least one: of a generator pass the function")
+        raise ValueError(f"{self.name} gave no batch, expected at least one: of a generator pass the function")
 
     # Functions of batches of other sizes than the first.
 

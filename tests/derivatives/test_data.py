@@ -368,7 +368,7 @@ def test_what_is_no_data_is_refused():
         return H @ (H @ VECTOR)
 
     for data, options, error, words in [
-        ([], {}, ValueError, "has no batches, expected at least one"),
+        ([], {}, ValueError, "gave no batch, expected at least one"),
         (X[:0], {}, ValueError, "data without examples, arrays of length 0"),
         (iter(pieces(X)), {}, TypeError, "an iterator that is used up after one pass"),
         ((X, Y[:5]), {}, ValueError, "expected a common leading axis, of examples"),

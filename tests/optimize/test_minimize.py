@@ -104,6 +104,25 @@ def test_constraints(x64, method):
         _ = found.covariance
 
 
+def test_gradients_are_enough_for_methods_of_gradients():
+    """A function with a reverse rule that has no derivative: what needs a Hessian says so, when it is asked for."""
+
+    @jax.custom_vjp
+    def f(x):
+        return jnp.sum((x - 1) ** 2)
+
+    def backward(x, w):
+        return (jax.pure_callback(lambda x, w: 2 * (x - 1) * w, x, x, w, vmap_method="sequential"),)
+
+    f.defvjp(lambda x: (f(x), x), backward)
+    found = minimize(f, np.zeros(3, np.float32), method="L-BFGS-B")
+    assert found.success
+    np.testing.assert_allclose(found.x, 1, rtol=1e-4)
+    for second in (lambda: minimize(f, np.zeros(3, np.float32)), lambda: found.standard_errors):
+        with pytest.raises(linops.MissingRule, match="an operation without a reverse rule"):
+            second()
+
+
 def test_callbacks():
     seen = []
     minimize(beale, BEALE, callback=seen.append, options={"maxiter": 2, "return_all": True})
