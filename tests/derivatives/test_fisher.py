@@ -47,6 +47,7 @@ def dense(loss, targets):
         return np.asarray(J.T @ H @ J), np.asarray(gradients.T @ gradients)
 
 
+@pytest.mark.covering("reduction")
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("kind", TARGETS)
 def test_fisher_matrices_are_those_of_the_likelihood(kind, reduction):
