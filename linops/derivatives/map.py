@@ -210,8 +210,15 @@ class Derived(Operator):
         staged = flat.stage(linearization)
         if self.keep is None and staged.bytes_out > memory_budget(RESIDUAL_SHARE):
             log.debug("%r computes its residuals anew in each product: %d bytes do not fit", self, staged.bytes_out)
-            return self
+            return self._frugal()
         return concrete(lambda: flat.finish(staged))  # an operator made outside of a jit keeps arrays also inside
+
+    def _frugal(self):
+        """The same operator, whose products keep of the loops of f only what steps hand to one another."""
+        if self._source is not None or not self.function.has_loops:
+            return self
+        log.debug("%r computes the steps of its loops anew on the way back", self)
+        return self._replace(map=self.map._replace(function=self.function.replaced(is_frugal=True)), keep=False)
 
     def _is_too_much(self):
         """Whether its residuals would not fit the memory budget, though it is walked in chunks for that."""

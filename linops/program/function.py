@@ -14,7 +14,7 @@ import numpy as np
 from linops.arrays import place_like, to_device
 from linops.program import settings as jax_settings
 from linops.program.arguments import Arguments, as_tuple, merge
-from linops.program.jaxpr.evaluate import is_inexact, struct
+from linops.program.jaxpr.evaluate import apply_frugally, is_inexact, is_loop_of_steps, struct
 from linops.program.jaxpr.primitives import is_reference
 from linops.program.jaxpr.private import is_called_by_cloudpickle
 from linops.program.missing import MissingRule
@@ -71,7 +71,7 @@ class Origin:
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("consts", "batch", "args"),
-    meta_fields=("program", "codomain", "origin", "arguments", "source"),
+    meta_fields=("program", "codomain", "origin", "arguments", "source", "is_frugal"),
 )
 @dataclasses.dataclass(frozen=True)
 class Function:
@@ -92,13 +92,21 @@ class Function:
     origin: Origin
     arguments: Arguments
     source: Source | None
+    is_frugal: bool = False  # of loops only what steps hand to one another is kept on the way to derivatives
 
     held_source = None  # of an instance: no field, and not in what is made of its fields
 
     has_forward_rules = property(lambda self: not self.program.reverse_only)
 
     def __call__(self, x):
-        return self.codomain.treedef.unflatten(self.program(self.consts, *jax.tree.leaves(x), *self.batch, *self.args))
+        arguments = *jax.tree.leaves(x), *self.batch, *self.args
+        apply = apply_frugally if self.is_frugal else None
+        return self.codomain.treedef.unflatten(self.program(self.consts, *arguments, apply=apply))
+
+    @property
+    def has_loops(self):
+        """Whether it would keep less if it were frugal."""
+        return any(map(is_loop_of_steps, self.program.graph.equations))
 
     @property
     def values(self):

@@ -38,7 +38,7 @@ class Program:
 
     __slots__ = ("__weakref__", "cache", "constants", "graph", "key", "opaque")
 
-    def __call__(self, consts, *arguments):
+    def __call__(self, consts, *arguments, apply=None):
         held = dict(zip(self.constants, consts, strict=True))
         traced = [var.aval.shape for var in (*held, *self.graph.inputs)]
         given = [jnp.shape(value) for value in (*consts, *arguments)]
@@ -47,7 +47,7 @@ class Program:
                 f"got an operator of arrays of shapes {given}, whose function was traced for {traced}; expected these: "
                 "what jax.vmap returns is many operators, to be multiplied inside of jax.vmap"
             )
-        return evaluate(self.graph, held, arguments)
+        return evaluate(self.graph, held, arguments, apply)
 
     @property
     def reverse_only(self):

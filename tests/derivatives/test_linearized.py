@@ -1,4 +1,4 @@
-"""What cannot be linearized, or not be transposed then."""
+"""What cannot be linearized, or not be transposed then; and what is kept where a linearization does not fit."""
 
 import jax
 import jax.numpy as jnp
@@ -67,3 +67,30 @@ def test_what_is_computed_inside_in_double_precision_is_so_for_good(linearize):
     for A in (J, fresh, J.linearize(), fresh.linearize(), 1 * fresh):
         for w in (A @ x, A @ jnp.asarray(x), A.T @ x, A.mv(x), (A @ np.stack([x, x], axis=1))[:, 1], A.toarray() @ x):
             np.testing.assert_allclose(w, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.complex64])
+def test_loops_hand_on_states_alone_where_residuals_do_not_fit(dtype, caplog):
+    """Of each step one array of a dozen is kept on the way back, in a fourth of the memory at most."""
+    rng = np.random.default_rng(0)
+    W, x = (rng.normal(size=shape).astype(dtype) / 6 for shape in [(30, 30), (20, 30)])
+    v = rng.normal(size=x.size).astype(np.float32)
+
+    @jax.jit
+    def f(x, W):
+        def step(h, _):
+            a = jnp.tanh(h @ W)
+            return jnp.sin(a) * jnp.cos(h) + jnp.exp(-(a**2)), jnp.sum(h)
+
+        h, sums = jax.lax.scan(step, x, length=100)
+        return jnp.sum(jnp.abs(h) ** 2) + jnp.real(sums[3])
+
+    anew = linops.Hessian(f, x, args=(W,), linearize=False)
+    v = np.resize(v, anew.shape[1])
+    with linops.memory_limit(2**20), caplog.at_level("DEBUG", "linops"):
+        frugal = linops.Hessian(f, x, args=(W,))
+        product = frugal @ v
+    np.testing.assert_allclose(product, anew @ v, rtol=1e-2, atol=1e-4 * np.abs(product).max())
+    assert "computes the steps of its loops anew on the way back" in caplog.text
+    assert frugal._door.staged.bytes_live < anew._door.staged.bytes_live / 4
+    assert linops.check(frugal.at(x / 2))

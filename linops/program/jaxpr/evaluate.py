@@ -78,6 +78,21 @@ def apply_equation(equation, env, inputs):
     return bind(equation, inputs)
 
 
+def apply_frugally(equation, env, inputs):
+    """The same, but of a loop only what one step hands to the next is kept for the way back: the rest is computed anew.
+
+    Forward derivatives, and values, take no longer; the way back as much longer as a pass through the loop.
+    """
+    if is_loop_of_steps(equation):
+        return _scan(equation, env, inputs, wrap=functools.partial(jax.checkpoint, prevent_cse=False))
+    return apply_equation(equation, env, inputs)
+
+
+def is_loop_of_steps(equation):
+    """Whether what an equation keeps for the way back grows with the steps of a loop."""
+    return equation.name == "scan" and not primitives.is_unrolled(equation) and equation.params["length"] > 1
+
+
 @jax.custom_jvp
 def _tanh(x):
     return jax.lax.tanh(x)
@@ -110,7 +125,7 @@ def _branch(graph, env):
     return lambda *arguments: evaluate(graph, env, arguments)
 
 
-def _scan(equation, env, inputs):
+def _scan(equation, env, inputs, wrap=lambda step: step):
     params = equation.params
     consts, carry = primitives.scan_counts(params)
     body = _branch(equation.graphs["jaxpr"][0], env)
@@ -120,7 +135,9 @@ def _scan(equation, env, inputs):
         return outputs[:carry], outputs[carry:]
 
     options = {name: params[name] for name in ("length", "reverse", "unroll")}
-    state, ys = jax.lax.scan(step, list(inputs[consts : consts + carry]), list(inputs[consts + carry :]), **options)
+    state, ys = jax.lax.scan(
+        wrap(step), list(inputs[consts : consts + carry]), list(inputs[consts + carry :]), **options
+    )
     return [*state, *ys]
 
 
