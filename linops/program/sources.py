@@ -146,6 +146,9 @@ class Stream(Code):
 
     def iterate(self):
         """A pass, also in a thread under the settings of JAX that the operator was made in."""
+        if type(self.data) in (list, tuple):  # in which nothing of a user runs
+            yield from self.data
+            return
         with jax_settings.entered(self.settings):
             iterator = iter(self.data if hasattr(self.data, "__iter__") else self.data())
         while True:
@@ -194,19 +197,25 @@ class Stream(Code):
         if None not in steps:  # the sum of no batches
             steps[None] = compiled(lambda: [zeros for part in no_sum(types) for zeros in part], (), 0)
         state, count, running = steps[None](), 0, collections.deque()
-        for batch in self.batches(several=spans(operands)):
-            if not batch[0].shape[0]:
-                continue  # what f makes of no examples, as of a mean, may be NaN
-            key = tuple(array.shape for array in batch)
+        for group in _alike(self.batches(several=spans(operands))):
+            batch, together = group[0], _is_small(group[0])
+            key = _shapes(batch)
+            if together:  # the last one stands in for those that are missing, and is not counted
+                given = (
+                    np.int32(len(group)),
+                    *(array for i in range(TOGETHER) for array in group[min(i, len(group) - 1)]),
+                )
+            else:
+                given = batch
             if key not in steps:
-                step = _step(summand, self.is_mean, len(batch), len(operands))
-                avals = tuple(map(jax.typeof, [*batch, *operands, *state]))
+                step = (_step_of_many if together else _step)(summand, self.is_mean, len(batch), len(operands))
+                avals = tuple(map(jax.typeof, [*given, *operands, *state]))
                 steps[key] = compiled(step, avals, len(state))
-            done, *state = steps[key](*batch, *operands, *state)
-            count += batch[0].shape[0]
-            running.append((done, sum(array.nbytes for array in batch)))
+            done, *state = steps[key](*given, *operands, *state)
+            count += len(group) * batch[0].shape[0]
+            running.append((done, len(group) * sum(array.nbytes for array in batch)))
             while len(running) > MOST_RUNNING or (len(running) > 1 and sum(n for _, n in running) > RUNNING_BYTES):
-                jax.block_until_ready(running.popleft()[0])
+                running.popleft()[0].block_until_ready()
         if not count:
             raise ValueError(f"{self.name} have no examples, expected at least one")
         self.count = count
@@ -251,7 +260,9 @@ class Stream(Code):
 
     def _checksums(self, leaves):
         """The arrays of a batch, and a checksum of each."""
-        with jax_settings.entered(self.settings):
+        pairs = zip(leaves, self._dtypes, strict=True)
+        is_plain = all(type(leaf) is np.ndarray and leaf.dtype == dtype for leaf, dtype in pairs)
+        with contextlib.nullcontext() if is_plain else jax_settings.entered(self.settings):
             arrays = [as_batch(leaf, dtype, self.name) for leaf, dtype in zip(leaves, self._dtypes, strict=True)]
         return arrays, tuple(map(_checksum, arrays))
 
@@ -302,6 +313,46 @@ def _step(summand, is_mean, batch, operands):
         return [jnp.zeros(()), *totals, *lost]
 
     return step
+
+
+def _step_of_many(summand, is_mean, batch, operands):
+    """The same of the first few of so many batches."""
+    step = _step(summand, is_mean, batch, operands)
+
+    def steps(count, *arrays):
+        given, others = arrays[: TOGETHER * batch], arrays[TOGETHER * batch :]
+        stacks = [jnp.stack(given[i::batch]) for i in range(batch)]
+
+        def next_(i, state):
+            return step(*(stack[i] for stack in stacks), *others[:operands], *state[1:])
+
+        return jax.lax.fori_loop(0, count, next_, [jnp.zeros(()), *others[operands:]])
+
+    return steps
+
+
+TOGETHER, SMALL = 8, 2**17  # batches of up to so many bytes that one call goes over: it takes as long as they do
+
+
+def _is_small(batch):
+    return all(type(array) is np.ndarray for array in batch) and sum(array.nbytes for array in batch) <= SMALL
+
+
+def _shapes(batch):
+    return tuple(array.shape for array in batch)
+
+
+def _alike(batches):
+    """Small batches of the same shapes, together; of those without examples, as a mean of f may be NaN, none."""
+    group = []
+    for batch in batches:
+        if group and (len(group) == TOGETHER or not _is_small(batch) or _shapes(batch) != _shapes(group[0])):
+            yield group
+            group = []
+        if batch[0].shape[0]:
+            group.append(batch)
+    if group:
+        yield group
 
 
 _in_all = jax.jit(in_all)
