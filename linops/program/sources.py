@@ -370,14 +370,13 @@ def ahead(items):
             item = next(items)
         except StopIteration:
             return
-        is_long = time.perf_counter() - start > LONG
-        yield item
-        if is_long:
-            yield from _in_thread(items)
+        if time.perf_counter() - start > LONG:
+            yield from _in_thread(item, items)
             return
+        yield item
 
 
-def _in_thread(items):
+def _in_thread(first, items):
     found, stop = queue.Queue(AHEAD), threading.Event()
     end = object()
 
@@ -400,6 +399,7 @@ def _in_thread(items):
     thread = threading.Thread(target=fill, daemon=True)
     thread.start()
     try:
+        yield first
         while True:
             item, error = found.get()
             if error is not None:
