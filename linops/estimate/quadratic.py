@@ -60,7 +60,8 @@ def quadratic_form(f, A, b, *, bounds=(None, None), rtol=None, num_matvecs=None)
     rtol = 10 * eps if rtol is None else rtol
     if not is_traced(rtol) and not rtol > 0:
         raise ValueError(f"quadratic_form got rtol={rtol!r}, expected the share of the value that its bracket may be")
-    form = _Form(f, int(allowed(A._listeners(), min(most, A.shape[1]))), width)
+    most = require_whole("quadratic_form", allowed(A._listeners(), min(most, A.shape[1])))
+    form = _Form(f, most, width)
     found = compute(form, A, b, require_bounds(bounds), rtol)
     told(A._listeners(), found.matvecs)
     return found

@@ -83,7 +83,7 @@ def run(estimator, A, key, rtol, num_matvecs, *data):
 
 def _run(estimator, A, key, rtol, num_matvecs, *data):
     fewest = estimator.fewest if rtol is None else estimator.matvecs * FEWEST
-    most, whole = _plan(estimator, A.shape[1], rtol, _within_limits(estimator, A, num_matvecs))
+    most, whole = _plan(estimator, A.shape[1], rtol, _within_limits(estimator, A, rtol, num_matvecs))
     if most < fewest and not whole:
         raise ValueError(
             f"{estimator.name} got {_budget_of(A, num_matvecs)}, expected at least {fewest} products, which its probes "
@@ -96,12 +96,14 @@ def _run(estimator, A, key, rtol, num_matvecs, *data):
     return estimator.to_tolerance(A, key, rtol, most, whole, *data)
 
 
-def _within_limits(estimator, A, num_matvecs):
+def _within_limits(estimator, A, rtol, num_matvecs):
     """So many products as were asked for, or None, and no more than the monitors of A still allow."""
     if num_matvecs is not None:
         num_matvecs = require_whole(estimator.name, num_matvecs)
     limit = allowed(A._listeners(), math.inf)
-    return num_matvecs if limit == math.inf else min(limit, num_matvecs or estimator.default)
+    if limit == math.inf:
+        return num_matvecs
+    return min(limit, num_matvecs or (estimator.default if rtol is None else limit))
 
 
 def _budget_of(A, num_matvecs):

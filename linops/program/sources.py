@@ -198,17 +198,13 @@ class Stream(Code):
             steps[None] = compiled(lambda: [zeros for part in no_sum(types) for zeros in part], (), 0)
         state, count, running = steps[None](), 0, collections.deque()
         for group in _alike(self.batches(several=spans(operands))):
-            batch, together = group[0], _is_small(group[0])
-            key = _shapes(batch)
-            if together:  # the last one stands in for those that are missing, and is not counted
-                given = (
-                    np.int32(len(group)),
-                    *(array for i in range(TOGETHER) for array in group[min(i, len(group) - 1)]),
-                )
-            else:
-                given = batch
+            batch, given, step = group[0], group[0], _step
+            if _is_small(batch):  # the last one stands in for those that are missing, and is not counted
+                filled = (group + [group[-1]] * TOGETHER)[:TOGETHER]
+                given, step = (np.int32(len(group)), *(array for batch in filled for array in batch)), _step_of_many
+            key = step, _shapes(batch)
             if key not in steps:
-                step = (_step_of_many if together else _step)(summand, self.is_mean, len(batch), len(operands))
+                step = step(summand, self.is_mean, len(batch), len(operands))
                 avals = tuple(map(jax.typeof, [*given, *operands, *state]))
                 steps[key] = compiled(step, avals, len(state))
             done, *state = steps[key](*given, *operands, *state)
@@ -346,7 +342,8 @@ def _alike(batches):
     """Small batches of the same shapes, together; of those without examples, as a mean of f may be NaN, none."""
     group = []
     for batch in batches:
-        if group and (len(group) == TOGETHER or not _is_small(batch) or _shapes(batch) != _shapes(group[0])):
+        alike = group and _shapes(batch) == _shapes(group[0]) and _is_small(batch) and _is_small(group[0])
+        if group and (len(group) == TOGETHER or not alike):
             yield group
             group = []
         if batch[0].shape[0]:

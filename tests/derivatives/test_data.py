@@ -1,6 +1,7 @@
 """Operators over data: arrays in chunks, and batches of the host, beside the same function of all data at once."""
 
 import gc
+import itertools
 import pickle
 import time
 import weakref
@@ -406,6 +407,18 @@ def test_what_is_no_data_is_refused():
         jax.grad(lambda H: jnp.sum(H @ VECTOR), allow_int=True)(H)
     with pytest.raises(TypeError, match="many operators; expected one: build the"):
         jax.vmap(lambda H: H @ VECTOR)(jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), H))
+
+
+def test_small_batches_of_one_call_are_each_what_they_are():
+    """Of the host and of the device, alike and not, in any order: small ones of the host go in one call."""
+    X = RNG.normal(size=(100, 3)).astype(np.float32)
+    cuts = [0, 10, 20, 30, 40, 47, 54, 64, 74, 84, 100]
+    expected = linops.Hessian(energy, P, data=X) @ VECTOR
+    for kind in (lambda k: False, lambda k: True, lambda k: k % 3 == 1, lambda k: k > 0):
+        batches = [jnp.asarray(X[a:b]) if kind(k) else X[a:b] for k, (a, b) in enumerate(itertools.pairwise(cuts))]
+        assert np.allclose(linops.Hessian(energy, P, data=batches) @ VECTOR, expected, rtol=1e-5)
+    by_four = [X[i : i + 4] for i in range(0, 100, 4)]
+    assert np.allclose(linops.Hessian(energy, P, data=by_four) @ VECTOR, expected, rtol=1e-5)
 
 
 def test_a_limit_of_memory_governs_chunks_and_residuals(caplog):
