@@ -32,6 +32,8 @@ class Loss:
 
     reduction: str = "mean"
 
+    is_of_each = True  # output there is a target
+
     def __post_init__(self):
         if self.reduction not in REDUCTIONS:
             raise ValueError(f"{type(self).__name__} got reduction={self.reduction!r}, expected 'mean' or 'sum'")
@@ -39,6 +41,11 @@ class Loss:
     def __call__(self, outputs, targets):
         """The mean or sum of the negative log-likelihoods, up to what does not depend on the outputs."""
         self._require_array(outputs)
+        if self.is_of_each and jnp.shape(targets) != outputs.shape:
+            raise TypeError(
+                f"{type(self).__name__} got targets of shape {jnp.shape(targets)} for outputs of shape {outputs.shape}"
+                ", expected the same, a target for each output: reshape one of them"
+            )
         return self._factor(outputs) * jnp.sum(self.each(outputs, targets))
 
     def require_reduction(self, is_mean):
@@ -96,6 +103,8 @@ class CrossEntropy(Loss):
     >>> round(float(CrossEntropy()(jnp.zeros((2, 4)), jnp.array([0, 3]))) / math.log(4), 5)
     1.0
     """
+
+    is_of_each = False
 
     def rows(self, outputs):
         return math.prod(outputs.shape[:-1])

@@ -12,6 +12,7 @@ import numpy as np
 
 from linops.algebra.operator import Operator
 from linops.arrays import as_key
+from linops.counted import told
 from linops.estimate.diagonals import diagonal
 from linops.estimate.probes import columns, gram, in_blocks, joined, orthonormal, unit
 from linops.estimate.ranges import new_probes
@@ -86,17 +87,20 @@ def nystrom(A, shift=0.0, rank=None, *, key=None):
     if rank is not None:
         if not 1 <= rank <= n:
             raise ValueError(f"nystrom got rank={rank} for {A!r}, expected 1 <= rank <= n = {n}")
-        return _nystrom(A, shift, *_pairs(A, shift, _sketched(A, None, key, rank, width)))
+        pairs = _pairs(A, shift, _sketched(A, None, key, rank, width))
+        told(A._listeners(), rank)
+        return _nystrom(A, shift, *pairs)
     if is_traced((A, shift)):
         raise ValueError("nystrom got no rank= within jit, vmap or grad, expected one: shapes do not depend on numbers")
     most = fitting([A.domain] * 3, max(1, n // 2), 1)
-    rank, sketch = min(FIRST_RANK, most), None
+    rank, sketch, products = min(FIRST_RANK, most), None, 0
     while True:
         sketch = _sketched(A, sketch, key, rank, width)
         pairs = _pairs(A, shift, sketch)
         if rank == most or rank >= _steps(A, shift, pairs, key):
+            told(A._listeners(), rank + products)
             return _nystrom(A, shift, *pairs)
-        rank = min(2 * rank, most)
+        rank, products = min(2 * rank, most), products + POWERS
 
 
 def block_jacobi(A):
@@ -117,7 +121,9 @@ def block_jacobi(A):
             f"block_jacobi got {A!r} with a leaf of {max(sizes)} entries, expected at most {MOST_OF_LEAF}: linops."
             "precondition.jacobi inverts the diagonal, nystrom takes what decays"
         )
-    return Blocks(compute(_Blocks(width), A), A.domain)
+    blocks = Blocks(compute(_Blocks(width), A), A.domain)
+    told(A._listeners(), A.shape[1])
+    return blocks
 
 
 def deflation(w, V):

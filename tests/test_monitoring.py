@@ -369,6 +369,13 @@ def test_estimators_keep_to_a_limit():
         linops.estimate.trace(M.T @ M, jax.random.key(0), num_matvecs=40, method="xnystrace")
     assert linops.estimate.trace(M.T @ M, jax.random.key(0), num_matvecs=40, method="hutchinson").matvecs == 3
     assert (M.matvecs, M.rmatvecs, M.record.remaining) == (43, 3, 0)
+    G = linops.monitor(A.T @ A, progress=False, max_matvecs=1000)
+    assert linops.estimate.trace(G, jax.random.key(0), rtol=1e-6).standard_error == 0  # as without a limit
+    before = G.matvecs
+    linops.precondition.nystrom(G, shift=1.0, rank=7)
+    assert G.matvecs == before + 7
+    with pytest.raises(ValueError, match="spectral_density got num_matvecs=5, expected those of two probes at least"):
+        linops.estimate.spectral_density(linops.monitor(A.T @ A, progress=False, max_matvecs=5), jax.random.key(0))
 
 
 def test_of_products_in_programs_it_hears_afterwards():

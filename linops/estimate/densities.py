@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from linops.arrays import as_key
-from linops.counted import told
+from linops.counted import allowed, told
 from linops.estimate.determinants import PROBES, probes_at_once
 from linops.estimate.probes import in_blocks, keys_of, rademacher, unit
 from linops.estimate.quadrature import ends, expanded, gauss, krylov_space
@@ -98,6 +98,7 @@ def spectral_density(
         raise ValueError(f'spectral_density got width={width!r} with method="kpm", whose width follows from steps=')
     steps = min(require_whole("spectral_density", steps, "steps"), A.shape[1])
     budget = PROBES * steps if num_matvecs is None else require_whole("spectral_density", num_matvecs)
+    budget = allowed(listeners, budget)
     key = as_key(key, "spectral_density")
     if A.shape[1] <= budget:
         found = compute(_Whole(method, steps, columns), A, grid, width)

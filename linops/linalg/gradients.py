@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from linops.algebra.operator import Conjugate, Operator
 from linops.krylov import empty, with_row, zeros_like
+from linops.linalg.operands import with_nan
 from linops.linalg.records import CONVERGED, ILL_CONDITIONED, LIMIT, NOT_FINITE, ROUNDING
 from linops.linalg.rotations import (
     BEGINNING,
@@ -32,7 +33,6 @@ from linops.linalg.solves import (
     combined,
     either,
     linear_solution,
-    marked_where,
     nonzero,
     solutions,
 )
@@ -184,7 +184,7 @@ class MinimalGradients(Solver):
         # x = Aᴴ z, and A x = b.
         operands = x, None, bounds, None, rules
         z, _, found = solutions(Columns(MinimalGradients(self.window)), (A.H, None), operands)
-        z = marked_where(_is_solved(found.istop) & _is_solved(details.istop), z)
+        z = with_nan(z, _is_solved(found.istop) & _is_solved(details.istop))
         _, forward, backward = self._moved((A, damp), (dA, damps), x, z)
         return solve(A.H, None, backward, jax.tree.map(jnp.subtract, change, forward))[0]
 
@@ -219,12 +219,12 @@ def _saddle(solver, A, damp, f, g, *, bounds, rules):
             operators = A, None
             adjoint = Columns(MinimalGradients(solver.window, adjoint=True))
             w, _, found = solutions(adjoint, operators, (g, None, bounds, damp, rules))
-            w = marked_where(_is_solved(found.istop), w)
+            w = with_nan(w, _is_solved(found.istop))
             right = jax.tree.map(jnp.subtract, f, w)
             x, record, _ = solutions(
                 Columns(MinimalGradients(solver.window)), operators, (right, None, bounds, damp, rules)
             )
-            x = marked_where(record.converged, x)
+            x = with_nan(x, record.converged)
             images = jax.vmap(lambda x, damp: solver.system(A, damp)._mv(x))(x, damp)
             return jax.tree.map(jnp.subtract, f, images), x
 

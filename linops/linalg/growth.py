@@ -13,7 +13,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from linops import krylov
 from linops.iterate import compute, iterate, maybe, scope_of
-from linops.linalg.operands import marked, rounding
+from linops.linalg.operands import rounding, with_nan
 from linops.linalg.records import CONVERGED, LIMIT, NOT_FINITE, ROUNDING, Record, no_tangent
 from linops.precision import is_complex
 from linops.program.settings import full_precision
@@ -120,7 +120,11 @@ class Growth:
         )
 
     def _judged(self, A, state):
-        """With the result of now, and what its error is likely to be."""
+        """With the result of now, and what its error is likely to be.
+
+        That is believed where the result has settled to a half at least, or the space is invariant: of a steep f, as
+        exp, what the space has not seen yet may be all there is, and the result small, or zero by underflow.
+        """
         _, atol, rtol = state.numbers
         block = krylov.projected(state.space) if self.hermitian else state.space.matrix[: self.capacity]
         small = jax.lax.dynamic_update_slice(state.small, block, (state.before, state.before))
@@ -131,6 +135,9 @@ class Growth:
         ratio = moved / state.moved  # of a geometric series
         still = jnp.where(ratio < 1, moved * jnp.maximum(1, ratio / (1 - ratio)), jnp.inf)
         error = jnp.where((moved <= floor) | (moved == 0), moved, still)
+        couplings = jnp.diagonal(state.space.matrix, -1)
+        is_invariant = jnp.any((couplings == 0) & (jnp.arange(couplings.size) < state.space.size))
+        error = jnp.where((moved < size / 2) | is_invariant, error, jnp.inf)
         error = jnp.where(jnp.isnan(moved), jnp.nan, jnp.where(state.space.size == A.shape[0], 0, error))
         tolerance = jnp.maximum(jnp.maximum(rtol * state.norm, atol), floor)
         found = result, moved, jnp.maximum(error, floor), tolerance
@@ -189,7 +196,7 @@ class _Outcome:
         error, tolerance = state.error + noise, state.tolerance + allowed
         converged = error <= tolerance
         if self.marked:
-            y = marked(y, converged)
+            y = with_nan(y, converged)
         ends = [(jnp.any(jnp.isnan(error)), NOT_FINITE), (jnp.all(converged), CONVERGED)]
         ends += [(jnp.all(_is_done(state)), ROUNDING)]
         code = jnp.select([is_so for is_so, _ in ends], [code for _, code in ends], LIMIT).astype(jnp.int32)

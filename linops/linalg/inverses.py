@@ -15,7 +15,7 @@ from linops.linalg.definite import cg
 from linops.linalg.general import gmres
 from linops.linalg.indefinite import minres
 from linops.linalg.least_squares import lsmr
-from linops.linalg.operands import as_operator, as_square, fitting
+from linops.linalg.operands import as_operator, as_square, fitting, with_nan
 from linops.linalg.records import NoConvergence
 from linops.linalg.systems import Right
 from linops.matrix import Diagonal, Identity, Matrix
@@ -160,7 +160,7 @@ class Inverse(Operator):
 
     def _mv(self, v):
         x, record = self.solve(v)
-        return jax.tree.map(lambda leaf: jnp.where(record.converged, leaf, jnp.nan), x)
+        return with_nan(x, record.converged)
 
     def _mv_transposed(self, w):
         return self._transposed()._mv(w)

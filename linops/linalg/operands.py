@@ -13,6 +13,7 @@ from linops.budget import BASIS_SHARE, memory_budget
 from linops.derivatives.jacobian import Jacobian
 from linops.krylov import noise
 from linops.matrix import Matrix
+from linops.precision import real_dtype
 from linops.products import is_traced
 
 
@@ -116,6 +117,11 @@ def rounding(A, more):
     return A._unit * (more + math.sqrt(max(A.shape)) / 4)
 
 
-def marked(rows, known):
-    """Rows, as a tree, that are NaN where nothing is known."""
-    return jax.tree.map(lambda leaf: jnp.where(known.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, jnp.nan), rows)
+def with_nan(rows, known):
+    """A tree of rows, or of one, that is NaN where nothing is known, as are derivatives: a product, and no choice."""
+
+    def of_leaf(leaf):
+        factor = jnp.where(known, 1, jnp.nan).astype(real_dtype(leaf.dtype))
+        return leaf * factor.reshape(known.shape + (1,) * (leaf.ndim - known.ndim))
+
+    return jax.tree.map(of_leaf, rows)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from linops.iterate import compute, iterate, scope_of
-from linops.linalg.operands import marked
+from linops.linalg.operands import with_nan
 from linops.linalg.records import (
     CONVERGED,
     LIMIT,
@@ -125,7 +125,7 @@ class Outcome:
         code = jnp.select([is_so for is_so, _ in ends], [code for _, code in ends], STOPPED).astype(jnp.int32)
         matvecs = state.matvecs + (1 + self.kind.with_adjoint) * len(values)
         if self.marked:
-            values, vectors = jnp.where(converged, values, jnp.nan), marked(vectors, converged)
+            values, vectors = with_nan((values, vectors), converged)
         return values, vectors, Record(converged, code, state.restarts, matvecs, residuals, tolerance)
 
 
@@ -190,6 +190,12 @@ def _no_derivative_of_all(outcome, primals, tangents):
 
 # What is said outside of jit.
 
+_REMEDIES = {
+    LIMIT: "a larger maxiter, ncv or tol",
+    ROUNDING: "a larger tol: products, or those with OPinv, are not known to more digits",
+    STOPPED: "no callback, monitor or Ctrl-C that stops it; with save= the same call goes on from there",
+}
+
 
 def _require_converged(kind, A, values, vectors, record, shape, interrupted):
     code = int(record.code)
@@ -216,7 +222,7 @@ def _require_converged(kind, A, values, vectors, record, shape, interrupted):
         error = Interrupted if interrupted else NoConvergence
         raise error(
             f"{known.sum()} of {known.size} {kind.value}s of {A!r} converged: {record.reason}; they are in "
-            f".eigenvalues, their vectors in .eigenvectors. Expected a larger maxiter, ncv or tol.\n{record!r}",
+            f".eigenvalues, their vectors in .eigenvectors. Expected {_REMEDIES[int(code)]}.\n{record!r}",
             values,
             shape(vectors),
             record,

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from linops.iterate import compute, finished
+from linops.linalg.operands import with_nan
 from linops.linalg.records import (
     BOUNDARY,
     CONVERGED,
@@ -267,7 +268,7 @@ def solve(name, solver, operators, right, guesses, limits, *more, told=None, wit
         if told is not None:
             raise TypeError(f"{name} got callback= within jit, vmap or grad, expected none: it takes arrays")
         x, record, details = solutions(algorithm, operators, operands)
-        return (marked_where(record.converged, x) if marked else x), record, details
+        return (with_nan(x, record.converged) if marked else x), record, details
     A = operators[0]
     if told is None and not A._listeners():
         x, record, details = finished(algorithm, _End(solver), operators, *operands)
@@ -285,11 +286,6 @@ def solve(name, solver, operators, right, guesses, limits, *more, told=None, wit
             "A and M, and in the solution: multiply by a vector, A @ b, to see where they come from"
         )
     return x, record, details
-
-
-def marked_where(converged, x):
-    """Rows that are NaN where they did not converge."""
-    return either(converged, x, jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), x))
 
 
 class Told:
@@ -363,7 +359,7 @@ def _linear_solutions(algorithm, operators, rows, bounds, more):
     def solver_with(operators):
         def solve(_, rows):
             x, record, _ = solutions(algorithm, operators, (rows, None, bounds, *more))
-            return marked_where(record.converged, x)
+            return with_nan(x, record.converged)
 
         return solve
 

@@ -137,12 +137,7 @@ class Objective:
         if point is not None and point.given == given and (point.hessian is not None or not linearizes):
             return point
         key = self.vectors.narrowed(x)
-        point = self._found(key)
-        self._linearizes = self._linearizes or linearizes
-        if point is None:
-            point = _Point(key, self.vectors.space)
-            self._points = [*self._points[-1:], point]
-        point.given = given
+        point = self._found(key) or _Point(key, self.vectors.space)
         is_new = point.value is None
         if point.hessian is None and (linearizes or (is_new and self._linearizes)):
             (value, gradient), point.hessian = self._second(point.vector)
@@ -152,6 +147,9 @@ class Objective:
             point.value, point.gradient = _without_nan(float(value)), np.asarray(gathered(gradient))
             if key == self.x0.tobytes():
                 self._require_finite(point)
+            self._points = [*self._points[-1:], point]  # now that it is whole: what raises before leaves nothing
+        self._linearizes = self._linearizes or linearizes
+        point.given = given
         return point
 
     def _found(self, key):

@@ -3,9 +3,6 @@
 import collections
 import contextlib
 import dataclasses
-import queue
-import threading
-import time
 import zlib
 
 import jax
@@ -18,6 +15,7 @@ from linops.processes import require_same, spans
 from linops.program import settings as jax_settings
 from linops.program.jaxpr.code import Code
 from linops.program.jaxpr.evaluate import struct
+from linops.program.prefetch import ahead
 
 # Sums of many terms lose no digits: what each addition rounds away is summed beside it, and added in the end (Knuth,
 # "The Art of Computer Programming" 2, 4.2.2, and Neumaier, ZAMM 54, 1974). The error is that of one addition, eps / 2,
@@ -353,57 +351,3 @@ def _alike(batches):
 
 
 _in_all = jax.jit(in_all)
-
-
-AHEAD = 2  # what is computed in a thread while something is asked for
-LONG = 2e-4  # seconds after which it is worth that
-
-
-def ahead(items):
-    """What a generator gives, computed in a thread from where it takes long on."""
-    while True:
-        start = time.perf_counter()
-        try:
-            item = next(items)
-        except StopIteration:
-            return
-        if time.perf_counter() - start > LONG:
-            yield from _in_thread(item, items)
-            return
-        yield item
-
-
-def _in_thread(first, items):
-    found, stop = queue.Queue(AHEAD), threading.Event()
-    end = object()
-
-    def put(item):
-        while not stop.is_set():
-            with contextlib.suppress(queue.Full):
-                found.put(item, timeout=0.1)
-                return
-
-    def fill():
-        try:
-            for item in items:
-                put((item, None))
-                if stop.is_set():
-                    return
-            put((end, None))
-        except BaseException as error:  # it is raised where the batch is asked for
-            put((end, error))
-
-    thread = threading.Thread(target=fill, daemon=True)
-    thread.start()
-    try:
-        yield first
-        while True:
-            item, error = found.get()
-            if error is not None:
-                raise error
-            if item is end:
-                return
-            yield item
-    finally:
-        stop.set()
-        thread.join()

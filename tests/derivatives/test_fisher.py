@@ -130,6 +130,10 @@ def test_what_is_no_likelihood_is_refused():
     for options in {}, {"kind": "empirical"}:
         with pytest.raises(ValueError, match="over data with reduction='sum', expected one for both"):
             linops.Fisher(model, P, loss, data=data, reduction="sum", **options)
+    for loss in (losses.SquaredError(), losses.BinaryCrossEntropy(), losses.Poisson()):
+        for outputs, targets in ((jnp.ones((4, 1)), jnp.ones(4)), (jnp.ones(4), jnp.ones((4, 1)))):
+            with pytest.raises(TypeError, match="expected the same, a target for each output"):
+                loss(outputs, targets)
     with pytest.raises(TypeError, match="expected integer labels of shape"):
         linops.GaussNewton(model, P, losses.CrossEntropy(), data=data)
     with pytest.raises(ValueError, match="got reduction='max', expected 'mean' or 'sum'"):

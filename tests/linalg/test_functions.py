@@ -95,6 +95,19 @@ def test_zero_and_eigenvectors():
     np.testing.assert_allclose(funm_multiply_krylov(sqrt, A, e, assume_a="her"), np.sqrt(3) * e, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("t", [100.0, 400.0, 4000.0])
+def test_what_the_first_spaces_have_not_seen(t, x64):
+    """Of exp of a diffusion what is smooth is all that is left: of the first spaces it is next to nothing, or zero."""
+    n = 150
+    L = 2 * np.eye(n) - np.eye(n, k=1) - np.eye(n, k=-1)
+    b = np.random.default_rng(0).normal(size=n)
+    expected = scipy.linalg.expm(-t * L) @ b
+    for f in (lambda A: expm_multiply(A, b), lambda A: funm_multiply_krylov(jax.scipy.linalg.expm, A, b)):
+        np.testing.assert_allclose(f(linops.Matrix(-t * L)), expected, atol=1e-5 * np.linalg.norm(b))
+    steep = expm_multiply(-linops.Diagonal(np.arange(1, 1001, dtype=np.float32)), np.ones(1000, np.float32))
+    np.testing.assert_allclose(steep, np.exp(-np.arange(1.0, 1001)), atol=1e-4)
+
+
 def test_what_did_not_converge():
     A = linops.Matrix(POSITIVE.astype(np.float32))
     b = np.ones(N, np.float32)

@@ -275,6 +275,18 @@ def test_what_does_not_converge_says_so(solver, A, b, options, info, words):
         np.testing.assert_allclose(record.residual_norms, np.linalg.norm(b - A @ x), rtol=1e-3, atol=1e-6)
 
 
+def test_derivatives_of_what_did_not_converge_are_nan():
+    """And not zero, which a choice between a solution and NaN would make of them."""
+    A = linops.Matrix(MATRICES[cg](np.float32))
+    b = jnp.ones(A.shape[0])
+    few = {"maxiter": 1}
+    for solve in (
+        lambda b: cg(A, b, **few)[0], lambda b: minres(A, b, **few)[0], lambda b: lsmr(A, b, **few)[0],
+        lambda b: gmres(A, b, restart=2, **few)[0], lambda b: linops.inverse(A, "cg", **few) @ b,
+    ):  # fmt: skip
+        assert np.isnan(jax.grad(lambda b, solve=solve: jnp.sum(solve(b)))(b)).all()
+
+
 def test_a_direction_of_negative_curvature_is_handed_back():
     A, B = MATRICES[minres](np.float32), right_sides(MATRICES[minres](np.float32), 2)
     space = linops.Space.of({"a": np.zeros((2, 5), "f"), "b": np.zeros(N - 10, "f")})

@@ -1,5 +1,6 @@
 """An Objective beside dense derivatives and in SciPy's own minimizers; what it computes, and how often."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -63,6 +64,31 @@ def test_what_is_asked_again_is_not_computed_again(computed):
     f.fun(f.x0), f.hessp(f.x0, x), f.hessp(x, x)  # a step that is not accepted, and the point before
     assert len(computed) == 4
     assert value == Objective(quartic, POINT).fun(x)
+
+
+def test_what_raised_leaves_nothing_behind():
+    fails = [False]
+
+    def said(x):
+        if fails[0]:
+            raise RuntimeError("not now")
+        return np.sin(x)
+
+    @jax.custom_vjp
+    def f(x):
+        return jnp.sum(jax.pure_callback(said, x, x))
+
+    f.defvjp(lambda x: (f(x), x), lambda x, w: (w * jax.pure_callback(np.cos, x, x),))
+    objective, p = Objective(f, np.ones(2, np.float32)), np.full(2, 0.5, np.float32)
+    fails[0] = True
+    with pytest.raises(Exception, match="not now"):
+        objective.fun(p)
+    fails[0] = False
+    with pytest.raises(linops.MissingRule):
+        objective.hess(p)
+    assert objective.fun(p) == pytest.approx(2 * np.sin(0.5))
+    np.testing.assert_allclose(objective.jac(p), np.cos(p), rtol=1e-6)
+    assert objective.fun(2 * p) == pytest.approx(2 * np.sin(1.0))
 
 
 def test_what_is_worth_it_is_linearized_for_products(computed):

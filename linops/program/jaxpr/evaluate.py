@@ -70,7 +70,7 @@ def apply_equation(equation, env, inputs):
     if equation.rule is not None:
         return _call_with_rule(equation.rule, env, inputs)
     if primitives.is_inexact_tanh(equation):
-        return [_tanh(*inputs)]
+        return [primitives.exact_tanh(*inputs)]
     if primitives.is_unrolled(equation):
         return _unrolled(equation, env, inputs)
     if equation.changed:
@@ -91,23 +91,6 @@ def apply_frugally(equation, env, inputs):
 def is_loop_of_steps(equation):
     """Whether what an equation keeps for the way back grows with the steps of a loop."""
     return equation.name == "scan" and not primitives.is_unrolled(equation) and equation.params["length"] > 1
-
-
-@jax.custom_jvp
-def _tanh(x):
-    return jax.lax.tanh(x)
-
-
-@_tanh.defjvp
-def _tanh_jvp(primals, tangents):
-    """As JAX 0.12 has it.
-
-    In JAX 0.10 it is (t + t y) (1 - y), of which a fused multiplication and addition leaves the rounding of a large t
-    where y is -1, by luck of the program: in a block of columns, say, and not in its columns.
-    """
-    (x,), (t,) = primals, tangents
-    y = _tanh(x)
-    return y, t * ((1 + y) * (1 - y))
 
 
 def bind(equation, inputs):
@@ -135,9 +118,8 @@ def _scan(equation, env, inputs, wrap=lambda step: step):
         return outputs[:carry], outputs[carry:]
 
     options = {name: params[name] for name in ("length", "reverse", "unroll")}
-    state, ys = jax.lax.scan(
-        wrap(step), list(inputs[consts : consts + carry]), list(inputs[consts + carry :]), **options
-    )
+    state, xs = inputs[consts : consts + carry], inputs[consts + carry :]
+    state, ys = jax.lax.scan(wrap(step), list(state), list(xs), **options)
     return [*state, *ys]
 
 
