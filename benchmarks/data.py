@@ -32,26 +32,13 @@ BATCH = 256
 NAMES = {2_410: "n = 2,410", 85_002: "n = 85,002"}
 
 
-def network(n):
-    """The digits network as a function of parameters and a batch, its data, parameters and a vector."""
-    model, loss, weights = problems.digits(problems.LAYERS[n])
-    return model, loss, weights
-
-
-def _tanh_network(weights, X):
-    *hidden, (W, b) = weights
-    for V, c in hidden:
-        X = jnp.tanh(X @ V + c)
-    return X @ W + b
-
-
 def _cross_entropy(outputs, targets):
     picked = jnp.take_along_axis(jax.nn.log_softmax(outputs), targets[:, None], axis=1)
     return -jnp.mean(picked)
 
 
 def _loss(weights, batch):
-    return _cross_entropy(_tanh_network(weights, batch[0]), batch[1])
+    return _cross_entropy(problems.tanh_network(weights, batch[0]), batch[1])
 
 
 def digits(layers, copies=1, seed=0):

@@ -22,13 +22,6 @@ def _float64(tree):
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
 
 
-def _network(weights, X):
-    *hidden, (W, b) = weights
-    for V, c in hidden:
-        X = jnp.tanh(X @ V + c)
-    return X @ W + b
-
-
 def _distance(product, exact):
     return float(np.linalg.norm(np.asarray(product, np.float64).ravel() - exact) / np.linalg.norm(exact))
 
@@ -42,7 +35,7 @@ def precision():
         v = problems.normal(n)
 
         def loss(weights, X):
-            return jnp.mean(jax.nn.logsumexp(_network(weights, X), axis=1) ** 2)
+            return jnp.mean(jax.nn.logsumexp(problems.tanh_network(weights, X), axis=1) ** 2)
 
         with jax.enable_x64(True):
             exact = linops.Hessian(loss, _float64(weights), args=(_float64(X),)) @ v.astype(np.float64)

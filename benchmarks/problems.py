@@ -27,6 +27,14 @@ def handwritten(n, matvec):
     return LinearOperator((n, n), matvec=lambda v: np.array(matvec(v.reshape(-1))), dtype=np.float32)
 
 
+def tanh_network(weights, inputs):
+    *hidden, (W, b) = weights
+    h = inputs
+    for V, c in hidden:
+        h = jnp.tanh(h @ V + c)
+    return h @ W + b
+
+
 def digits(layers, seed=0, copies=1):
     """A tanh network on scikit-learn's digits: `model(weights)`, the mean cross-entropy of its outputs, weights."""
     from sklearn.datasets import load_digits
@@ -41,11 +49,7 @@ def digits(layers, seed=0, copies=1):
     ]
 
     def model(weights):
-        *hidden, (W, b) = weights
-        h = inputs
-        for V, c in hidden:
-            h = jnp.tanh(h @ V + c)
-        return h @ W + b
+        return tanh_network(weights, inputs)
 
     def loss(outputs):
         return jnp.mean(jax.nn.logsumexp(outputs, axis=1) - jnp.take_along_axis(outputs, labels[:, None], 1)[:, 0])

@@ -222,7 +222,7 @@ def _require_converged(kind, A, values, vectors, record, shape, interrupted):
         error = Interrupted if interrupted else NoConvergence
         raise error(
             f"{known.sum()} of {known.size} {kind.value}s of {A!r} converged: {record.reason}; they are in "
-            f".eigenvalues, their vectors in .eigenvectors. Expected {_REMEDIES[int(code)]}.\n{record!r}",
+            f".eigenvalues, their vectors in .eigenvectors. Expected {_REMEDIES[code]}.\n{record!r}",
             values,
             shape(vectors),
             record,
