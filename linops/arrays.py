@@ -151,6 +151,8 @@ def as_array(value):
     """A NumPy or device array, of whatever a user multiplies."""
     if type(value) is np.ndarray or isinstance(value, jax.Array):
         return value
+    if _is_sparse(value):  # NumPy would ask JAX's for one entry after the other
+        raise TypeError(f"got {brief(value)}, expected an array of numbers; make it dense")
     try:
         array = np.asanyarray(value)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, and objects that refuse in their __array__

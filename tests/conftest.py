@@ -12,6 +12,7 @@ import zlib
 
 import jax
 import pytest
+from counting import collect
 
 # A program in one piece compiles in less time than in many side by side: both cores have tests. XLA's emitters of
 # fusions take a third of the time; later versions of JAX know no such option, and do not need it.
@@ -31,7 +32,8 @@ def pytest_configure(config):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which it is not in the background of a shell
     jax.config.update("jax_disable_most_optimizations", not config.getoption("--whole"))
     config.addinivalue_line(
-        "markers", "covering(*names): of the values of these parameters one for each combination of the others"
+        "markers",
+        "covering(*names, row=None): of the values of these parameters one for each combination of the others, and row",
     )
 
 
@@ -39,13 +41,12 @@ def pytest_collection_modifyitems(config, items):
     left_out = set() if config.getoption("--whole") else set(_beside_the_cover(items))
     if left_out:
         config.hook.pytest_deselected(items=[item for item in items if item in left_out])
-    items[:] = sorted((item for item in items if item not in left_out), key=_operator)
+    items[:] = sorted((item for item in items if item not in left_out), key=_turn)
 
 
 def pytest_collection_finish():
     """What is there now stays, and what programs are made of is much and soon gone: the collector has few turns."""
-    gc.collect()
-    gc.freeze()
+    collect()
     gc.set_threshold(50_000, 20, 50)
 
 
@@ -53,20 +54,22 @@ def _beside_the_cover(items):
     """The cells of a table that the marker `covering` leaves out: it takes one of each row, by the row's name."""
     rows = collections.defaultdict(list)
     for item in items:
-        if covered := {name for marker in item.iter_markers("covering") for name in marker.args}:
+        markers = list(item.iter_markers("covering"))
+        if covered := {name for marker in markers for name in marker.args}:
             others = [str(getattr(v, "__name__", v)) for name, v in item.callspec.params.items() if name not in covered]
+            others += [str(marker.kwargs) for marker in markers if marker.kwargs]
             rows[item.parent, item.originalname, " ".join(others)].append(item)
     for (_, _, name), row in rows.items():
         taken = zlib.crc32(name.encode()) % len(row)
         yield from (item for i, item in enumerate(row) if i != taken)
 
 
-def _operator(item):
-    """What the tests of one operator have in common: of a law, or of a table in one file; others keep their order."""
+def _turn(item):
+    """Tests of one operator, by a law or in a table of one file, go together; those that forget all, last of all."""
     parameters = getattr(getattr(item, "callspec", None), "params", {})
     if "laws" in item.path.parts:
-        return True, str(parameters.get("name", ""))
-    return False, str(item.path), str(parameters.get("operator", ""))
+        return 1, str(parameters.get("name", ""))
+    return 2 if hasattr(item.module, "forget") else 0, str(item.path), str(parameters.get("operator", ""))
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from counting import collect
 import scipy.optimize
 import scipy.sparse
 from scipy.sparse.linalg import LinearOperator, cg, eigsh, expm_multiply, lsmr, svds
@@ -541,7 +542,7 @@ def test_the_line_ends_with_the_operator(terminal):
     M @ V8
     assert not terminal.getvalue().endswith("\n")
     del M
-    gc.collect()
+    collect()
     assert last(terminal.getvalue()).startswith("1 products")
 
 

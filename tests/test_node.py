@@ -15,6 +15,7 @@ import operators
 import problems
 import pytest
 from copies import WAYS, ones
+from counting import collect
 from problems import POINT, SIZE
 
 import linops
@@ -110,7 +111,7 @@ def test_processes(method):
 
 
 def test_copies_are_freed_at_once():
-    gc.collect()
+    collect()
     gc.disable()
     try:
         for way in WAYS.values():

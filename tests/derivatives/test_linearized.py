@@ -73,7 +73,7 @@ def test_what_is_computed_inside_in_double_precision_is_so_for_good(linearize):
 def test_loops_hand_on_states_alone_where_residuals_do_not_fit(dtype, caplog):
     """Of each step one array of a dozen is kept on the way back, in a fourth of the memory at most."""
     rng = np.random.default_rng(0)
-    W, x = (rng.normal(size=shape).astype(dtype) / 6 for shape in [(30, 30), (20, 30)])
+    W, x = (rng.normal(size=shape).astype(dtype) / 3 for shape in [(8, 8), (10, 8)])
     v = rng.normal(size=x.size).astype(np.float32)
 
     @jax.jit
@@ -87,7 +87,7 @@ def test_loops_hand_on_states_alone_where_residuals_do_not_fit(dtype, caplog):
 
     anew = linops.Hessian(f, x, args=(W,), linearize=False)
     v = np.resize(v, anew.shape[1])
-    with linops.memory_limit(2**20), caplog.at_level("DEBUG", "linops"):
+    with linops.memory_limit(2**16), caplog.at_level("DEBUG", "linops"):
         frugal = linops.Hessian(f, x, args=(W,))
         product = frugal @ v
     np.testing.assert_allclose(product, anew @ v, rtol=1e-2, atol=1e-4 * np.abs(product).max())

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import problems
 import pytest
-from counting import compilations
+from counting import collect, compilations
 from jax.flatten_util import ravel_pytree
 from models import Layer, Model, layers
 from problems import POINT, SIZE
@@ -91,7 +91,7 @@ def test_a_thousand_points_hold_memory_flat(way):
         del A
         return sum(array.nbytes for array in jax.live_arrays()), resident_bytes()
 
-    gc.collect()
+    collect()
     gc.disable()  # freed at once, not at some later collection
     try:
         live, resident = after(30)

@@ -15,12 +15,16 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "laws" in item.path.parts and item.originalname not in BOTH and "dtype" in _parameters(item):
             item.add_marker(pytest.mark.covering("dtype"))
+            if item.originalname in OF_KINDS:
+                item.add_marker(pytest.mark.covering("name", row=operators.kind(_parameters(item)["name"])))
 
 
 def _parameters(item):
     return getattr(getattr(item, "callspec", None), "params", {})
 
 
+# Laws of what is made of operators: they go over one operator of each kind, that of dense matrices over all.
+OF_KINDS = {"test_combinations", "test_power", "test_argument_of_jit", "test_argument_of_vmap", "test_argument_of_grad"}
 BOTH = {"test_vector", "test_wider_vectors_are_narrowed_with_one_warning"}  # precisions
 
 

@@ -15,6 +15,6 @@ from operators import (  # noqa: F401
     solvers,
     transformations,
 )
-from operators.entries import ZOO, arguments, build, dense, make, where
+from operators.entries import ZOO, arguments, build, dense, kind, make, where
 
-__all__ = ["ZOO", "arguments", "build", "dense", "make", "where"]
+__all__ = ["ZOO", "arguments", "build", "dense", "kind", "make", "where"]

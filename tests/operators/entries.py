@@ -41,6 +41,12 @@ def where(**traits):
     return [name for name, entry in ZOO.items() if all(getattr(entry.traits, trait) == is_ for trait, is_ in wanted)]
 
 
+def kind(name):
+    """What an operator has in common with those that combine and transform alike: noun, claims, real or complex."""
+    traits = ZOO[name].traits
+    return name.split("_")[0], traits.claims, traits.complex
+
+
 @functools.cache
 def build(name, dtype):
     """The operator and its dense matrix, made once for all tests."""

@@ -59,7 +59,7 @@ entry(
 )
 entry(
     "sensitivity",
-    lambda x, y: linops.Sensitivity(convex, x, y, minimizer=True),
+    lambda x, y: linops.Sensitivity(convex, x, y, minimizer=True, method="cg", rtol=32 * jnp.finfo(y.dtype).eps),
     sensitivity,
     pair,
     moved,

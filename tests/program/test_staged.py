@@ -1,7 +1,6 @@
 """What is staged: caches are bounded and hold no data, and large arrays have no second copy."""
 
 import functools
-import gc
 import itertools
 import weakref
 
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from counting import forget
+from counting import collect, forget
 
 import linops
 from linops.program import program, staged
@@ -30,7 +29,7 @@ def test_caches_are_bounded(monkeypatch):
     monkeypatch.setattr(program, "_KEPT", 4)
     for power in range(2, 8):
         linops.Hessian(lambda x, p=power: jnp.sum(x**p), np.ones(2, np.float32)) @ np.ones(2, np.float32)
-    gc.collect()
+    collect()
     assert len(staged._staged.found) == len(program._recent) == 4
     assert len(program._programs) <= before + 4 + 2 * 4  # those in use by what is staged
 
@@ -130,7 +129,7 @@ def test_data_die_with_their_operators(holder):
         return weakref.ref(held)
 
     dead = [construct(seed) for seed in range(4)]
-    gc.collect()
+    collect()
     assert [ref() for ref in dead] == [None] * 4
 
 

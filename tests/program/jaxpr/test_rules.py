@@ -1,12 +1,10 @@
 """Derivative rules and what they close over: settled when an operator is made."""
 
-import gc
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from counting import compilations
+from counting import collect, compilations
 from custom_rules import RULE_OF_FIRST, RULES
 
 import linops
@@ -107,7 +105,7 @@ def test_arrays_that_rules_close_over_die_with_their_operators(kind):
         (J.T @ J) @ np.ones(77, np.float32)
 
     def alive():
-        gc.collect()
+        collect()
         return len([array for array in jax.live_arrays() if array.shape in ((123, 77), (77, 77))])
 
     before = alive()
