@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from counting import collect
 import scipy.optimize
 import scipy.sparse
+from counting import collect
 from scipy.sparse.linalg import LinearOperator, cg, eigsh, expm_multiply, lsmr, svds
 
 import linops

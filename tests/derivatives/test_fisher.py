@@ -40,10 +40,10 @@ def dense(loss, targets):
         def outputs(q):
             return model(unravel(q), inputs).ravel()
 
-        J = jax.jacobian(outputs)(flat)
-        H = jax.hessian(lambda z: loss(z.reshape(COUNT, OUTPUTS), targets))(outputs(flat))
+        J = jax.jit(jax.jacobian(outputs))(flat)
+        H = jax.jit(jax.hessian(lambda z: loss(z.reshape(COUNT, OUTPUTS), targets)))(outputs(flat))
         each = jax.vmap(lambda x, t: jax.grad(lambda q: loss(model(unravel(q), x[None]), t[None]))(flat))
-        gradients = each(inputs, targets)
+        gradients = jax.jit(each)(inputs, targets)
         return np.asarray(J.T @ H @ J), np.asarray(gradients.T @ gradients)
 
 
