@@ -81,7 +81,7 @@ OPERATORS = {
 }
 
 
-@pytest.mark.covering("kind")
+@pytest.mark.covering("kind", "budget")
 @pytest.mark.parametrize("kind", OPERATORS)
 @pytest.mark.parametrize("budget", [1, budgets.CACHE_BYTES])
 @pytest.mark.parametrize("name", FUNCTIONS)
