@@ -158,8 +158,9 @@ def _last(found, k):
 
 def products(n):
     """Products against ncv, tol and k, trained weights; ARPACK's beside them."""
-    H, *_ = problem(n, True)
+    H, scalar, point, _ = problem(n, True)
     print(f"n = {n:,}, trained weights: products with those of final residuals, and the largest residual")
+    restarts = n if n < 10_000 else 60
     for which, k in (("LA", 1), ("LA", 10), ("LA", 50), ("SA", 10), ("BE", 20)):
         for tol in (1e-3, 1e-5):
             row = []
@@ -175,11 +176,40 @@ def products(n):
                     if which == "BE"
                     else functools.partial(eigsh, k=k, which=which)
                 )
-                found = solve(counted, v0=problems.normal(n), tol=tol, maxiter=n if n < 10_000 else 60)
+                found = solve(counted, v0=problems.normal(n), tol=tol, maxiter=restarts)
                 row.append(f"ARPACK: {counted.count} ({residual(H, *found):.0e})")
             except ArpackNoConvergence:
                 row.append(f"ARPACK: not after {counted.count}")
+            if importlib.util.find_spec("furax"):
+                for ncv in (2 * k, k + 80):  # its default, and what linops takes
+                    count, found = _by_furax(scalar, point, k=k, m=ncv, which=which, tol=tol, max_restarts=60)
+                    row.append(f"furax, ncv {ncv}: {count} ({residual(H, *found):.0e})")
             print(f"  {which} k = {k:2d} tol = {tol:.0e}   " + "   ".join(row), flush=True)
+
+
+def _by_furax(scalar, point, **options):
+    """How many products furax's thick-restart Lanczos takes, and its eigenpairs."""
+    import furax
+    from furax.linalg import lanczos_tr
+
+    count = 0
+
+    def one_more():
+        nonlocal count
+        count += 1
+
+    @furax.symmetric
+    class HessianByHand(furax.AbstractLinearOperator):
+        def mv(self, v):
+            jax.debug.callback(one_more)
+            return problems.hessian_vector(scalar)(point, v)
+
+    v0 = jnp.asarray(problems.normal(len(point)))
+    A = HessianByHand(in_structure=jax.ShapeDtypeStruct(v0.shape, v0.dtype))
+    found = jax.jit(lambda v0: lanczos_tr(A, v0, **options))(v0)
+    jax.block_until_ready(found)
+    jax.effects_barrier()
+    return count, (found.eigenvalues, np.asarray(found.eigenvectors).T)
 
 
 def main():
