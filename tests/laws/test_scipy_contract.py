@@ -91,6 +91,7 @@ def test_foreign_operands(pair, vectors, close):
         (S + A, D + M, v),
         (A - aslinearoperator(S), D - M, v),
         (aslinearoperator(S) - A, M - D, v),
+        (S - A, M - D, v),
         (A @ S.T, D @ M.T, w),
         (aslinearoperator(S.T) @ A, M.T @ D, v),
     ]:
