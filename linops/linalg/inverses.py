@@ -134,6 +134,7 @@ class Inverse(Operator):
     hermitian = property(lambda self: self.operator.hermitian)
     positive_semidefinite = property(lambda self: self.operator.positive_semidefinite)
     _real = property(lambda self: self.operator._real)
+    _unit = functools.cached_property(lambda self: max(super()._unit, self.rtol, self.atol))
 
     def solve(self, b, x0=None):
         """The solution x of A x = b, or as far as it came, and the record; from a guess x0, as of a system nearby.

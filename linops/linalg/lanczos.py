@@ -8,6 +8,7 @@ above all, of which a Krylov space has but one; the last round is the one that f
 """
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
@@ -33,13 +34,13 @@ from linops.linalg.operands import rounding
 from linops.precision import real_dtype
 
 STRIDE = 5  # expansions between two looks at the projected matrix, at least; its cost grows faster than theirs
-RESTARTED = 32  # times eps of the norm: what restarts add to the rounding of products
+RESTARTED = 32  # times what products are off by: what restarts add to the rounding of products
 SHORTEST_ROUND = 10  # products of a round that looks for what was missed, and at least
 ROUND_SHARE = 5  # one such part of all those before
-FLOOR = 2  # times eps of the norm: less a bound of a residual is not asked to be
+FLOOR = 2  # times what products are off by: less a bound of a residual is not asked to be
 MARGIN = 0.8  # of a tolerance, for bounds: rounding makes residuals of products a little larger
-SYMMETRIC = 0.25  # a power of eps: that far from Hermitian, relative to the norm, is not by rounding
-APART = 16  # times eps of the norm: what eigenvalues differ by that are told from each other
+SYMMETRIC = 0.25  # a power of what products are off by: that far from Hermitian, relative to the norm, is not by rounding
+APART = 16  # times what products are off by: what eigenvalues differ by that are told from each other
 
 
 class Look(NamedTuple):
@@ -69,15 +70,13 @@ class State(NamedTuple):
     restarts: jax.Array
     finished: jax.Array
 
-    @property
-    def is_symmetric(self):
+    def is_symmetric(self, A):
         """Whether the matrix may be Hermitian."""
-        return ~(self.asymmetry > jnp.finfo(self.norm.dtype).eps ** SYMMETRIC * self.norm)
+        return ~(self.asymmetry > A._unit**SYMMETRIC * self.norm)
 
-    @property
-    def is_suspect(self):
+    def is_suspect(self, A):
         """Whether it is less Hermitian than rounding explains: the reason, where nothing converges."""
-        return self.asymmetry > jnp.sqrt(jnp.finfo(self.norm.dtype).eps) * self.norm
+        return self.asymmetry > math.sqrt(A._unit) * self.norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +111,7 @@ class ThickRestart:
 
     def done(self, A, state):
         """Whether a round has found nothing more, no restart is left, or it is no Hermitian problem."""
-        return state.finished | ~state.is_symmetric | (state.restarts >= self.maxiter)
+        return state.finished | ~state.is_symmetric(A) | (state.restarts >= self.maxiter)
 
     def step(self, A, state):
         """Some expansions and a look; where a round is over, or the basis is full, the next start."""
@@ -143,7 +142,6 @@ class ThickRestart:
     def look(self, A, state):
         """The eigenpairs of the projected matrix, without what is locked, and the state that knows of them."""
         krylov = state.krylov
-        eps = jnp.finfo(state.norm.dtype).eps
         places = jnp.arange(self.ncv)
         active = (places >= state.locked) & (places < krylov.size)
         count = krylov.size - state.locked
@@ -154,8 +152,9 @@ class ThickRestart:
         bounds = jnp.where(krylov.size >= A.domain.size, 0, couplings(krylov, vectors))
         valid = places < count
         norm = jnp.maximum(state.norm, jnp.max(jnp.where(valid, jnp.abs(values), 0)))
-        converged = valid & (bounds <= MARGIN * tolerances(state.tol, values, norm))
-        margin = jnp.maximum(APART * eps * norm, tolerances(state.tol, values, norm))  # of what is locked
+        tolerance = tolerances(A, state.tol, values, norm)
+        converged = valid & (bounds <= MARGIN * tolerance)
+        margin = jnp.maximum(APART * A._unit * norm, tolerance)  # of what is locked
         priority = _priority(self.which, values, count)
         first = priority < self.k
         wanted = valid & jnp.where(state.round == 0, first, self._beats(state, values, margin))
@@ -218,7 +217,7 @@ class ThickRestart:
     def estimates(self, A, state):
         """Bounds of the residuals of the k most wanted pairs, and what these are compared with."""
         values, bounds, _ = self._best(A, state)
-        return bounds, tolerances(state.tol, values, state.norm)
+        return bounds, tolerances(A, state.tol, values, state.norm)
 
     def finish(self, A, state):
         """The same pairs, with values and residual norms of real products, one for each.
@@ -230,7 +229,7 @@ class ThickRestart:
         rows = rotated(state.krylov.basis, coefficients, in_place=False)
         values, rows, residuals = jax.lax.map(lambda v: _pair(A, v), rows, batch_size=_divisor(self.k))
         reached = rounding(A, RESTARTED) * jnp.maximum(state.norm, jnp.max(jnp.abs(values)))
-        return values, rows, residuals, jnp.maximum(tolerances(state.tol, values, state.norm), reached)
+        return values, rows, residuals, jnp.maximum(tolerances(A, state.tol, values, state.norm), reached)
 
     def _best(self, A, state):
         """Values, bounds and coefficients of the most wanted pairs."""
@@ -254,10 +253,10 @@ def _round_length(state):
     return jnp.maximum(SHORTEST_ROUND, state.before // ROUND_SHARE)
 
 
-def tolerances(tol, values, norm):
-    """How small residuals are to be: relative to the eigenvalue as in ARPACK, and not below what rounding allows."""
+def tolerances(A, tol, values, norm):
+    """How small residuals are to be: relative to the eigenvalue as in ARPACK, and not below what products allow."""
     eps = jnp.finfo(values.dtype).eps
-    return jnp.maximum(tol * jnp.maximum(jnp.abs(values), eps ** (2 / 3) * norm), FLOOR * eps * norm)
+    return jnp.maximum(tol * jnp.maximum(jnp.abs(values), eps ** (2 / 3) * norm), FLOOR * A._unit * norm)
 
 
 def of_each_end(which, k):

@@ -84,6 +84,7 @@ def found(outcome, A, problem, operands, with_vectors, shape, callback, save):
     )
     values, vectors, record = compute(outcome, problem, state)
     watch.report(record)
+    _require_finite(outcome.kind, A, problem.inverse, record)
     _require_converged(outcome.kind, A, values, vectors, record, shape, watch.interrupted)
     return values, shape(vectors), record
 
@@ -197,13 +198,24 @@ _REMEDIES = {
 }
 
 
+def _require_finite(kind, A, inverse, record):
+    if int(record.code) != NOT_FINITE:
+        return
+    if inverse is not None:
+        raise FloatingPointError(
+            f"a product with OPinv, {inverse!r}, was NaN or infinite in {kind.name}, as that of a linops.inverse is "
+            "whose solve did not converge; expected finite numbers: OPinv @ v says why for a vector v. Next to an "
+            "eigenvalue float32 has too few digits for most solves: build A in float64, or pass a larger rtol or maxiter "
+            "to linops.inverse, or another sigma"
+        )
+    raise FloatingPointError(
+        f"a product with {A!r} was NaN or infinite in {kind.name}, expected finite numbers: multiply by a vector, "
+        "A @ v, to see where they come from"
+    )
+
+
 def _require_converged(kind, A, values, vectors, record, shape, interrupted):
     code = int(record.code)
-    if code == NOT_FINITE:
-        raise FloatingPointError(
-            f"a product with {A!r} was NaN or infinite in {kind.name}, expected finite numbers: multiply by a vector, "
-            "A @ v, to see where they come from"
-        )
     if code == NOT_SYMMETRIC:
         raise ValueError(
             f"eigsh got {A!r}, whose matrix is not Hermitian: products with it show v^H A u and u^H A v that differ; "

@@ -173,9 +173,10 @@ class _Pairs(Outcome):
     kind = Kind("eigsh", "eigenvalue", "return_eigenvectors=False", with_adjoint=False)
 
     def finish(self, problem, state):
-        found, rows, residuals, tolerance = self.algorithm.finish(problem.operator, state)
+        A = problem.operator
+        found, rows, residuals, tolerance = self.algorithm.finish(A, state)
         none = ~jnp.any(residuals <= tolerance)
-        faults = [(~state.is_symmetric | (none & state.finished & state.is_suspect), NOT_SYMMETRIC)]
+        faults = [(~state.is_symmetric(A) | (none & state.finished & state.is_suspect(A)), NOT_SYMMETRIC)]
         values = found
         if problem.inverse is not None:
             values = problem.sigma + 1 / found

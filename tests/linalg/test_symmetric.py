@@ -173,6 +173,21 @@ def test_generalized_and_shifted_problems():
         eigsh(A, k=4, sigma=0.5, OPinv=inverse)
 
 
+def test_solves_to_fewer_digits_than_the_dtype_has_are_enough_next_to_a_shift():
+    """Of eigenvalues that the digits of the solves cannot tell apart one run finds some, and ends."""
+    cluster = 1e-3 * (1 + 1e-7 * np.random.default_rng(3).normal(size=N // 2))
+    with jax.enable_x64(True):
+        A = linops.Matrix(with_eigenvalues(np.r_[cluster, np.linspace(0.5, 2, N // 2)]))
+        w, record = eigsh(
+            A, k=3, sigma=0, OPinv=linops.inverse(A, "minres"), return_eigenvectors=False, full_output=True
+        )
+    np.testing.assert_allclose(w, 1e-3, rtol=1e-6)
+    assert record.matvecs < N
+    single = linops.Matrix(A.toarray().astype(np.float32))
+    with pytest.raises(FloatingPointError, match=r"a product with OPinv, .*solve did not converge.*float64"):
+        eigsh(single, k=3, sigma=0, OPinv=linops.inverse(single, "minres", rtol=1e-7))
+
+
 def test_functions_and_eigenvalues_under_jit():
     space = linops.Space.flat(N, np.float32)
     A = jnp.asarray(MATRICES["copies"], jnp.float32)
