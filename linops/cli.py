@@ -24,6 +24,7 @@ from linops.blas import one_blas_thread
 from linops.derivatives.hessian import Hessian
 from linops.embedded import digits_problem
 from linops.files import replaced
+from linops.iterate import compute
 from linops.precision import PrecisionWarning
 from linops.report import SpectrumInterrupted
 
@@ -97,6 +98,7 @@ def _spectrum(options):
         json_path, plot_path = (_written(stack, path) for path in (options.json, options.plot))
         title, f, x = _user_problem(options) if options.target else digits_problem()
         H = _hessian(f, x)
+        _require_value(H, title)
         try:
             key = jax.random.key(options.seed)
             asked = {"tol": options.tol, "maxiter": options.maxiter, "save": options.save}
@@ -131,7 +133,14 @@ def _user_problem(options):
     f, x = _load(options.target), _load(options.at)
     if not callable(f):
         raise CallError(f"{options.target} is {type(f).__name__}, expected a function")
-    return options.target, f, x() if callable(x) else x
+    if not callable(x):
+        return options.target, f, x
+    try:
+        return options.target, f, x()
+    except TypeError as error:
+        if error.__traceback__.tb_next:  # raised in it
+            raise
+        raise CallError(f"{options.at}: {error}; expected a pytree, or a function of nothing that returns it") from None
 
 
 def _load(name):
@@ -139,7 +148,8 @@ def _load(name):
     module, _, attribute = name.rpartition(":")
     as_module = (module or name).removesuffix(".py").replace(os.sep, ".").strip(".")
     if not module or not attribute or module.endswith(".py") or os.sep in module:
-        example = f"{as_module}:{attribute if module and attribute else 'loss'}"
+        is_path = all(map(str.isidentifier, as_module.split(".")))
+        example = f"{as_module if is_path else 'model'}:{attribute if module and attribute else 'loss'}"
         raise CallError(f"got {name!r}, expected MODULE:ATTRIBUTE, as Python imports it, such as {example}")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -167,6 +177,19 @@ def _hessian(f, x):
     if enabled and not wide:
         _say("float64 is enabled, but the point is not in float64, and what is computed in is what the point is in")
     return Hessian(f, x)
+
+
+def _require_value(H, title):
+    """Refuse a point at which there is no Hessian, whatever products with it say."""
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(H.x)):
+        raise CallError("the point has NaN or infinite entries, expected finite numbers")
+    value = compute(_value, H)
+    if not np.isfinite(value):
+        raise CallError(f"{title} is {value} at the point, expected a finite number")
+
+
+def _value(H):
+    return H.map.function(H.x)
 
 
 # Files.
@@ -231,3 +254,7 @@ def _listen_to_compilations():
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     return compilations
+
+
+if __name__ == "__main__":
+    sys.exit(main())

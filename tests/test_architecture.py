@@ -39,7 +39,7 @@ LAYERS = [
      "optimize.points", "optimize.constraints", "optimize.objective", "optimize.residuals", "optimize.uncertainty",
      "optimize.trust_region", "optimize.marquardt",
      "optimize.minimizing", "optimize.fitting", "optimize.roots", "plot", "report", "probing", "analysis", "embedded",
-     "cli"],
+     "cli", "__main__"],
 ]  # fmt: skip
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 MODULES = {

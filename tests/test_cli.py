@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -35,6 +36,8 @@ def on_a_line(x): return jnp.sum(jnp.linspace(-1, 1, 2000) * x**2)
 LINE = np.ones(2000, np.float32)
 POINT = {'v': np.ones(30, np.float32)}
 WIDE = {'v': np.ones(30)}
+def logarithm(x): return jnp.sum(jnp.log(-x['v']))
+GAP = {'v': np.full(30, np.nan, np.float32)}
 def make_small(): return np.float32([1, 2, 3])
 def make_nothing(): return missing
 """
@@ -119,6 +122,10 @@ def test_embedded_problem(capsys):
          "'my/net.py:f', expected MODULE:ATTRIBUTE, as Python imports it, such as my.net:f"),
         (["mine:POINT", "--at", "mine:POINT"], "mine:POINT is dict, expected a function"),
         (["mine:vector", "--at", "mine:POINT"], "Hessian got f with values of shapes"),
+        (["mine:f", "--at", "mine:f"], "argument: 'x'; expected a pytree, or a function of nothing"),
+        (["mine:f", "--at", "np.ones(3)"], "expected MODULE:ATTRIBUTE, as Python imports it, such as model:"),
+        (["mine:f", "--at", "mine:GAP"], "the point has NaN or infinite entries, expected finite"),
+        (["mine:logarithm", "--at", "mine:POINT"], "mine:logarithm is nan at the point, expected a finite"),
         (["mine:of_two", "--at", "mine:POINT"], "missing 1 required positional argument: 'y'"),
         (["mine:on_a_line", "--at", "mine:LINE", "--tol", "2"], "eigsh got tol=2.0, expected 0 <= tol < 1"),
         (["mine:f", "--at", "mine:POINT", "--json", "no/such/folder.json"],
@@ -170,9 +177,15 @@ def test_usage(module, capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
-def test_alone(capsys):
+def test_alone(capsys, monkeypatch):
     assert main([]) == 0
     assert "spectrum" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["linops", "--version"])
+    for module in "linops", "linops.cli":
+        with warnings.catch_warnings(action="ignore"), pytest.raises(SystemExit) as ended:  # of a module run anew
+            runpy.run_module(module, run_name="__main__")
+        assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("linops ")
 
 
 def test_float64_that_is_not_had(module, capsys):

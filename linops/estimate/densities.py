@@ -32,7 +32,7 @@ MARGIN = 4  # widths of smoothing, by which the grid goes beyond the spectrum
     data_fields=("grid", "density", "band", "width", "matvecs"),
     meta_fields=(),
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Density:
     """A spectral density: of integral 1, at the points of `grid`, smoothed by `width`.
 
@@ -46,6 +46,16 @@ class Density:
     band: jax.Array
     width: jax.Array
     matvecs: jax.Array
+
+    def __repr__(self):
+        if is_traced(self) or not hasattr(self.grid, "__array__") or jnp.ndim(self.grid) != 1:
+            return f"Density(grid={self.grid!r}, ...)"
+        low, high = float(self.grid[0]), float(self.grid[-1])
+        return (
+            f"<spectral density at {len(self.grid)} points from {low:.4g} to {high:.4g}, smoothed by "
+            f"{float(self.width):.2g}, of {int(self.matvecs)} products; largest {float(jnp.max(self.density)):.4g}, "
+            f"standard error {float(jnp.max(self.band)):.2g} at most>"
+        )
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("probes", "matvecs"), meta_fields=("wanted",))

@@ -75,7 +75,8 @@ def run(estimator, A, key, rtol, num_matvecs, *data):
     if A._checks_finite and not is_traced(estimate) and not jnp.all(jnp.isfinite(estimate.value)):
         raise FloatingPointError(
             f"{estimator.name} of {A!r} has NaN or Inf: expected finite products, and an operator that is positive "
-            "(semi)definite where the method asks for it"
+            "(semi)definite where the method asks for it; linops.linalg.eigsh(A, k=1, which='SA') finds its smallest "
+            "eigenvalue, and A + c * I has one that is larger by c"
         )
     told(A._listeners(), estimate.matvecs)
     return estimate

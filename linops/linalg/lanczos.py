@@ -39,7 +39,9 @@ SHORTEST_ROUND = 10  # products of a round that looks for what was missed, and a
 ROUND_SHARE = 5  # one such part of all those before
 FLOOR = 2  # times what products are off by: less a bound of a residual is not asked to be
 MARGIN = 0.8  # of a tolerance, for bounds: rounding makes residuals of products a little larger
-SYMMETRIC = 0.25  # a power of what products are off by: that far from Hermitian, relative to the norm, is not by rounding
+SYMMETRIC = (
+    0.25  # a power of what products are off by: that far from Hermitian, relative to the norm, is not by rounding
+)
 APART = 16  # times what products are off by: what eigenvalues differ by that are told from each other
 
 

@@ -205,8 +205,8 @@ def _require_finite(kind, A, inverse, record):
         raise FloatingPointError(
             f"a product with OPinv, {inverse!r}, was NaN or infinite in {kind.name}, as that of a linops.inverse is "
             "whose solve did not converge; expected finite numbers: OPinv @ v says why for a vector v. Next to an "
-            "eigenvalue float32 has too few digits for most solves: build A in float64, or pass a larger rtol or maxiter "
-            "to linops.inverse, or another sigma"
+            "eigenvalue float32 has too few digits for most solves: build A in float64, or pass a larger rtol or "
+            "maxiter to linops.inverse, or another sigma"
         )
     raise FloatingPointError(
         f"a product with {A!r} was NaN or infinite in {kind.name}, expected finite numbers: multiply by a vector, "

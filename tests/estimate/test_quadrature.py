@@ -126,6 +126,7 @@ def test_densities(method):
         distances.append(np.trapezoid(np.abs(found.density - law), found.grid))
         np.testing.assert_allclose(np.trapezoid(found.density, found.grid), 1, atol=0.01)
     assert distances[1] < min(0.08, distances[0] / 2)
+    assert "spectral density at 512 points from -1." in repr(found)
     zeros = linops.Diagonal(jnp.where(jnp.arange(3000) < 5, jnp.arange(3000) - 2.0, 0.0))
     for A in zeros, linops.Diagonal(jnp.ones(3000)):
         found = estimate.spectral_density(A, KEY, method=method, num_matvecs=160, steps=16)
