@@ -14,6 +14,10 @@ from linops.files import replaced
 from linops.processes import by_first, gathered, of_first, spans
 
 VERSION = 2
+DIFFER = {  # what numbers say that tell nothing to a reader
+    "products": "products with the operator are others, as at another point or over other data",
+    "start": "it began with another tol, key or start",
+}
 SAME = 1e-5  # of the largest: numbers are of one operator, though sums may go another way the next time
 
 
@@ -97,10 +101,8 @@ class SavedRun:
         differ = [name for name in self.identity if not _agree(found.get(name), self.identity[name])]
         if differ:
             name = differ[0]
-            raise ValueError(
-                f"{self.path} is of another run: its {name} is {found.get(name)!r}, expected {self.identity[name]!r}; "
-                "give another file, or remove it to begin anew"
-            )
+            told = DIFFER.get(name, f"its {name} is {found.get(name)!r}, expected {self.identity[name]!r}")
+            raise ValueError(f"{self.path} is of another run: {told}; give another file, or remove it to begin anew")
 
 
 def _by_itself(act):

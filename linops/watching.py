@@ -4,6 +4,7 @@ None of them changes a number: the program that runs between two looks is the on
 """
 
 import contextlib
+import logging
 import os
 import signal
 import threading
@@ -16,6 +17,7 @@ from linops.iterate import compute, iterate, operators_of
 from linops.processes import of_all, spans
 from linops.saving import SavedRun, checksum
 
+log = logging.getLogger("linops")
 SAVE_SECONDS = 60  # between two files, by default
 TRIED = 4  # vectors by which an operator is known again
 
@@ -37,12 +39,24 @@ def watched(algorithm, A, operands, glance, heard=(), callback=None, save=None, 
         path, watch.seconds = path_and_seconds(save)
         watch.saved = SavedRun(path, {"algorithm": repr(algorithm), **_identity(A, state)}, state)
         found = watch.saved.read(state)
-        state = state if found is None else found
+        if found is not None:
+            log.info("a run goes on from %s, after %s", path, _text(compute(glance, A, found)))
+            state = found
     with _interrupts(watch):
         state = iterate(algorithm, A, *operands, watch=watch, every=every, state=state)
     if watch.saved:
         watch.saved.write(state)
     return state, watch
+
+
+def refuse_in_jit(name, **options):
+    """Refuse who would look at a run that is a part of a program."""
+    given = [option for option, value in options.items() if value is not None and value is not False]
+    if given:
+        raise TypeError(
+            f"{name} got {', '.join(f'{option}=' for option in given)} within jit, vmap or grad, expected none there: "
+            "a run that is a part of a program takes arrays, and nobody looks at it"
+        )
 
 
 def path_and_seconds(save):
@@ -106,6 +120,10 @@ def _interrupts(watch):
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _text(record):
+    return f"{int(record.matvecs)} products: {record.text}"
 
 
 def _identity(A, state):

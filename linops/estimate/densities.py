@@ -19,7 +19,7 @@ from linops.iterate import compute
 from linops.krylov import seed_of
 from linops.precision import real_dtype
 from linops.products import is_traced
-from linops.watching import watched
+from linops.watching import refuse_in_jit, watched
 
 METHODS = ("slq", "kpm")
 STEPS = 64
@@ -121,6 +121,7 @@ def spectral_density(
         )
     rules = _Rules(steps, budget // steps, probes_at_once(A, columns, steps))
     if is_traced((A, key, grid, width)):
+        refuse_in_jit("spectral_density", callback=callback, save=save)
         return _Density(method, rules)(A, key, grid, width)
     state, watch = watched(rules, A, (key,), rules.progress, listeners, callback, save)
     known = int(state.count)

@@ -27,7 +27,7 @@ from linops.linalg.records import (
 from linops.precision import real_dtype
 from linops.products import is_traced
 from linops.program.settings import full_precision
-from linops.watching import watched
+from linops.watching import refuse_in_jit, watched
 
 DTYPES = ("float32", "float64", "complex64", "complex128")
 MOST_RESTARTS = 10  # times n, as in ARPACK
@@ -72,6 +72,7 @@ def counts(A, k, ncv, maxiter, tol, kind):
 def found(outcome, A, problem, operands, with_vectors, shape, callback, save):
     """Values, vectors as they are returned, and the record; what did not converge is an error, and in jit NaN."""
     if is_traced((problem, operands)):
+        refuse_in_jit(outcome.kind.name, callback=callback, save=save)
         outcome = dataclasses.replace(outcome, marked=True)
         if with_vectors:
             values, vectors, record = _all(outcome, problem, operands)

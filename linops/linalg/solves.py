@@ -36,7 +36,7 @@ from linops.linalg.records import (
 )
 from linops.products import is_traced
 from linops.program.settings import full_precision
-from linops.watching import watched
+from linops.watching import refuse_in_jit, watched
 
 RUNNING = -1
 NONE = 0  # no fault
@@ -265,8 +265,7 @@ def solve(name, solver, operators, right, guesses, limits, *more, told=None, wit
     algorithm = Columns(solver)
     operands = right.rows, guesses, limits, *more
     if is_traced((operators, operands)):
-        if told is not None:
-            raise TypeError(f"{name} got callback= within jit, vmap or grad, expected none: it takes arrays")
+        refuse_in_jit(name, callback=told)
         x, record, details = solutions(algorithm, operators, operands)
         return (with_nan(x, record.converged) if marked else x), record, details
     A = operators[0]

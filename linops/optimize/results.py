@@ -10,7 +10,7 @@ from scipy.optimize import OptimizeResult
 from linops.iterate import compute, finished
 from linops.monitoring import Tally
 from linops.products import is_traced
-from linops.watching import watched
+from linops.watching import refuse_in_jit, watched
 
 RUNNING = -1
 MESSAGES = (
@@ -48,8 +48,7 @@ def optimized(name, algorithm, operators, operands, to_user, callback=None, save
     """
     finish = _Finish(algorithm)
     if is_traced((operators, operands)):
-        if callback is not None or save is not None or progress:
-            raise TypeError(f"{name} got callback=, save= or progress= within jit, vmap or grad, expected none of them")
+        refuse_in_jit(name, callback=callback, save=save, progress=progress)
         return to_user(finished(algorithm, finish, operators, *operands))
     if callback is None and save is None and not progress:
         result = finished(algorithm, finish, operators, *operands)

@@ -241,20 +241,29 @@ def test_looking_on_changes_no_number(tmp_path):
     assert all(np.diff([record.matvecs for record in seen]) > 0)
 
 
-def test_a_run_that_was_stopped_goes_on(tmp_path):
+def test_a_run_that_was_stopped_goes_on(tmp_path, caplog):
     path = tmp_path / "run.npz"
     with pytest.raises(NoConvergence, match="it was stopped"):
         SLOW(callback=lambda record: record.matvecs > 60, save=(path, 0))
     seen = []
-    for ours, theirs in zip(SLOW(), SLOW(save=path, callback=seen.append), strict=True):
+    with caplog.at_level("INFO", "linops"):
+        pairs = zip(SLOW(), SLOW(save=path, callback=seen.append), strict=True)
+    assert "goes on from" in caplog.text
+    for ours, theirs in pairs:
         np.testing.assert_array_equal(ours, theirs)
     assert seen[0].matvecs > 60
-    with pytest.raises(ValueError, match="is of another run: its products"):
+    with pytest.raises(ValueError, match="is of another run: products with the operator"):
         eigsh(np.diag(np.arange(N, dtype=np.float32) ** 1.5 + 1), k=4, which="SA", ncv=12, save=path)
-    with pytest.raises(ValueError, match="is of another run: its products"):  # as after a step of training
+    with pytest.raises(
+        ValueError, match="is of another run: products with the operator"
+    ):  # as after a step of training
         eigsh(np.diag(1.0001 * np.arange(N, dtype=np.float32) ** 1.5), k=4, which="SA", ncv=12, save=path)
     with pytest.raises(ValueError, match="is of another run: its algorithm"):
         SLOW(save=path, maxiter=7)
+    with pytest.raises(ValueError, match="is of another run: it began with another tol"):
+        SLOW(save=path, tol=1e-3)
+    with pytest.raises(TypeError, match="eigsh got save= within jit, vmap or grad, expected none there"):
+        jax.jit(lambda A: eigsh(A, k=2, save=path))(linops.Diagonal(np.ones(5, np.float32)))
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
     with pytest.raises(ValueError, match="is no saved run, or is cut off"):
