@@ -7,6 +7,7 @@ from linops.linalg.general import gmres as gmres
 from linops.linalg.indefinite import minres as minres
 from linops.linalg.inverses import inverse as inverse
 from linops.linalg.least_squares import lsmr as lsmr
+from linops.linalg.records import Interrupted as Interrupted
 from linops.linalg.records import NoConvergence as NoConvergence
 from linops.linalg.records import Record as Record
 from linops.linalg.singular import svds as svds

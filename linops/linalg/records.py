@@ -118,4 +118,4 @@ def no_tangent(leaf):
 
 
 class Interrupted(NoConvergence, KeyboardInterrupt):
-    """Ctrl-C stopped a run: the same, with what is known."""
+    """Ctrl-C stopped a run of `eigsh` or `svds`: a KeyboardInterrupt that has what is known, as `NoConvergence` has."""
