@@ -87,6 +87,11 @@ def test_block_jacobi_of_leaves():
     )
     np.testing.assert_allclose(M[4:, 4:], np.linalg.inv(dense[4:, 4:]), rtol=1e-6)
     assert not M[:4, 4:].any()
+    Z = np.exp(1j * np.arange(36).reshape(6, 6) ** 2)
+    hermitian = Z @ Z.conj().T + np.eye(6)
+    np.testing.assert_allclose(
+        precondition.block_jacobi(linops.Matrix(hermitian)).toarray(), np.linalg.inv(hermitian), rtol=1e-6, atol=1e-9
+    )
 
 
 def test_deflation_leaves_the_rest():

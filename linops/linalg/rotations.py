@@ -128,8 +128,11 @@ class Rotations(NamedTuple):
         thetabar, rhotemp = self.sbar * rho, self.cbar * rho
         cbar, sbar, rhobar = rotation(rhotemp, theta)
         zeta, zetabar = cbar * self.zetabar, -sbar * self.zetabar
+        share = jax.lax.optimization_barrier(
+            zeta / nonzero(rho)
+        )  # XLA would divide by rho * rhobar, which leaves the range
         step = Step(
-            -(thetabar / nonzero(self.rhobar)) * (rho / nonzero(self.rho)), zeta / nonzero(rho) / nonzero(rhobar),
+            -(thetabar / nonzero(self.rhobar)) * (rho / nonzero(self.rho)), share / nonzero(rhobar),
             -theta / nonzero(rho),
         )  # fmt: skip
         # The norm of the residual.

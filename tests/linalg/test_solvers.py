@@ -207,6 +207,17 @@ def test_what_lsmr_returns(x64):
     np.testing.assert_allclose(x, expected, atol=1e-4)
 
 
+def test_a_matrix_of_any_scale():
+    """The product of two numbers of its size leaves the range of float32."""
+    for solver, A in MATRICES.items():
+        b = right_sides(A(np.float32), 1)[:, 0]
+        expected = np.linalg.lstsq(A(np.float64), b)[0]
+        for scale in 1e-20, 1e20:
+            x, info = solver(np.float32(scale) * A(np.float32), b, maxiter=200)[:2]
+            assert info == (2 if solver is lsmr else 0)
+            np.testing.assert_allclose(scale * np.float64(x), expected, atol=1e-3 * np.abs(expected).max())
+
+
 # Singular systems.
 
 
