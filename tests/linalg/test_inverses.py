@@ -99,6 +99,8 @@ def test_derivatives_in_the_operator_and_the_vector():
 def test_at_another_point():
     H = linops.Hessian(lambda x: jnp.sum(x**4), jnp.array([1.0, 2.0]))
     np.testing.assert_allclose(linops.inverse(H).at(jnp.array([2.0, 1.0])) @ np.ones(2), [1 / 48, 1 / 12])
+    M = linops.Diagonal(jnp.ones(2))
+    assert linops.inverse(H, "cg", M=M).at(jnp.array([2.0, 1.0])).preconditioner is M
 
 
 def test_at_a_point_that_is_a_matrix():

@@ -332,6 +332,12 @@ def test_the_trust_region():
     np.testing.assert_allclose(np.linalg.norm(x), 2e4, rtol=1e-5)
     assert x @ A @ x / 2 - b @ x < 0
     assert "not positive definite" in record.reason
+    definite = with_eigenvalues(np.linspace(1, 3, N), np.float32)
+    radius = 0.99 * np.linalg.norm(np.linalg.solve(definite, b))
+    x, _, record = run(cg, definite, b, radius=radius)
+    np.testing.assert_allclose(np.linalg.norm(x), radius, rtol=1e-5)
+    assert record.iterations > 1
+    assert "boundary of the trust region" in record.reason
 
 
 # Never a false success.
