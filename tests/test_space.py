@@ -174,7 +174,7 @@ def test_a_norm_neither_overflows_nor_underflows():
 
 
 def test_inner_products_are_in_all_digits_whatever_a_user_has_set():
-    space = Space.flat(3, np.float32)
+    space = linops.Space.flat(3, np.float32)
     with jax.default_matmul_precision("bfloat16"):
         text = jax.jit(space.inner).lower(jnp.ones(3), jnp.ones(3)).as_text()
     assert "HIGHEST" in text
