@@ -23,7 +23,7 @@ STOPPED = 99  # SciPy's status where a callback has stopped it
 
 def minimize(
     fun, x0, args=(), method="trust-krylov", *, data=None, batch_size=None, reduction="mean", bounds=None,
-    constraints=(), tol=None, callback=None, options=None,
+    constraints=(), products="exact", tol=None, callback=None, options=None,
 ):  # fmt: skip
     """Minimize a JAX function of a tree by `scipy.optimize.minimize`, with exact gradients and Hessian products.
 
@@ -31,7 +31,7 @@ def minimize(
 
     Parameters
     ----------
-    fun, x0, args, data, batch_size, reduction, bounds, constraints
+    fun, x0, args, data, batch_size, reduction, bounds, constraints, products
         As for `Objective`.
     method : str
         "trust-krylov", "trust-ncg" and "Newton-CG" take products with the Hessian, "trust-constr" (with bounds and
@@ -67,8 +67,8 @@ def minimize(
     (True, [1.0, 1.0])
     """
     name = _method(method)
-    of_data = {"data": data, "batch_size": batch_size, "reduction": reduction}
-    objective = Objective(fun, x0, args, constraints, bounds, **of_data)
+    given = {"data": data, "batch_size": batch_size, "reduction": reduction, "products": products}
+    objective = Objective(fun, x0, args, constraints, bounds, **given)
     _require_taken(method, name, objective)
     objective._linearizes = name in WITH_PRODUCTS and objective._product is None
     unit = eps(objective._hessian.dtype)
@@ -217,7 +217,7 @@ def _judged(found, objective, name, gtol, is_asked, unit, watch):
     found.pop("grad", None)
     if "allvecs" in found:
         found.allvecs = [vectors.tree(vector) for vector in found.allvecs]
-    return Fit.of(found, vectors, _errors(objective, x, _held(x, gradient, bounds), unit))
+    return Fit.of(found, vectors, _errors(objective, x, _held(x, gradient, bounds), objective._hessian._unit))
 
 
 def _held(x, gradient, bounds):
