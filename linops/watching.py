@@ -13,7 +13,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from linops.iterate import compute, iterate, operators_of
+from linops.iterate import compute, iterate, operators_of, scope_of
 from linops.processes import of_all, spans
 from linops.saving import SavedRun, checksum
 
@@ -38,7 +38,8 @@ def watched(algorithm, A, operands, glance, heard=(), callback=None, save=None, 
         state = iterate(algorithm, A, *operands, max_steps=0)
         path, watch.seconds = path_and_seconds(save)
         watch.saved = SavedRun(path, {"algorithm": repr(algorithm), **_identity(A, state)}, state)
-        found = watch.saved.read(state)
+        with scope_of(A).entered():
+            found = watch.saved.read(state)
         if found is not None:
             log.info("a run goes on from %s, after %s", path, _text(compute(glance, A, found)))
             state = found

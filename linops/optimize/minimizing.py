@@ -190,7 +190,9 @@ def _judged(found, objective, name, gtol, is_asked, unit, watch):
     violation = 0.0
     if objective.constraints:
         optimality, violation = stationarity(gradient, x, bounds, objective.constraints, unit ** (1 / 3))
-        gtol = gtol if is_asked else max(gtol, unit ** (1 / 3) * max(1.0, np.abs(gradient).max(initial=0)))
+        # Of gradients that multipliers cancel; one that has grown since x0 tells of a function without a least value.
+        largest = min(np.abs(g).max(initial=0) for g in (gradient, objective.jac(objective.x0)))
+        gtol = gtol if is_asked else max(gtol, unit ** (1 / 3) * max(1.0, float(largest)))
     else:
         left = projected(gradient, x, bounds)
         optimality = float(np.linalg.norm(left) if name in TRUST_REGION else np.abs(left).max(initial=0))
@@ -200,6 +202,8 @@ def _judged(found, objective, name, gtol, is_asked, unit, watch):
         note += f", constraints are violated by {violation:.3g}"
     elif not success and not is_asked and _is_rounding(objective, x, gradient, unit):
         success, note = True, f"optimality is {optimality:.3g}, limited by precision"
+    if not all(np.isfinite(a).all() for a in (x, gradient, objective.fun(found.x))):
+        success = False
     message = found.message if isinstance(found.message, str) else str(found.message)
     if watch.is_stuck:
         found.status, message = 2, "The trust region has shrunk to nothing without a better point."
@@ -224,7 +228,7 @@ def _held(x, gradient, bounds):
     """The entries that are at a bound, over which the gradient pushes."""
     if bounds is None:
         return np.zeros(x.shape, bool)
-    return (np.clip(x - gradient, bounds.lb, bounds.ub) == x) & (gradient != 0)
+    return (projected(gradient, x, bounds) == 0) & (gradient != 0)
 
 
 def _is_rounding(objective, x, gradient, unit):

@@ -99,7 +99,7 @@ class Objective:
 
     def __getstate__(self):
         """All but the points, which what is compiled belongs to; that is found again."""
-        return {**vars(self), "_points": []}
+        return dict(vars(self), _points=[])
 
     # Second derivatives, which f may lack, are traced when they are asked for.
 

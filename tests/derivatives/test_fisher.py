@@ -110,6 +110,14 @@ def test_labels_that_are_no_classes_are_not_taken_for_some():
         assert np.isnan(jax.grad(loss)(outputs, labels)[1]).all()
         with pytest.raises(FloatingPointError, match="has NaN or Inf"):
             linops.Fisher(model, P, loss, data=(X[:2], labels), kind="empirical") @ DIRECTION
+    for loss, wrong in (
+        (losses.BinaryCrossEntropy(), -1.0),
+        (losses.BinaryCrossEntropy(), 2.0),
+        (losses.Poisson(), -1.0),
+    ):
+        gradient = jax.grad(loss)(jnp.ones((2, 1)), jnp.array([[1.0], [wrong]]))
+        assert np.isfinite(gradient[0])
+        assert np.isnan(gradient[1])
 
 
 def test_what_is_no_likelihood_is_refused():

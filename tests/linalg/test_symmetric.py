@@ -237,6 +237,10 @@ def test_looking_on_changes_no_number(tmp_path):
     for watched in ({"callback": seen.append}, {"save": tmp_path / "run.npz"}, {"save": (tmp_path / "run.npz", 0)}):
         for ours, theirs in zip(alone, SLOW(**watched), strict=True):
             np.testing.assert_array_equal(ours, theirs)
+    with jax.enable_x64(True):
+        wide = linops.Diagonal(np.linspace(0, 1, N) ** 3)
+    of_double = [eigsh(wide, k=3, return_eigenvectors=False, save=tmp_path / "wide.npz") for _ in range(3)]
+    np.testing.assert_array_equal(of_double[0], of_double[2])
     assert len(seen) > 3
     assert all(np.diff([record.matvecs for record in seen]) > 0)
 
