@@ -188,6 +188,34 @@ def test_solves_to_fewer_digits_than_the_dtype_has_are_enough_next_to_a_shift():
         eigsh(single, k=3, sigma=0, OPinv=linops.inverse(single, "minres", rtol=1e-7))
 
 
+class Noisy(linops.Operator):
+    """An operator whose products are known to fewer digits than it says."""
+
+    matrix: jax.Array
+    noise: jax.Array
+
+    symmetric = True
+    domain = codomain = property(lambda self: linops.Space.of(self.matrix[0]))
+
+    def _mv(self, v):
+        seed = jax.lax.bitcast_convert_type(jnp.sum(v), jnp.uint32)[0]
+        noise = jax.random.normal(jax.random.key(seed), v.shape, v.dtype)
+        product = self.matrix @ v
+        return product + self.noise * jnp.linalg.norm(product) * noise
+
+
+def test_noise_that_hides_what_is_left_ends_a_run():
+    values = np.r_[1e-3 * (1 + 1e-7 * np.random.default_rng(3).normal(size=N // 2)), np.linspace(0.5, 2, N // 2)]
+    with jax.enable_x64(True):
+        A = with_eigenvalues(values)
+        noisy = [Noisy(jnp.asarray(with_eigenvalues(1 / values)), jnp.asarray(noise)) for noise in (1e-9, 1e-4)]
+        with pytest.raises(NoConvergence, match=r"as small as rounding lets them be.*OPinv, are not known to more") as e:
+            eigsh(A, k=3, sigma=0, OPinv=noisy[0])
+        assert e.value.record.matvecs < 50 * N
+        with pytest.raises(ValueError, match="eigsh got OPinv=.*, whose matrix is not Hermitian"):
+            eigsh(A, k=3, sigma=0, OPinv=noisy[1])
+
+
 def test_functions_and_eigenvalues_under_jit():
     space = linops.Space.flat(N, np.float32)
     A = jnp.asarray(MATRICES["copies"], jnp.float32)
