@@ -13,7 +13,8 @@ import time
 import jax
 import jax.numpy as jnp
 
-from linops.iterate import compute, iterate, operators_of
+from linops.counted import allowed
+from linops.iterate import MOST_STEPS, compute, iterate, operators_of
 from linops.processes import of_all, spans
 from linops.saving import SavedRun, checksum
 
@@ -30,7 +31,7 @@ def watched(algorithm, A, operands, glance, heard=(), callback=None, save=None, 
     pair of one and seconds. Half of the products are the adjoint's where it is said so. It is looked at from time to
     time, or after `every` so many steps.
     """
-    watch = Watch(A, glance, [record for record, _ in heard], callback, with_adjoint)
+    watch = Watch(A, glance, heard, callback, with_adjoint)
     if not heard and callback is None and save is None:
         return iterate(algorithm, A, *operands), watch
     state = None
@@ -70,16 +71,16 @@ def path_and_seconds(save):
 class Watch:
     """What looks at the states of a run: monitors, a callback, a file, and whether Ctrl-C was pressed."""
 
-    def __init__(self, A, glance, monitors, callback, with_adjoint):
-        self.A, self.glance, self.monitors, self.callback = A, glance, monitors, callback
+    def __init__(self, A, glance, heard, callback, with_adjoint):
+        self.A, self.glance, self.heard, self.callback = A, glance, heard, callback
         self.with_adjoint = with_adjoint
-        self.matvecs, self.interrupted = 0, False
+        self.matvecs, self.new, self.interrupted = 0, 0, False
         self.saved, self.seconds, self.written = None, SAVE_SECONDS, time.monotonic()
 
     def __call__(self, state):
         """Look at a state; True to stop."""
         stop = False
-        if self.monitors or self.callback is not None:
+        if self.heard or self.callback is not None:
             record = compute(self.glance, self.A, state)
             stop = self.report(record)
             stop |= self.callback is not None and bool(self.callback(record))
@@ -94,10 +95,20 @@ class Watch:
 
     def report(self, record):
         """Tell the monitors how far a run is; True where one has reached its limit."""
-        new, self.matvecs = int(record.matvecs) - self.matvecs, int(record.matvecs)
-        adjoint = new // 2 if self.with_adjoint else 0
-        stops = [monitor.report(new - adjoint, record.text, adjoint) for monitor in self.monitors]
+        self.new, self.matvecs = int(record.matvecs) - self.matvecs, int(record.matvecs)
+        adjoint = self.new // 2 if self.with_adjoint else 0
+        counts = self.new - adjoint, adjoint
+        stops = []
+        for monitor, is_adjoint in self.heard:
+            matvecs, rmatvecs = reversed(counts) if is_adjoint else counts
+            stops.append(monitor.report(matvecs, record.text, rmatvecs))
         return any(stops)
+
+    def most(self, steps, state):
+        """How many more steps the monitors allow, one at least, where each takes as many products as the last ones."""
+        left = allowed(self.heard, MOST_STEPS)
+        most = left if self.new == 0 else max(1, left * steps // self.new)
+        return int(min(of_all(most))) if spans(state) else most
 
 
 @contextlib.contextmanager

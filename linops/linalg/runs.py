@@ -219,8 +219,8 @@ def _require_converged(kind, A, inverse, values, vectors, record, shape, interru
     code = int(record.code)
     if code == NOT_SYMMETRIC and inverse is not None:
         raise ValueError(
-            f"eigsh got OPinv={inverse!r}, whose matrix is not Hermitian: products with it show v^H B u and u^H B v that "
-            "differ; expected the inverse of A - sigma M, a Hermitian one, solved to more digits if it is"
+            f"eigsh got OPinv={inverse!r}, whose matrix is not Hermitian: products with it show v^H B u and u^H B v "
+            "that differ; expected the inverse of A - sigma M, a Hermitian one, solved to more digits if it is"
         )
     if code == NOT_SYMMETRIC:
         raise ValueError(

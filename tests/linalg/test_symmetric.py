@@ -206,13 +206,14 @@ class Noisy(linops.Operator):
 
 def test_noise_that_hides_what_is_left_ends_a_run():
     values = np.r_[1e-3 * (1 + 1e-7 * np.random.default_rng(3).normal(size=N // 2)), np.linspace(0.5, 2, N // 2)]
+    words = r"as small as rounding lets them be, and above .* OPinv, are not known to more"
     with jax.enable_x64(True):
         A = with_eigenvalues(values)
         noisy = [Noisy(jnp.asarray(with_eigenvalues(1 / values)), jnp.asarray(noise)) for noise in (1e-9, 1e-4)]
-        with pytest.raises(NoConvergence, match=r"as small as rounding lets them be.*OPinv, are not known to more") as e:
+        with pytest.raises(NoConvergence, match=words) as error:
             eigsh(A, k=3, sigma=0, OPinv=noisy[0])
-        assert e.value.record.matvecs < 50 * N
-        with pytest.raises(ValueError, match="eigsh got OPinv=.*, whose matrix is not Hermitian"):
+        assert error.value.record.matvecs < 50 * N
+        with pytest.raises(ValueError, match=r"eigsh got OPinv=.*, whose matrix is not Hermitian"):
             eigsh(A, k=3, sigma=0, OPinv=noisy[1])
 
 
