@@ -4,6 +4,8 @@ None of them changes a number: the program that runs between two looks is the on
 """
 
 import contextlib
+import dataclasses
+import inspect
 import logging
 import os
 import signal
@@ -16,11 +18,19 @@ import jax.numpy as jnp
 from linops.counted import allowed
 from linops.iterate import MOST_STEPS, compute, iterate, operators_of
 from linops.processes import of_all, spans
-from linops.saving import SavedRun, checksum
+from linops.saving import SavedRun, identified
 
 log = logging.getLogger("linops")
 SAVE_SECONDS = 60  # between two files, by default
 TRIED = 4  # vectors by which an operator is known again
+NAMES = {
+    "block": "v0",
+    "v": "v0",
+    "held": "lock",
+    "seed": "key",
+    "wanted": "k",
+    "capacity": "ncv",
+}  # as users know them
 
 
 def watched(algorithm, A, operands, glance, heard=(), callback=None, save=None, with_adjoint=False, every=None):
@@ -38,7 +48,7 @@ def watched(algorithm, A, operands, glance, heard=(), callback=None, save=None, 
     if save is not None:
         state = iterate(algorithm, A, *operands, max_steps=0)
         path, watch.seconds = path_and_seconds(save)
-        watch.saved = SavedRun(path, {"algorithm": repr(algorithm), **_identity(A, state)}, state)
+        watch.saved = SavedRun(path, _identity(algorithm, A, operands, state), state)
         found = watch.saved.read(state)
         if found is not None:
             log.info("a run goes on from %s, after %s", path, _text(compute(glance, A, found)))
@@ -137,12 +147,25 @@ def _text(record):
     return f"{int(record.matvecs)} products: {record.text}"
 
 
-def _identity(A, state):
-    """What tells operators, and what was begun with them, from others: some inner products, and a checksum."""
+def _identity(algorithm, A, operands, state):
+    """What tells a run from others: what is asked for, some inner products, and what it begins with."""
     first, tried = operators_of(A)[0], compute(_tried, A)
-    return {
-        "shape": list(first.shape), "dtype": str(first.dtype), "products": tried.tolist(), "start": checksum(state)
-    }  # fmt: skip
+    asked = {field.name: getattr(algorithm, field.name) for field in dataclasses.fields(algorithm)}
+    asked = {
+        NAMES.get(name, name): value if isinstance(value, int | str) else repr(value) for name, value in asked.items()
+    }
+    kind = {"algorithm": type(algorithm).__name__, "shape": list(first.shape), "dtype": str(first.dtype)}
+    return {**kind, **asked, "products": tried.tolist(), **_begun(algorithm, operands), "start": identified(state)}
+
+
+def _begun(algorithm, operands):
+    """What each operand of an algorithm is, by the names that users know; a key first, of which others may be drawn."""
+    names = list(inspect.signature(algorithm.begin).parameters)[1:]
+    begun = {}
+    for name, operand in zip(names, operands, strict=False):
+        parts = operand._asdict() if hasattr(operand, "_asdict") else {name: operand}
+        begun |= {NAMES.get(part, part): identified(value) for part, value in parts.items()}
+    return dict(sorted(begun.items(), key=lambda item: item[0] != "key"))
 
 
 def _tried(operators):

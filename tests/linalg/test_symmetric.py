@@ -283,14 +283,20 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, caplog):
     assert seen[0].matvecs > 60
     with pytest.raises(ValueError, match="is of another run: products with the operator"):
         eigsh(np.diag(np.arange(N, dtype=np.float32) ** 1.5 + 1), k=4, which="SA", ncv=12, save=path)
-    with pytest.raises(
-        ValueError, match="is of another run: products with the operator"
-    ):  # as after a step of training
+    with pytest.raises(ValueError, match="another run: products with the operator"):  # as after a step of training
         eigsh(np.diag(1.0001 * np.arange(N, dtype=np.float32) ** 1.5), k=4, which="SA", ncv=12, save=path)
-    with pytest.raises(ValueError, match="is of another run: its algorithm"):
-        SLOW(save=path, maxiter=7)
-    with pytest.raises(ValueError, match="is of another run: it began with another tol"):
-        SLOW(save=path, tol=1e-3)
+    for changed, words in (
+        ({"maxiter": 7}, "its maxiter is 2000, expected 7; give another file"),
+        ({"k": 3}, "its k is 4, expected 3"),
+        ({"which": "LA"}, "its which is 'SA', expected 'LA'"),
+        ({"tol": 0.5}, "its tol is 0.0, expected 0.5"),
+        ({"key": jax.random.key(1)}, "it began with another key"),
+        ({"v0": np.ones(N, np.float32)}, "it began with another v0"),
+    ):
+        with pytest.raises(ValueError, match=f"is of another run: {words}"):
+            SLOW(save=path, **changed)
+    with jax.enable_x64(True), pytest.raises(ValueError, match="its dtype is 'float32', expected 'float64'"):
+        eigsh(np.diag(np.arange(N) ** 1.5), k=4, which="SA", ncv=12, save=path)
     with pytest.raises(TypeError, match="eigsh got save= within jit, vmap or grad, expected none there"):
         jax.jit(lambda A: eigsh(A, k=2, save=path))(linops.Diagonal(np.ones(5, np.float32)))
     whole = path.read_bytes()
