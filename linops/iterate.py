@@ -120,7 +120,8 @@ def iterate(algorithm, A, *operands, max_steps=MOST_STEPS, watch=None, every=Non
     """The last state of an algorithm: done, after `max_steps`, or stopped by the one who looks.
 
     `watch(state)` sees the state between chunks of steps, of `every` many where that is given, says True to stop, and
-    changes no number: the same program runs with it and without. A `state` from before goes on where it was.
+    changes no number: the same program runs with it and without. `watch.most(steps, state)` is how many steps it allows
+    next, after so many. A `state` from before goes on where it was.
     """
     begin, advance, is_done = (_Method(algorithm, f) for f in (_begin, _advance, _is_done))
     state = compute(begin, A, *operands) if state is None else (jnp.int32(0), state)
@@ -129,7 +130,7 @@ def iterate(algorithm, A, *operands, max_steps=MOST_STEPS, watch=None, every=Non
         return compute(advance, A, jnp.int32(max_steps), state, donated=1)[1]
     steps, size = 0, every or 1
     while steps < max_steps and not compute(is_done, A, state):
-        start = time.perf_counter()
+        start, before = time.perf_counter(), steps
         steps = min(steps + size, max_steps)
         state = compute(advance, A, jnp.int32(steps), state, donated=1)
         if watch(state[1]):
@@ -139,6 +140,7 @@ def iterate(algorithm, A, *operands, max_steps=MOST_STEPS, watch=None, every=Non
         if every is not None:
             continue
         size = 2 * size if seconds < CHUNK_SECONDS / 2 else max(1, size // 2) if seconds > 2 * CHUNK_SECONDS else size
+        size = min(size, watch.most(steps - before, state))
     return state[1]
 
 

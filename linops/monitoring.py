@@ -30,8 +30,8 @@ def monitor(A, progress=True, max_matvecs=None, callback=None):
       product is stopped.
     - `max_matvecs`: so many products of both kinds together. The one beyond raises `MatvecLimit`, before it is made,
       which ends a solver that knows no such limit and carries what is known. Not so PROPACK, of `svds`: its C code
-      does not end well where a product raises. The solvers of `linops.linalg` look at the limit from time to time, may
-      pass it by what comes in between, and end with what they have.
+      does not end well where a product raises. The solvers of `linops.linalg` may pass the limit by one step, some
+      products, and by those of the final residuals, and end with what they have.
     - `callback(record)`: called after each product or block, where `record.vector` and `record.product` are what was
       multiplied and what came of it, for looking only. What it raises ends the solver, and so does Ctrl-C: the record
       is as true as before.

@@ -12,7 +12,7 @@ import numpy as np
 
 from linops.algebra.operator import Operator
 from linops.arrays import as_key
-from linops.counted import told
+from linops.counted import allowed, told
 from linops.estimate.diagonals import diagonal
 from linops.estimate.probes import columns, gram, in_blocks, joined, orthonormal, unit
 from linops.estimate.ranges import new_probes
@@ -84,23 +84,33 @@ def nystrom(A, shift=0.0, rank=None, *, key=None):
     A, width = operand(A, "nystrom")
     n = A.shape[0]
     key = as_key(jax.random.key(0) if key is None else key, "nystrom")
+    limit = n if is_traced((A, shift)) else allowed(A._listeners(), math.inf)
     if rank is not None:
-        if not 1 <= rank <= n:
-            raise ValueError(f"nystrom got rank={rank} for {A!r}, expected 1 <= rank <= n = {n}")
+        if not 1 <= rank <= min(n, limit):
+            raise ValueError(
+                f"nystrom got rank={rank} for {A!r}, expected 1 <= rank <= n = {n}, and no more than its monitors allow"
+            )
         pairs = _pairs(A, shift, _sketched(A, None, key, rank, width))
         told(A._listeners(), rank)
         return _nystrom(A, shift, *pairs)
     if is_traced((A, shift)):
         raise ValueError("nystrom got no rank= within jit, vmap or grad, expected one: shapes do not depend on numbers")
-    most = fitting([A.domain] * 3, max(1, n // 2), 1)
+    if limit < 1:
+        raise ValueError(f"nystrom got {A!r}, whose monitors allow no more products, expected one at least")
+    most = fitting([A.domain] * 3, min(max(1, n // 2), limit), 1)
     rank, sketch, products = min(FIRST_RANK, most), None, 0
     while True:
         sketch = _sketched(A, sketch, key, rank, width)
         pairs = _pairs(A, shift, sketch)
-        if rank == most or rank >= _steps(A, shift, pairs, key):
-            told(A._listeners(), rank + products)
-            return _nystrom(A, shift, *pairs)
-        rank, products = min(2 * rank, most), products + POWERS
+        room = limit - rank - products - POWERS
+        if rank == most or room <= 0:
+            break
+        products += POWERS
+        if rank >= _steps(A, shift, pairs, key):
+            break
+        rank = min(2 * rank, most, rank + room)
+    told(A._listeners(), rank + products)
+    return _nystrom(A, shift, *pairs)
 
 
 def block_jacobi(A):

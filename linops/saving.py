@@ -13,11 +13,7 @@ import numpy as np
 from linops.files import replaced
 from linops.processes import by_first, gathered, of_first, spans
 
-VERSION = 2
-DIFFER = {  # what numbers say that tell nothing to a reader
-    "products": "products with the operator are others, as at another point or over other data",
-    "start": "it began with another tol, key or start",
-}
+VERSION = 3
 SAME = 1e-5  # of the largest: numbers are of one operator, though sums may go another way the next time
 
 
@@ -100,18 +96,27 @@ class SavedRun:
     def _require_same(self, found):
         differ = [name for name in self.identity if not _agree(found.get(name), self.identity[name])]
         if differ:
-            name = differ[0]
-            told = DIFFER.get(name, f"its {name} is {found.get(name)!r}, expected {self.identity[name]!r}")
+            told = _difference(differ[0], found.get(differ[0]), self.identity[differ[0]])
             raise ValueError(f"{self.path} is of another run: {told}; give another file, or remove it to begin anew")
+
+
+def _difference(name, found, expected):
+    """What differs, in words: the numbers of products and of checksums tell nothing to a reader."""
+    if name == "products":
+        return "products with the operator are others, as at another point or over other data"
+    if isinstance(expected, dict):
+        return f"it began with another {name}"
+    return f"its {name} is {found!r}, expected {expected!r}"
 
 
 def _by_itself(act):
     act()
 
 
-def checksum(tree):
-    """A checksum of the arrays of a pytree."""
-    return _sum(_arrays(tree))
+def identified(tree):
+    """A number as it is, of other pytrees a checksum of their arrays."""
+    arrays = _arrays(tree)
+    return arrays[0].item() if len(arrays) == 1 and arrays[0].ndim == 0 else {"sum": _sum(arrays)}
 
 
 def _arrays(tree):

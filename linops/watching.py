@@ -4,6 +4,8 @@ None of them changes a number: the program that runs between two looks is the on
 """
 
 import contextlib
+import dataclasses
+import inspect
 import logging
 import os
 import signal
@@ -13,13 +15,22 @@ import time
 import jax
 import jax.numpy as jnp
 
-from linops.iterate import compute, iterate, operators_of, scope_of
+from linops.counted import allowed
+from linops.iterate import MOST_STEPS, compute, iterate, operators_of, scope_of
 from linops.processes import of_all, spans
-from linops.saving import SavedRun, checksum
+from linops.saving import SavedRun, identified
 
 log = logging.getLogger("linops")
 SAVE_SECONDS = 60  # between two files, by default
 TRIED = 4  # vectors by which an operator is known again
+NAMES = {
+    "block": "v0",
+    "v": "v0",
+    "held": "lock",
+    "seed": "key",
+    "wanted": "k",
+    "capacity": "ncv",
+}  # as users know them
 
 
 def watched(algorithm, A, operands, glance, heard=(), callback=None, save=None, with_adjoint=False, every=None):
@@ -30,14 +41,14 @@ def watched(algorithm, A, operands, glance, heard=(), callback=None, save=None, 
     pair of one and seconds. Half of the products are the adjoint's where it is said so. It is looked at from time to
     time, or after `every` so many steps.
     """
-    watch = Watch(A, glance, [record for record, _ in heard], callback, with_adjoint)
+    watch = Watch(A, glance, heard, callback, with_adjoint)
     if not heard and callback is None and save is None:
         return iterate(algorithm, A, *operands), watch
     state = None
     if save is not None:
         state = iterate(algorithm, A, *operands, max_steps=0)
         path, watch.seconds = path_and_seconds(save)
-        watch.saved = SavedRun(path, {"algorithm": repr(algorithm), **_identity(A, state)}, state)
+        watch.saved = SavedRun(path, _identity(algorithm, A, operands, state), state)
         with scope_of(A).entered():
             found = watch.saved.read(state)
         if found is not None:
@@ -71,16 +82,16 @@ def path_and_seconds(save):
 class Watch:
     """What looks at the states of a run: monitors, a callback, a file, and whether Ctrl-C was pressed."""
 
-    def __init__(self, A, glance, monitors, callback, with_adjoint):
-        self.A, self.glance, self.monitors, self.callback = A, glance, monitors, callback
+    def __init__(self, A, glance, heard, callback, with_adjoint):
+        self.A, self.glance, self.heard, self.callback = A, glance, heard, callback
         self.with_adjoint = with_adjoint
-        self.matvecs, self.interrupted = 0, False
+        self.matvecs, self.new, self.interrupted = 0, 0, False
         self.saved, self.seconds, self.written = None, SAVE_SECONDS, time.monotonic()
 
     def __call__(self, state):
         """Look at a state; True to stop."""
         stop = False
-        if self.monitors or self.callback is not None:
+        if self.heard or self.callback is not None:
             record = compute(self.glance, self.A, state)
             stop = self.report(record)
             stop |= self.callback is not None and bool(self.callback(record))
@@ -95,10 +106,20 @@ class Watch:
 
     def report(self, record):
         """Tell the monitors how far a run is; True where one has reached its limit."""
-        new, self.matvecs = int(record.matvecs) - self.matvecs, int(record.matvecs)
-        adjoint = new // 2 if self.with_adjoint else 0
-        stops = [monitor.report(new - adjoint, record.text, adjoint) for monitor in self.monitors]
+        self.new, self.matvecs = int(record.matvecs) - self.matvecs, int(record.matvecs)
+        adjoint = self.new // 2 if self.with_adjoint else 0
+        counts = self.new - adjoint, adjoint
+        stops = []
+        for monitor, is_adjoint in self.heard:
+            matvecs, rmatvecs = reversed(counts) if is_adjoint else counts
+            stops.append(monitor.report(matvecs, record.text, rmatvecs))
         return any(stops)
+
+    def most(self, steps, state):
+        """How many more steps the monitors allow, one at least, where each takes as many products as the last ones."""
+        left = allowed(self.heard, MOST_STEPS)
+        most = left if self.new == 0 else max(1, left * steps // self.new)
+        return int(min(of_all(most))) if spans(state) else most
 
 
 @contextlib.contextmanager
@@ -127,12 +148,25 @@ def _text(record):
     return f"{int(record.matvecs)} products: {record.text}"
 
 
-def _identity(A, state):
-    """What tells operators, and what was begun with them, from others: some inner products, and a checksum."""
+def _identity(algorithm, A, operands, state):
+    """What tells a run from others: what is asked for, some inner products, and what it begins with."""
     first, tried = operators_of(A)[0], compute(_tried, A)
-    return {
-        "shape": list(first.shape), "dtype": str(first.dtype), "products": tried.tolist(), "start": checksum(state)
-    }  # fmt: skip
+    asked = {field.name: getattr(algorithm, field.name) for field in dataclasses.fields(algorithm)}
+    asked = {
+        NAMES.get(name, name): value if isinstance(value, int | str) else repr(value) for name, value in asked.items()
+    }
+    kind = {"algorithm": type(algorithm).__name__, "shape": list(first.shape), "dtype": str(first.dtype)}
+    return {**kind, **asked, "products": tried.tolist(), **_begun(algorithm, operands), "start": identified(state)}
+
+
+def _begun(algorithm, operands):
+    """What each operand of an algorithm is, by the names that users know; a key first, of which others may be drawn."""
+    names = list(inspect.signature(algorithm.begin).parameters)[1:]
+    begun = {}
+    for name, operand in zip(names, operands, strict=False):
+        parts = operand._asdict() if hasattr(operand, "_asdict") else {name: operand}
+        begun |= {NAMES.get(part, part): identified(value) for part, value in parts.items()}
+    return dict(sorted(begun.items(), key=lambda item: item[0] != "key"))
 
 
 def _tried(operators):

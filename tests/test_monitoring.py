@@ -375,6 +375,13 @@ def test_estimators_keep_to_a_limit():
     before = G.matvecs
     linops.precondition.nystrom(G, shift=1.0, rank=7)
     assert G.matvecs == before + 7
+    few = linops.monitor(A.T @ A, progress=False, max_matvecs=20)
+    linops.precondition.nystrom(few, shift=1e-3)
+    assert few.matvecs == 20  # a rank of 16, three to see what is left of A, and one more
+    with pytest.raises(ValueError, match=r"nystrom got rank=7 .*, and no more than its monitors allow"):
+        linops.precondition.nystrom(few, shift=1.0, rank=7)
+    with pytest.raises(ValueError, match="whose monitors allow no more products, expected one at least"):
+        linops.precondition.nystrom(few, shift=1.0)
     with pytest.raises(ValueError, match="spectral_density got num_matvecs=5, expected those of two probes at least"):
         linops.estimate.spectral_density(linops.monitor(A.T @ A, progress=False, max_matvecs=5), jax.random.key(0))
 
@@ -389,6 +396,20 @@ def test_of_products_in_programs_it_hears_afterwards():
         before = M.matvecs
         call()
         assert M.matvecs - before == matvecs
+
+
+def test_algorithms_on_the_device_end_at_a_limit():
+    """With what they have, of steps that fit what is left; a step is five products or so, a start one for each pair."""
+    line = linops.Diagonal(np.linspace(1, 2, 20_000).astype(np.float32))
+    M = linops.monitor(line, progress=False, max_matvecs=500)
+    with pytest.raises(linops.linalg.NoConvergence, match=r"0 of 3 eigenvalues .* converged: it was stopped"):
+        linops.linalg.eigsh(M, k=3, which="SA", ncv=20)
+    assert 495 <= M.matvecs <= 508
+    A = linops.Matrix(RNG.normal(size=(60, 60)).astype(np.float32))
+    M = linops.monitor(A, progress=False, max_matvecs=15)
+    with pytest.raises(linops.linalg.NoConvergence, match=r"it was stopped; .* give a monitor a larger max_matvecs"):
+        linops.linalg.expm_multiply(M.T, np.ones((60, 2), np.float32))
+    assert (M.matvecs, M.rmatvecs) == (0, 20)
 
 
 @pytest.mark.parametrize(

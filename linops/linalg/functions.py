@@ -6,16 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from linops.counted import told
 from linops.iterate import scope_of
 from linops.krylov import rows_of
 from linops.linalg.growth import Growth, Products, differentiable, together
 from linops.linalg.operands import as_columns, as_given, as_square, block_of, fitting
-from linops.linalg.records import NoConvergence
+from linops.linalg.records import STOPPED, NoConvergence
 from linops.precision import is_complex, real_dtype
 from linops.products import is_traced
 
 MOST = 400  # vectors of a basis that is not restarted, as many products as SciPy makes at most
+_STOPPED = "give a monitor a larger max_matvecs"
+_SLOW = "f may not be smooth on the spectrum, or takes a larger rtol, more restarts or, in time, shorter steps"
 KINDS = {"general": False, "gen": False, "hermitian": True, "her": True}
 
 
@@ -209,13 +210,11 @@ def _applied(plan, A, block, numbers, name):
     if traced:
         return differentiable(product, A, block, numbers)
     y, record = product(A, block, numbers)
-    told(A._listeners(), record.matvecs)
     if not np.all(record.converged):
         raise NoConvergence(
             f"{name} of {A!r} did not converge: {record.reason}; the error is about "
             f"{np.max(record.residual_norms):.1e} after {int(record.matvecs)} products, expected at most "
-            f"{np.min(record.tolerance):.1e}; f may not be smooth on the spectrum, or takes a larger rtol, more "
-            "restarts or, in time, shorter steps",
+            f"{np.min(record.tolerance):.1e}; {_STOPPED if np.max(record.code) == STOPPED else _SLOW}",
             None,
             None,
             record,

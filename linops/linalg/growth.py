@@ -8,16 +8,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_batching import sequential_vmap
 from jax.custom_derivatives import SymbolicZero
 
 from linops import krylov
-from linops.iterate import compute, iterate, maybe, scope_of
+from linops.iterate import compute, maybe, scope_of
 from linops.linalg.operands import rounding, with_nan
-from linops.linalg.records import CONVERGED, LIMIT, NOT_FINITE, ROUNDING, Record, no_tangent
+from linops.linalg.records import CONVERGED, LIMIT, NOT_FINITE, ROUNDING, STOPPED, Record, no_tangent
 from linops.precision import is_complex
 from linops.program.settings import full_precision
 from linops.space import Space, length
+from linops.watching import watched
 
 STRIDE = 5  # products between two looks, at least
 FLOOR = 16  # times eps of the norm of the result, beside sums of random sign: less is rounding
@@ -105,6 +107,11 @@ class Growth:
 
     def total(self, state):
         return state.before + state.space.size
+
+    def record(self, state, converged, code, error, tolerance):
+        """How far a state is: a number for each column."""
+        restarts, matvecs = state.before // self.capacity, self.total(state) * len(error)
+        return Record(converged, code, restarts, matvecs, error, tolerance)
 
     def _restarted(self, A, state):
         """With the space of the vector that comes next, and how the one before leads to it in the small matrix."""
@@ -198,15 +205,24 @@ class _Outcome:
         if self.marked:
             y = with_nan(y, converged)
         ends = [(jnp.any(jnp.isnan(error)), NOT_FINITE), (jnp.all(converged), CONVERGED)]
-        ends += [(jnp.all(_is_done(state)), ROUNDING)]
-        code = jnp.select([is_so for is_so, _ in ends], [code for _, code in ends], LIMIT).astype(jnp.int32)
-        restarts, matvecs = state.before // self.growth.capacity, self.growth.total(state) * len(size)
-        return y, Record(converged, code, restarts, matvecs, error, tolerance)
+        ends += [(jnp.all(_is_done(state)), ROUNDING), (self.growth.total(state) >= self.growth.most, LIMIT)]
+        code = jnp.select([is_so for is_so, _ in ends], [code for _, code in ends], STOPPED).astype(jnp.int32)
+        return y, self.growth.record(state, converged, code, error, tolerance)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Glance:
+    """The record of a state that is not the last one."""
+
+    growth: Growth
+
+    def __call__(self, A, state):
+        return self.growth.record(state, _is_done(state), jnp.int32(STOPPED), state.error, state.tolerance)
 
 
 @dataclasses.dataclass(frozen=True)
 class Products:
-    """f(t A) b for each of the rows b of a tree, some at once."""
+    """f(t A) b for each of the rows b of a tree, some at once; of those after one that fails there is nothing."""
 
     growth: Growth
     marked: bool
@@ -216,7 +232,16 @@ class Products:
         parts = []
         for start in range(0, krylov.rows_of(rows), self.at_once):
             part = jax.tree.map(lambda leaf, start=start: leaf[start : start + self.at_once], rows)
-            parts.append(compute(_Outcome(self.growth, self.marked), A, iterate(self.growth, A, part, numbers)))
+            heard = [] if self.marked else A._listeners()
+            state, watch = watched(self.growth, A, (part, numbers), _Glance(self.growth), heard)
+            parts.append(compute(_Outcome(self.growth, self.marked), A, state))
+            if self.marked:
+                continue
+            watch.report(parts[-1][1])
+            if watch.interrupted:
+                raise KeyboardInterrupt
+            if not np.all(parts[-1][1].converged):
+                break
         with scope_of(A).entered():
             return parts[0] if len(parts) == 1 else together(parts, jnp.concatenate)
 

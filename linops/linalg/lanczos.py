@@ -43,6 +43,8 @@ SYMMETRIC = (
     0.25  # a power of what products are off by: that far from Hermitian, relative to the norm, is not by rounding
 )
 APART = 16  # times what products are off by: what eigenvalues differ by that are told from each other
+PATIENCE = 50  # restarts without progress, after which noise hides what is left
+FALL = 0.9  # a part of the largest bound, to which it falls where there is progress
 
 
 class Look(NamedTuple):
@@ -70,6 +72,9 @@ class State(NamedTuple):
     before: jax.Array  # products before this round
     matvecs: jax.Array
     restarts: jax.Array
+    bound: jax.Array  # the largest of a wanted pair at the last progress in this round
+    outward: jax.Array  # how far out the wanted values have been in it
+    progress: jax.Array  # restarts before that
     finished: jax.Array
 
     def is_symmetric(self, A):
@@ -79,6 +84,10 @@ class State(NamedTuple):
     def is_suspect(self, A):
         """Whether it is less Hermitian than rounding explains: the reason, where nothing converges."""
         return self.asymmetry > math.sqrt(A._unit) * self.norm
+
+    def is_noisy(self, A):
+        """Whether products are seen to be off by more than they are known to."""
+        return self.asymmetry > rounding(A, RESTARTED) * self.norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +117,9 @@ class ThickRestart:
             before=none,
             matvecs=none,
             restarts=none,
+            bound=zero + jnp.inf,
+            outward=zero - jnp.inf,
+            progress=none,
             finished=jnp.zeros((), bool),
         )
 
@@ -119,11 +131,13 @@ class ThickRestart:
         """Some expansions and a look; where a round is over, or the basis is full, the next start."""
         state = self._expanded(A, state)
         look, state = self.look(A, state)
+        state = self._progressed(A, state, look)
         complete = state.krylov.size >= A.domain.size
         enough = jnp.where(state.round == 0, look.count >= self.k, state.matvecs - state.before >= _round_length(state))
         is_wanted, is_open = jnp.any(look.wanted), jnp.any(look.wanted & ~look.converged)
         over = ~is_open & (complete | enough | ((state.round > 0) & is_wanted))
         finished = over & (complete | ((state.round > 0) & ~is_wanted)) | ~jnp.isfinite(state.norm)
+        finished |= state.is_noisy(A) & (state.restarts - state.progress >= PATIENCE)
         full = state.krylov.size + state.krylov.width > self.ncv
         state = state._replace(finished=finished)
         return maybe(~finished & (over | full), lambda state: self._restarted(A, state, look, over), state)
@@ -165,6 +179,21 @@ class ThickRestart:
         skew = jnp.where(active[:, None] & active[None, :], jnp.abs(square - square.conj().T), 0)
         state = state._replace(norm=norm, asymmetry=jnp.maximum(state.asymmetry, jnp.max(skew)))
         return Look(values, vectors, bounds, count, order, wanted, converged), state
+
+    def _progressed(self, A, state, look):
+        """The state that knows whether bounds fall, or values go outward, by more than noise carries them.
+
+        Where a pair emerges that was not seen before, bounds rise and values go outward.
+        """
+        bound = jnp.max(jnp.where(look.wanted, look.bounds, 0))
+        outward = jnp.sum(jnp.where(look.wanted, _outward(self.which, look.values, look.count), 0))
+        moves = outward > state.outward + self.k * state.asymmetry
+        progresses = moves | (bound < FALL * state.bound) | (look.count < self.k)
+        return state._replace(
+            bound=jnp.where(progresses, bound, state.bound),
+            outward=jnp.where(progresses, jnp.maximum(outward, state.outward), state.outward),
+            progress=jnp.where(progresses, state.restarts, state.progress),
+        )
 
     def _beats(self, state, values, margin):
         """Which values are more wanted than the worst of those that are locked."""
@@ -214,6 +243,9 @@ class ThickRestart:
             round=state.round + over,
             before=jnp.where(over, state.matvecs, state.before),
             restarts=state.restarts + ~over,
+            bound=jnp.where(over, jnp.inf, state.bound),
+            outward=jnp.where(over, -jnp.inf, state.outward),
+            progress=jnp.where(over, state.restarts, state.progress),
         )
 
     def estimates(self, A, state):
@@ -276,6 +308,13 @@ def _priority(which, values, count):
     else:
         priority = {"LA": high, "SA": low, "BE": jnp.minimum(2 * high, 2 * low + 1)}[which]
     return jnp.where(low < count, priority, 2 * len(values))
+
+
+def _outward(which, values, count):
+    """How far out each of the first `count` values, which ascend, is on the side on which it is wanted."""
+    low = jnp.arange(len(values))
+    sides = {"LA": values, "SA": -values, "LM": jnp.abs(values), "BE": jnp.where(2 * low < count, -values, values)}
+    return sides[which]
 
 
 def _or(other, values, count):

@@ -86,7 +86,7 @@ def found(outcome, A, problem, operands, with_vectors, shape, callback, save):
     values, vectors, record = compute(outcome, problem, state)
     watch.report(record)
     _require_finite(outcome.kind, A, problem.inverse, record)
-    _require_converged(outcome.kind, A, values, vectors, record, shape, watch.interrupted)
+    _require_converged(outcome.kind, A, problem.inverse, values, vectors, record, shape, watch.interrupted)
     return values, shape(vectors), record
 
 
@@ -215,8 +215,13 @@ def _require_finite(kind, A, inverse, record):
     )
 
 
-def _require_converged(kind, A, values, vectors, record, shape, interrupted):
+def _require_converged(kind, A, inverse, values, vectors, record, shape, interrupted):
     code = int(record.code)
+    if code == NOT_SYMMETRIC and inverse is not None:
+        raise ValueError(
+            f"eigsh got OPinv={inverse!r}, whose matrix is not Hermitian: products with it show v^H B u and u^H B v "
+            "that differ; expected the inverse of A - sigma M, a Hermitian one, solved to more digits if it is"
+        )
     if code == NOT_SYMMETRIC:
         raise ValueError(
             f"eigsh got {A!r}, whose matrix is not Hermitian: products with it show v^H A u and u^H A v that differ; "

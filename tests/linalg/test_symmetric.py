@@ -188,6 +188,35 @@ def test_solves_to_fewer_digits_than_the_dtype_has_are_enough_next_to_a_shift():
         eigsh(single, k=3, sigma=0, OPinv=linops.inverse(single, "minres", rtol=1e-7))
 
 
+class Noisy(linops.Operator):
+    """An operator whose products are known to fewer digits than it says."""
+
+    matrix: jax.Array
+    noise: jax.Array
+
+    symmetric = True
+    domain = codomain = property(lambda self: linops.Space.of(self.matrix[0]))
+
+    def _mv(self, v):
+        seed = jax.lax.bitcast_convert_type(jnp.sum(v), jnp.uint32)[0]
+        noise = jax.random.normal(jax.random.key(seed), v.shape, v.dtype)
+        product = self.matrix @ v
+        return product + self.noise * jnp.linalg.norm(product) * noise
+
+
+def test_noise_that_hides_what_is_left_ends_a_run():
+    values = np.r_[1e-3 * (1 + 1e-7 * np.random.default_rng(3).normal(size=N // 2)), np.linspace(0.5, 2, N // 2)]
+    words = r"as small as rounding lets them be, and above .* OPinv, are not known to more"
+    with jax.enable_x64(True):
+        A = with_eigenvalues(values)
+        noisy = [Noisy(jnp.asarray(with_eigenvalues(1 / values)), jnp.asarray(noise)) for noise in (1e-9, 1e-4)]
+        with pytest.raises(NoConvergence, match=words) as error:
+            eigsh(A, k=3, sigma=0, OPinv=noisy[0])
+        assert error.value.record.matvecs < 50 * N
+        with pytest.raises(ValueError, match=r"eigsh got OPinv=.*, whose matrix is not Hermitian"):
+            eigsh(A, k=3, sigma=0, OPinv=noisy[1])
+
+
 def test_functions_and_eigenvalues_under_jit():
     space = linops.Space.flat(N, np.float32)
     A = jnp.asarray(MATRICES["copies"], jnp.float32)
@@ -258,14 +287,20 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, caplog):
     assert seen[0].matvecs > 60
     with pytest.raises(ValueError, match="is of another run: products with the operator"):
         eigsh(np.diag(np.arange(N, dtype=np.float32) ** 1.5 + 1), k=4, which="SA", ncv=12, save=path)
-    with pytest.raises(
-        ValueError, match="is of another run: products with the operator"
-    ):  # as after a step of training
+    with pytest.raises(ValueError, match="another run: products with the operator"):  # as after a step of training
         eigsh(np.diag(1.0001 * np.arange(N, dtype=np.float32) ** 1.5), k=4, which="SA", ncv=12, save=path)
-    with pytest.raises(ValueError, match="is of another run: its algorithm"):
-        SLOW(save=path, maxiter=7)
-    with pytest.raises(ValueError, match="is of another run: it began with another tol"):
-        SLOW(save=path, tol=1e-3)
+    for changed, words in (
+        ({"maxiter": 7}, "its maxiter is 2000, expected 7; give another file"),
+        ({"k": 3}, "its k is 4, expected 3"),
+        ({"which": "LA"}, "its which is 'SA', expected 'LA'"),
+        ({"tol": 0.5}, "its tol is 0.0, expected 0.5"),
+        ({"key": jax.random.key(1)}, "it began with another key"),
+        ({"v0": np.ones(N, np.float32)}, "it began with another v0"),
+    ):
+        with pytest.raises(ValueError, match=f"is of another run: {words}"):
+            SLOW(save=path, **changed)
+    with jax.enable_x64(True), pytest.raises(ValueError, match="its dtype is 'float32', expected 'float64'"):
+        eigsh(np.diag(np.arange(N) ** 1.5), k=4, which="SA", ncv=12, save=path)
     with pytest.raises(TypeError, match="eigsh got save= within jit, vmap or grad, expected none there"):
         jax.jit(lambda A: eigsh(A, k=2, save=path))(linops.Diagonal(np.ones(5, np.float32)))
     whole = path.read_bytes()
