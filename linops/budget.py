@@ -17,7 +17,7 @@ BASIS_SHARE = 1 / 4
 BLOCK_SHARE = 1 / 64
 CACHE_BYTES = 12 * 2**20
 
-log = logging.getLogger("linops")  # what was chosen for want of memory, at level debug
+log = logging.getLogger("linops")  # at level debug what was chosen for want of memory; at info, runs that go on
 
 _limit = contextvars.ContextVar("limit", default=None)
 

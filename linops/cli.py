@@ -98,7 +98,8 @@ def _spectrum(options):
         json_path, plot_path = (_written(stack, path) for path in (options.json, options.plot))
         title, f, x = _user_problem(options) if options.target else digits_problem()
         H = _hessian(f, x)
-        _require_value(H, title)
+        if options.target:
+            _require_value(H, title)
         try:
             key = jax.random.key(options.seed)
             asked = {"tol": options.tol, "maxiter": options.maxiter, "save": options.save}

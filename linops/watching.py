@@ -6,7 +6,6 @@ None of them changes a number: the program that runs between two looks is the on
 import contextlib
 import dataclasses
 import inspect
-import logging
 import os
 import signal
 import threading
@@ -15,22 +14,16 @@ import time
 import jax
 import jax.numpy as jnp
 
+from linops.budget import log
 from linops.counted import allowed
 from linops.iterate import MOST_STEPS, compute, iterate, operators_of, scope_of
 from linops.processes import of_all, spans
 from linops.saving import SavedRun, identified
 
-log = logging.getLogger("linops")
 SAVE_SECONDS = 60  # between two files, by default
 TRIED = 4  # vectors by which an operator is known again
-NAMES = {
-    "block": "v0",
-    "v": "v0",
-    "held": "lock",
-    "seed": "key",
-    "wanted": "k",
-    "capacity": "ncv",
-}  # as users know them
+# As users know them.
+NAMES = {"block": "v0", "v": "v0", "held": "lock", "seed": "key", "wanted": "k", "capacity": "ncv"}
 
 
 def watched(algorithm, A, operands, glance, heard=(), callback=None, save=None, with_adjoint=False, every=None):
@@ -151,10 +144,10 @@ def _text(record):
 def _identity(algorithm, A, operands, state):
     """What tells a run from others: what is asked for, some inner products, and what it begins with."""
     first, tried = operators_of(A)[0], compute(_tried, A)
-    asked = {field.name: getattr(algorithm, field.name) for field in dataclasses.fields(algorithm)}
-    asked = {
-        NAMES.get(name, name): value if isinstance(value, int | str) else repr(value) for name, value in asked.items()
-    }
+    asked = {}
+    for field in dataclasses.fields(algorithm):
+        value = getattr(algorithm, field.name)
+        asked[NAMES.get(field.name, field.name)] = value if isinstance(value, int | str) else repr(value)
     kind = {"algorithm": type(algorithm).__name__, "shape": list(first.shape), "dtype": str(first.dtype)}
     return {**kind, **asked, "products": tried.tolist(), **_begun(algorithm, operands), "start": identified(state)}
 

@@ -205,14 +205,12 @@ def _flat(rows):
 
 def _numbered(data):
     """Pairs (inputs, (targets, numbers)), with a number for each example."""
-    is_pair = isinstance(data, tuple) and len(data) == 2
-    is_stream = not (isinstance(data, Iterator) or is_of_arrays(data)) and (hasattr(data, "__iter__") or callable(data))
-    if not (is_pair or is_stream):
-        return data  # which is refused
-    if is_pair:
+    if isinstance(data, tuple) and len(data) == 2:
         inputs, targets = data
         count = np.shape(jax.tree.leaves(data)[0])[0]
         return inputs, (targets, np.arange(count, dtype=np.int32))
+    if isinstance(data, Iterator) or is_of_arrays(data) or not (hasattr(data, "__iter__") or callable(data)):
+        return data  # which is refused
     return NumberedBatches(data)
 
 

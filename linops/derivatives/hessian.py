@@ -67,14 +67,13 @@ class Hessian(Derived):
         self, f, x, *, args=(), wrt=None, data=None, batch_size=None, reduction="mean", weights=None,
         products="exact", linearize=None, check_finite=True,
     ):  # fmt: skip
-        _require_products(products, "Hessian")
+        keep = _kept(products, "Hessian", linearize)
         if products == "difference" and linearize:
             raise ValueError(
                 f"Hessian got products={products!r} and linearize={linearize}, expected linearize=None: differences of "
                 "the gradient have no linearization"
             )
         traced = Map.trace(f, x, args, data=read(data, batch_size, reduction), wrt=wrt, operator="Hessian")
-        keep = linearize if products == "exact" else False
         vars(self).update(map=traced, weights=None, products=products, keep=keep, check_finite=check_finite)
         if traced.is_extended:
             raise TypeError(
@@ -106,8 +105,7 @@ class Hessian(Derived):
     @classmethod
     def _of_map(cls, traced, products, what, weights=None):
         """That of a function which is traced already, for the optimizer `what`."""
-        _require_products(products, what)
-        keep = None if products == "exact" else False
+        keep = _kept(products, what)
         return cls._make(map=traced, weights=weights, products=products, keep=keep, check_finite=True)
 
     symmetric = True
@@ -170,9 +168,11 @@ class Hessian(Derived):
         return super().__repr__().replace("Hessian", f"Hessian by differences, to about {self._unit:.0e},", 1)
 
 
-def _require_products(products, what):
+def _kept(products, what, linearize=None):
+    """Whether to keep a linearization, by how products are made: differences have none."""
     if products not in ("exact", "difference"):
         raise ValueError(f'{what} got products={products!r}, expected "exact" or "difference"')
+    return linearize if products == "exact" else False
 
 
 def _error(H, key):

@@ -91,8 +91,8 @@ def cg(
         Like b; with shifts of shape (n, k), or a tree with a leading axis of k.
     info : int, or array of shape (k,)
         0: converged. From 1 to maxiter: so many iterations were not enough. maxiter + 1: rounding keeps the residual
-        above the tolerance. -1: A is not positive definite, -2: M is not; x is no worse than where
-        it began. -4: x is on the boundary of the trust region.
+        above the tolerance. -1: A is not positive definite, -2: M is not, and x is no worse than where it
+        began. -4: x is on the boundary of the trust region.
     record : Record
         With `full_output`: `converged`, `reason`, `iterations`, `matvecs`, `residual_norms`, `tolerance`; and
         `direction`, like x: where info is -1 a d of length 1 with dᴴ A d <= 0, as it was computed, else zero.

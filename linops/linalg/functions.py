@@ -13,6 +13,7 @@ from linops.linalg.operands import as_columns, as_given, as_square, block_of, fi
 from linops.linalg.records import STOPPED, NoConvergence
 from linops.precision import is_complex, real_dtype
 from linops.products import is_traced
+from linops.program.function import UNTRACEABLE
 
 MOST = 400  # vectors of a basis that is not restarted, as many products as SciPy makes at most
 _STOPPED = "give a monitor a larger max_matvecs"
@@ -101,7 +102,7 @@ def funm_multiply_krylov(
     b = as_given(A.domain, b, "b")
     try:
         y, record = _applied(plan, A.linearize(), block_of(A.domain, b, "b"), (t, atol, rtol), "funm_multiply_krylov")
-    except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
+    except UNTRACEABLE as error:
         raise TypeError(
             f"funm_multiply_krylov got f={f!r}, which asks JAX for NumPy arrays or Python values, as SciPy's functions "
             "of matrices do; expected a function of jax.numpy operations: jax.scipy.linalg has expm and sqrtm, and of "

@@ -128,9 +128,8 @@ class Rotations(NamedTuple):
         thetabar, rhotemp = self.sbar * rho, self.cbar * rho
         cbar, sbar, rhobar = rotation(rhotemp, theta)
         zeta, zetabar = cbar * self.zetabar, -sbar * self.zetabar
-        share = jax.lax.optimization_barrier(
-            zeta / nonzero(rho)
-        )  # XLA would divide by rho * rhobar, which leaves the range
+        # Without a barrier XLA divides by rho * rhobar, which leaves the range.
+        share = jax.lax.optimization_barrier(zeta / nonzero(rho))
         step = Step(
             -(thetabar / nonzero(self.rhobar)) * (rho / nonzero(self.rho)), share / nonzero(rhobar),
             -theta / nonzero(rho),

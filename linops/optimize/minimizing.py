@@ -190,20 +190,19 @@ def _judged(found, objective, name, gtol, is_asked, unit, watch):
     violation = 0.0
     if objective.constraints:
         optimality, violation = stationarity(gradient, x, bounds, objective.constraints, unit ** (1 / 3))
-        # Of gradients that multipliers cancel; one that has grown since x0 tells of a function without a least value.
-        largest = min(np.abs(g).max(initial=0) for g in (gradient, objective.jac(objective.x0)))
-        gtol = gtol if is_asked else max(gtol, unit ** (1 / 3) * max(1.0, float(largest)))
+        if not is_asked:  # of gradients that multipliers cancel; one that has grown since x0 tells of no least value
+            largest = min(np.abs(g).max(initial=0) for g in (gradient, objective.jac(objective.x0)))
+            gtol = max(gtol, unit ** (1 / 3) * max(1.0, float(largest)))
     else:
         left = projected(gradient, x, bounds)
         optimality = float(np.linalg.norm(left) if name in TRUST_REGION else np.abs(left).max(initial=0))
-    success = bool(optimality <= gtol and violation <= max(gtol if is_asked else 0.0, math.sqrt(unit)))
+    is_finite = all(np.isfinite(a).all() for a in (x, gradient, objective.fun(found.x)))
+    success = bool(is_finite and optimality <= gtol and violation <= max(gtol if is_asked else 0.0, math.sqrt(unit)))
     note = f"optimality is {optimality:.3g}, of at most {gtol:.3g}"
     if objective.constraints:
         note += f", constraints are violated by {violation:.3g}"
-    elif not success and not is_asked and _is_rounding(objective, x, gradient, unit):
+    elif is_finite and not success and not is_asked and _is_rounding(objective, x, gradient, unit):
         success, note = True, f"optimality is {optimality:.3g}, limited by precision"
-    if not all(np.isfinite(a).all() for a in (x, gradient, objective.fun(found.x))):
-        success = False
     message = found.message if isinstance(found.message, str) else str(found.message)
     if watch.is_stuck:
         found.status, message = 2, "The trust region has shrunk to nothing without a better point."

@@ -26,6 +26,9 @@ from linops.space import Space, space_of
 # that it has made for the other (so do its own jit and make_jaxpr).
 _TRACING = threading.RLock()
 
+# What JAX raises of a function that makes a traced array one of NumPy, or a Python value.
+UNTRACEABLE = jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -275,7 +278,7 @@ def _make_jaxpr(f, what):
     def make(*arguments):
         try:
             return jax.make_jaxpr(f, return_shape=True)(*arguments)
-        except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+        except UNTRACEABLE as error:
             raise TypeError(
                 f"{what} could not be traced: it turned a traced array into a NumPy array or a Python value; expected "
                 "a function of jax.numpy operations: use jax.numpy for numpy, and jax.lax.cond, jnp.where or "

@@ -123,12 +123,16 @@ def matrix(kind, x, y):
     if kind == "mixed":
         flat = jax.flatten_util.ravel_pytree
         back = flat(x)[1]
-        f = lambda u, v: crossed(back(u), back(v), X64)  # noqa: E731
+
+        def f(u, v):
+            return crossed(back(u), back(v), X64)
+
         return jax.jacobian(jax.grad(f), 1)(flat(x)[0], flat(y)[0])
     w = moments(jax.tree.map(lambda a: a.astype(np.float32), Q), X[:3])
-    weighted = lambda x: sum(  # noqa: E731
-        jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(w), jax.tree.leaves(moments(x, X64)), strict=True)
-    )
+
+    def weighted(x):
+        return sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(w), jax.tree.leaves(moments(x, X64)), strict=True))
+
     R = jac(lambda x: residuals(x, X64), x)
     matrices = {
         "hessian": lambda: hess(lambda x: energy(x, X64), x),

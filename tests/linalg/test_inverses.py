@@ -99,7 +99,10 @@ def test_derivatives_in_the_operator_and_the_vector():
 def test_second_derivatives_where_the_operator_is_constant_within_jit():
     b = RNG.normal(size=5)
     for A in (linops.Matrix(GENERAL[:5, :5]), linops.Diagonal(np.linspace(1.0, 3.0, 5))):
-        loss = lambda b, A=A: jnp.sum(jnp.sin(linops.inverse(A, rtol=1e-12).mv(b)))  # noqa: E731
+
+        def loss(b, A=A):
+            return jnp.sum(jnp.sin(linops.inverse(A, rtol=1e-12).mv(b)))
+
         dense = np.linalg.inv(A.toarray())
         expected = -(dense.T * np.sin(dense @ b)) @ dense
         np.testing.assert_allclose(jax.jit(jax.hessian(loss))(b), expected, atol=1e-9)

@@ -494,7 +494,10 @@ def test_derivatives_in_one_leaf_and_through_a_preconditioner():
 def test_missing_rank_is_no_derivative(shape, x64):
     A = with_singular_values(np.array([3.0, 1.0]), *shape)
     solve = solution(lsmr, 1e-10)
-    loss = lambda A: jnp.sum(jnp.sin(solve(A, np.arange(1.0, shape[0] + 1))))  # noqa: E731
+
+    def loss(A):
+        return jnp.sum(jnp.sin(solve(A, np.arange(1.0, shape[0] + 1))))
+
     assert np.isnan(jax.jit(jax.grad(loss))(A)).all()
     # Along a direction that keeps the range there is one; and along one that does not there is none.
     b = A @ np.ones(shape[1])
