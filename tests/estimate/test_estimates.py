@@ -228,6 +228,10 @@ def test_signs_are_read_where_they_are_known():
     damped = J.T @ weight @ J + 0.5 * linops.Identity(60)
     nystrom, xtrace = (functools.partial(estimate.trace, method=m, num_matvecs=20) for m in ("xnystrace", "xtrace"))
     auto = functools.partial(estimate.trace, num_matvecs=20)
+    shown = repr(estimate.diagonal(damped, KEY, num_matvecs=20))
+    assert shown.startswith("<estimates, (60,), standard errors ")
+    assert shown.endswith(" at most, of 20 products>")
+    assert repr(jax.eval_shape(auto, damped, KEY)).startswith("Estimate(value=ShapeDtypeStruct(")
     assert auto(damped, KEY).value == auto(linops.monitor(damped), KEY).value == nystrom(damped, KEY).value
     assert not damped.positive_semidefinite  # what is claimed is so for all arrays
     for other in (jax.tree.map(jnp.negative, damped), J.T @ J - 0.5 * linops.Identity(60), 1j * (J.T @ J)):
