@@ -116,8 +116,7 @@ class CrossEntropy(Loss):
                 f"{list(outputs.shape)}, expected integer labels of shape {list(outputs.shape[:-1])}"
             )
         picked = jnp.take_along_axis(outputs, targets[..., None], axis=-1)[..., 0]
-        is_class = (targets >= 0) & (targets < outputs.shape[-1])
-        return jnp.where(is_class, 1, jnp.nan) * (jax.nn.logsumexp(outputs, axis=-1) - picked)
+        return _where((targets >= 0) & (targets < outputs.shape[-1]), jax.nn.logsumexp(outputs, axis=-1) - picked)
 
     def curvature(self, outputs):
         return SoftmaxHessian(jax.nn.softmax(outputs, axis=-1))
@@ -129,12 +128,14 @@ class CrossEntropy(Loss):
 class BinaryCrossEntropy(Loss):
     """The cross-entropy of logits with targets between 0 and 1: a Bernoulli distribution for each output.
 
+    A target beyond these makes NaN of the value and of its derivatives.
+
     >>> round(float(BinaryCrossEntropy()(jnp.zeros((2, 1)), jnp.array([[0.0], [1.0]]))) / math.log(2), 5)
     1.0
     """
 
     def each(self, outputs, targets):
-        return jnp.logaddexp(0, outputs) - targets * outputs
+        return _where((targets >= 0) & (targets <= 1), jnp.logaddexp(0, outputs) - targets * outputs)
 
     def curvature(self, outputs):
         return Weights(jax.nn.sigmoid(outputs) * jax.nn.sigmoid(-outputs))
@@ -146,18 +147,25 @@ class BinaryCrossEntropy(Loss):
 class Poisson(Loss):
     """exp(z) - t z of outputs z, the logarithms of rates, and counts t: a Poisson distribution for each output.
 
+    A count below zero makes NaN of the value and of its derivatives.
+
     >>> float(Poisson()(jnp.zeros((1, 1)), jnp.array([[3.0]])))
     1.0
     """
 
     def each(self, outputs, targets):
-        return jnp.exp(outputs) - targets * outputs
+        return _where(targets >= 0, jnp.exp(outputs) - targets * outputs)
 
     def curvature(self, outputs):
         return Weights(jnp.exp(outputs))
 
     def sample(self, key, outputs):
         return jax.random.poisson(key, jnp.exp(outputs)).astype(outputs.dtype)
+
+
+def _where(is_target, values):
+    """The values, and their derivatives, where a target is one that the distribution has, else NaN."""
+    return jnp.where(is_target, 1, jnp.nan) * values
 
 
 class Averaged(Operator):

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from linops.counted import allowed
-from linops.iterate import MOST_STEPS, compute, iterate, operators_of
+from linops.iterate import MOST_STEPS, compute, iterate, operators_of, scope_of
 from linops.processes import of_all, spans
 from linops.saving import SavedRun, identified
 
@@ -49,7 +49,8 @@ def watched(algorithm, A, operands, glance, heard=(), callback=None, save=None, 
         state = iterate(algorithm, A, *operands, max_steps=0)
         path, watch.seconds = path_and_seconds(save)
         watch.saved = SavedRun(path, _identity(algorithm, A, operands, state), state)
-        found = watch.saved.read(state)
+        with scope_of(A).entered():
+            found = watch.saved.read(state)
         if found is not None:
             log.info("a run goes on from %s, after %s", path, _text(compute(glance, A, found)))
             state = found

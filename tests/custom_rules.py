@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 
@@ -19,6 +20,19 @@ def with_vjp(f, slope):
 
 
 RULES = {"custom_jvp": with_jvp, "custom_vjp": with_vjp}
+
+
+@jax.custom_vjp
+def of_callback(x):
+    """The sum of sin(x)², whose gradient is computed by NumPy."""
+    return jnp.sum(jnp.sin(x) ** 2)
+
+
+def _slopes(x, w):
+    return (w * jax.pure_callback(lambda x: np.sin(2 * x), jax.typeof(x), x, vmap_method="expand_dims"),)
+
+
+of_callback.defvjp(lambda x: (of_callback(x), x), _slopes)
 
 
 def first_alone():

@@ -227,6 +227,23 @@ def test_threads_with_operators_of_their_own():
         np.testing.assert_allclose(reverse, D.T @ np.ones(9), rtol=1e-4, atol=1e-4)
 
 
+def test_threads_that_make_operators_at_once_have_arrays_of_their_own():
+    """JAX itself hands arrays of float32 to threads with float64, where both trace at once."""
+    point = np.arange(10) / 10.0
+    for trial in range(6):
+        X = np.random.default_rng(trial).normal(size=(30, 10))
+        start = threading.Barrier(8)
+
+        def make(i, X=X, start=start):
+            start.wait()
+            with jax.enable_x64(i % 2 == 0):
+                dtype = np.float64 if i % 2 == 0 else np.float32
+                H = linops.Hessian(lambda x: jnp.sum(jnp.tanh(X @ x) ** 2), point.astype(dtype))
+                return {leaf.dtype for leaf in jax.tree.leaves(H)} == {np.dtype(dtype)}
+
+        assert all(in_threads([lambda i=i: make(i) for i in range(8)]))
+
+
 def test_threads_with_float64_and_float32():
     """Settings of JAX belong to a thread."""
 

@@ -124,3 +124,6 @@ def test_a_block_of_any_number_of_columns(monkeypatch):
         V = normal((N, count), np.float32, count)
         for product in (A @ V, A @ jnp.asarray(V), A.T.T @ V):
             np.testing.assert_allclose(product, MATRIX[:5] @ V, rtol=1e-5, atol=1e-5)
+    square = linops.Matrix(MATRIX)
+    monkeypatch.setitem(vars(square._door), "block_width", 4)
+    np.testing.assert_array_equal(square.diagonal(), np.diag(MATRIX))

@@ -173,6 +173,13 @@ def test_a_norm_neither_overflows_nor_underflows():
     assert np.isinf(space.norm(jnp.full(4, jnp.inf)))
 
 
+def test_inner_products_are_in_all_digits_whatever_a_user_has_set():
+    space = linops.Space.flat(3, np.float32)
+    with jax.default_matmul_precision("bfloat16"):
+        text = jax.jit(space.inner).lower(jnp.ones(3), jnp.ones(3)).as_text()
+    assert "HIGHEST" in text
+
+
 def test_what_is_no_element_has_no_inner_product():
     space = linops.Space.of({"a": np.ones((2, 3), np.float32), "b": np.ones(2, np.float32)})
     u = space.draw(jax.random.key(0))

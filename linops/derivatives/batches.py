@@ -36,11 +36,11 @@ class Data:
     rows: str | None = None  # what becomes of rows of values, where a function has one for each example
     is_free: bool = False  # whether the size of chunks is left to us
 
-    def parts(self):
-        """The data of a model and of a loss, where each example is a pair."""
-        if not all(isinstance(batch, tuple | list) and len(batch) == 2 for batch in self.batches):
+    def parts(self, operator):
+        """The data of a model and of a loss, where each example is a pair; an operator says that it is not."""
+        if not all(map(_is_pair, self.batches)):
             raise TypeError(
-                f"GaussNewton with a loss got data whose batches are {brief(jax.tree.structure(self.batches[0]))}, "
+                f"{operator} got data whose batches are {brief(jax.tree.structure(self.batches[0]))}, "
                 "expected pairs, (inputs, targets): f(x, inputs) and loss(outputs, targets)"
             )
         arrays = self.arrays or (None, None)
@@ -128,6 +128,11 @@ class Data:
         return OverData(tuple(functions), tuple(jax.tree.leaves(self.arrays)), types, self.source, is_loss)
 
 
+def _is_pair(batch):
+    """Whether there are inputs, and targets that are not None."""
+    return isinstance(batch, tuple | list) and len(batch) == 2 and bool(jax.tree.leaves(batch[1]))
+
+
 def _follows_examples(f, x, batch, args, values):
     """Whether a function has more values for one more example."""
     more = jax.tree.map(lambda s: jax.ShapeDtypeStruct((s.shape[0] + 1, *s.shape[1:]), s.dtype), batch)
@@ -153,7 +158,7 @@ def read(data, batch_size, reduction):
     if batch_size is not None and not (isinstance(batch_size, numbers.Integral) and batch_size >= 1):
         raise ValueError(f"got batch_size={batch_size!r}, expected a number of examples >= 1")
     is_mean = reduction == "mean"
-    if not _is_of_arrays(data):
+    if not is_of_arrays(data):
         return _of_batches(data, batch_size, is_mean)
     leaves = jax.tree.leaves(data)
     count = _count(leaves)
@@ -175,7 +180,7 @@ def _chunked(arrays, size, whole):
     return {"source": source, "batches": _types_of_chunks(arrays, size, source.count)}
 
 
-def _is_of_arrays(data):
+def is_of_arrays(data):
     """Whether data are a tree of arrays; a list is one of batches."""
     leaves = jax.tree.leaves(data, is_leaf=lambda node: isinstance(node, Iterator))
     return bool(leaves) and not isinstance(data, list) and all(hasattr(leaf, "dtype") for leaf in leaves)

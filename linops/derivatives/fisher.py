@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from linops.arrays import as_key, brief
-from linops.derivatives.batches import read
+from linops.derivatives.batches import is_of_arrays, read
 from linops.derivatives.gauss_newton import GaussNewton
 from linops.losses import Loss, Semidefinite
 from linops.node import static
@@ -85,6 +85,8 @@ class Fisher(GaussNewton):
         num_samples=1, linearize=None, check_finite=True,
     ):  # fmt: skip
         _require_kind(kind, loss, key, num_samples)
+        if data is None:
+            raise TypeError("Fisher got data=None, expected pairs, (inputs, targets), or batches of them")
         options = {"args": args, "wrt": wrt, "linearize": linearize, "check_finite": check_finite}
         if kind == "exact":
             super().__init__(f, x, loss, data=data, batch_size=batch_size, reduction=reduction, **options)
@@ -92,7 +94,7 @@ class Fisher(GaussNewton):
             return
         is_sampled = kind == "sampled"
         data = read(_numbered(data) if is_sampled else data, batch_size, reduction)
-        of_model, of_scores = data.parts()
+        of_model, of_scores = data.parts("Fisher")
         super().__init__(f, x, data=of_model, reduction=reduction, **options)
         if any_complex(self.function.codomain):
             raise TypeError("Fisher got f with complex values, expected real ones: the parameters of likelihoods")
@@ -203,9 +205,11 @@ def _flat(rows):
 
 def _numbered(data):
     """Pairs (inputs, (targets, numbers)), with a number for each example."""
-    if isinstance(data, Iterator) or not (hasattr(data, "__iter__") or callable(data)):
+    is_pair = isinstance(data, tuple) and len(data) == 2
+    is_stream = not (isinstance(data, Iterator) or is_of_arrays(data)) and (hasattr(data, "__iter__") or callable(data))
+    if not (is_pair or is_stream):
         return data  # which is refused
-    if isinstance(data, tuple) and len(data) == 2:
+    if is_pair:
         inputs, targets = data
         count = np.shape(jax.tree.leaves(data)[0])[0]
         return inputs, (targets, np.arange(count, dtype=np.int32))

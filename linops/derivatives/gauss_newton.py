@@ -76,7 +76,7 @@ class GaussNewton(Expanded):
         check_finite=True,
     ):  # fmt: skip
         data = read(data, batch_size, reduction)
-        of_model, of_loss = (data, None) if data is None or loss is None else data.parts()
+        of_model, of_loss = (data, None) if data is None or loss is None else data.parts("GaussNewton with a loss")
         of_model = of_model and of_model.of_examples(loss is None)
         traced = Map.trace(f, x, args, realify=loss is not None, data=of_model, wrt=wrt, operator=type(self).__name__)
         known = loss if isinstance(loss, Loss) else None

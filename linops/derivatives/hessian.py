@@ -67,15 +67,14 @@ class Hessian(Derived):
         self, f, x, *, args=(), wrt=None, data=None, batch_size=None, reduction="mean", weights=None,
         products="exact", linearize=None, check_finite=True,
     ):  # fmt: skip
-        if products not in ("exact", "difference"):
-            raise ValueError(f'Hessian got products={products!r}, expected "exact" or "difference"')
+        _require_products(products, "Hessian")
         if products == "difference" and linearize:
             raise ValueError(
                 f"Hessian got products={products!r} and linearize={linearize}, expected linearize=None: differences of "
                 "the gradient have no linearization"
             )
         traced = Map.trace(f, x, args, data=read(data, batch_size, reduction), wrt=wrt, operator="Hessian")
-        keep = False if products == "difference" else linearize
+        keep = linearize if products == "exact" else False
         vars(self).update(map=traced, weights=None, products=products, keep=keep, check_finite=check_finite)
         if traced.is_extended:
             raise TypeError(
@@ -103,6 +102,13 @@ class Hessian(Derived):
                 "Hessian got f that is holomorphic by its first derivative and not by its second, expected both; look "
                 "at its custom derivative rules"
             )
+
+    @classmethod
+    def _of_map(cls, traced, products, what, weights=None):
+        """That of a function which is traced already, for the optimizer `what`."""
+        _require_products(products, what)
+        keep = None if products == "exact" else False
+        return cls._make(map=traced, weights=weights, products=products, keep=keep, check_finite=True)
 
     symmetric = True
     _approximate = property(lambda self: self.products == "difference")
@@ -134,7 +140,7 @@ class Hessian(Derived):
                 jax.eval_shape(self._gradient, self.x)
                 error = MissingRule(
                     f"{error} f has a gradient: approximate products, by its differences, are those of "
-                    'Hessian(f, x, products="difference")'
+                    'Hessian(f, x, products="difference"), and optimizers of scalar functions take products= as well'
                 )
             raise error
 
@@ -162,6 +168,11 @@ class Hessian(Derived):
         if not self._approximate:
             return super().__repr__()
         return super().__repr__().replace("Hessian", f"Hessian by differences, to about {self._unit:.0e},", 1)
+
+
+def _require_products(products, what):
+    if products not in ("exact", "difference"):
+        raise ValueError(f'{what} got products={products!r}, expected "exact" or "difference"')
 
 
 def _error(H, key):

@@ -91,7 +91,8 @@ def cg(
         Like b; with shifts of shape (n, k), or a tree with a leading axis of k.
     info : int, or array of shape (k,)
         0: converged. From 1 to maxiter: so many iterations were not enough. maxiter + 1: rounding keeps the residual
-        above the tolerance. -1: A is not positive definite, -2: M is not. -4: x is on the boundary of the trust region.
+        above the tolerance. -1: A is not positive definite, -2: M is not; x is no worse than where
+        it began. -4: x is on the boundary of the trust region.
     record : Record
         With `full_output`: `converged`, `reason`, `iterations`, `matvecs`, `residual_norms`, `tolerance`; and
         `direction`, like x: where info is -1 a d of length 1 with dᴴ A d <= 0, as it was computed, else zero.
@@ -197,13 +198,14 @@ class ConjugateGradients(Solver):
         else:  # the first step computes the residual
             x, r, z, norm = given.x, zero, zero, jnp.full((), jnp.inf, real)
         rho = space.inner(r, z).real
-        fault = NONE if given.x is not None else _fault(M, norm, rho, number)
+        fault = none + (NONE if given.x is not None else _fault(M, norm, rho, number))
         region = None if radius is None else Region.begin(radius / given.size, rho, path)
-        checks = jnp.full((), given.x is not None)
+        checks = (fault != NONE) | (given.x is not None)
+        best = None if M is None or radius is not None else Best(x, norm)
         code = jnp.where(norm <= given.tolerance, CONVERGED, RUNNING).astype(jnp.int32)
         return State(
-            b, x, r, z, z, rho, norm, jnp.full((), jnp.inf, real), checks, none + fault, none, none, none, code,
-            given.tolerance, given.limit, shift, region, Certainty.begin(given.tolerance),
+            b, x, r, z, z, rho, norm, jnp.full((), jnp.inf, real), checks, fault, none, none, none, code,
+            given.tolerance, given.limit, shift, region, Certainty.begin(given.tolerance), best,
         )  # fmt: skip
 
     def step(self, operators, s):
@@ -237,10 +239,14 @@ class ConjugateGradients(Solver):
             drift = space.norm(space.add(r, space.scale(-1, s.r)))
             stuck = (drift > norm / 2) & (norm > s.checked / 2) | certainty.is_too_small(norm, s.tolerance)
             code = jnp.where(s.checks & (ends | is_met | stuck), _code(is_met, fault, stuck), RUNNING)
+        best = s.best
+        if best is not None:
+            best = either(s.checks & (norm < best.norm), Best(x, norm), best)
+            x, norm = either(code == NO_PRECONDITIONER, best, Best(x, norm))
         return State(
             s.b, x, r, z, p, rho, norm, jnp.where(s.checks, jnp.minimum(norm, s.checked), s.checked), checks, fault,
             since, iterations, s.matvecs + 1, code.astype(jnp.int32), s.tolerance, s.limit, s.shift,
-            region if region is None else region.after(beta, rho, s.checks), certainty,
+            region if region is None else region.after(beta, rho, s.checks), certainty, best,
         )  # fmt: skip
 
     def _length(self, s, curvature):
@@ -281,6 +287,14 @@ class State(NamedTuple):
     shift: Any
     region: Any
     certainty: Certainty
+    best: Any  # None where there is no preconditioner that could be at fault
+
+
+class Best(NamedTuple):
+    """Of the points whose residuals were computed anew that with the least, the start among them, and its norm."""
+
+    x: Any
+    norm: jax.Array
 
 
 class Region(NamedTuple):

@@ -99,7 +99,14 @@ def funm_multiply_krylov(
         raise TypeError(f"funm_multiply_krylov got f={f!r}, expected a function of matrices")
     plan = Growth(f, KINDS[assume_a], *_sizes(A, restart_every_m, max_restarts))
     b = as_given(A.domain, b, "b")
-    y, record = _applied(plan, A.linearize(), block_of(A.domain, b, "b"), (t, atol, rtol), "funm_multiply_krylov")
+    try:
+        y, record = _applied(plan, A.linearize(), block_of(A.domain, b, "b"), (t, atol, rtol), "funm_multiply_krylov")
+    except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
+        raise TypeError(
+            f"funm_multiply_krylov got f={f!r}, which asks JAX for NumPy arrays or Python values, as SciPy's functions "
+            "of matrices do; expected a function of jax.numpy operations: jax.scipy.linalg has expm and sqrtm, and of "
+            "a Hermitian A any function is one of jnp.linalg.eigh's eigenvalues"
+        ) from error
     y = _like(A.domain, b, y)
     return (y, record) if full_output else y
 

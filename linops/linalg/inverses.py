@@ -281,7 +281,7 @@ def _dense(A):
         small = compute(_small_inverse, J, c)
         return (1 / c) * (Identity(A.domain) - J.H @ Matrix(small)._on(J.codomain, J.codomain) @ J)
     inverse, rank = compute(_pseudo_inverse, A.linearize())
-    if not is_traced(rank) and rank < min(A.shape):
+    if not is_traced(rank) and int(rank) < min(A.shape):
         raise np.linalg.LinAlgError(
             f"inverse got {A!r} of rank {int(rank)} to the precision of {A.dtype}, expected {min(A.shape)}: add c * I "
             'to it, or to the smaller of Jᵀ J and J Jᵀ; or pass method="lsmr" for the solution of least norm'

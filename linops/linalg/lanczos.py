@@ -39,9 +39,7 @@ SHORTEST_ROUND = 10  # products of a round that looks for what was missed, and a
 ROUND_SHARE = 5  # one such part of all those before
 FLOOR = 2  # times what products are off by: less a bound of a residual is not asked to be
 MARGIN = 0.8  # of a tolerance, for bounds: rounding makes residuals of products a little larger
-SYMMETRIC = (
-    0.25  # a power of what products are off by: that far from Hermitian, relative to the norm, is not by rounding
-)
+SYMMETRIC = 0.25  # a power of what products are off by: so far from Hermitian, in shares of the norm, is no rounding
 APART = 16  # times what products are off by: what eigenvalues differ by that are told from each other
 PATIENCE = 50  # restarts without progress, after which noise hides what is left
 FALL = 0.9  # a part of the largest bound, to which it falls where there is progress

@@ -107,8 +107,9 @@ def lsmr(
     `jit` what did not converge is NaN, unless the record is asked for.
 
     x, normr and normx are differentiable in A, b, damp and x0, for an A of full rank or a damp that is not zero, by
-    solves with A and with its adjoint; in reverse mode what rank is missing makes them NaN. Sources: Fong and Saunders,
-    SIAM J. Sci. Comput. 33 (2011); Golub and Pereyra, SIAM J. Numer. Anal. 10 (1973), for the derivative.
+    solves with A and with its adjoint. What rank is missing makes them NaN: all in reverse mode, and in forward mode
+    but some along directions that keep the rank. Sources: Fong and Saunders, SIAM J. Sci. Comput. 33 (2011); Golub and
+    Pereyra, SIAM J. Numer. Anal. 10 (1973), for the derivative.
 
     Examples
     --------

@@ -15,14 +15,14 @@ from linops.optimize.vectors import Vectors
 from linops.processes import gathered
 
 
-def for_vectors(constraints, x0, vectors):
+def for_vectors(constraints, x0, vectors, products):
     """The list of constraints as SciPy takes them, of those that a user gives for trees like x0."""
     if isinstance(constraints, LinearConstraint | NonlinearConstraint | dict):
         constraints = [constraints]
-    return [_for_vectors(constraint, x0, vectors) for constraint in constraints]
+    return [_for_vectors(constraint, x0, vectors, products) for constraint in constraints]
 
 
-def _for_vectors(constraint, x0, vectors):
+def _for_vectors(constraint, x0, vectors, products):
     if isinstance(constraint, LinearConstraint):
         columns = (constraint.A if scipy.sparse.issparse(constraint.A) else np.atleast_2d(constraint.A)).shape[-1]
         if columns != vectors.space.size:
@@ -38,9 +38,9 @@ def _for_vectors(constraint, x0, vectors):
                 f"got a constraint {brief(constraint)}, expected a dict with 'fun' and 'type', which is 'eq' or 'ineq'"
             )
         upper = 0.0 if kind == "eq" else np.inf
-        return _Constraint(constraint["fun"], x0, constraint.get("args", ())).between(0.0, upper, False)
+        return _Constraint(constraint["fun"], x0, constraint.get("args", ()), products).between(0.0, upper, False)
     if isinstance(constraint, NonlinearConstraint):
-        made = _Constraint(constraint.fun, x0, ())
+        made = _Constraint(constraint.fun, x0, (), products)
         return made.between(constraint.lb, constraint.ub, constraint.keep_feasible)
     raise TypeError(
         f"got a constraint {brief(constraint)}, expected scipy.optimize's LinearConstraint or NonlinearConstraint, or "
@@ -51,16 +51,16 @@ def _for_vectors(constraint, x0, vectors):
 class _Constraint:
     """A function of a tree: its values at a vector, its dense Jacobian, and the Hessian of their weighted sum."""
 
-    def __init__(self, fun, x0, args):
+    def __init__(self, fun, x0, args, products):
         traced = Map.trace(fun, x0, args, realify=True, what="the function of a constraint")
         self.points = Vectors.like(x0, traced.points)
         self.values = Vectors(traced.values, ())
-        options = {"map": traced, "keep": None, "check_finite": True}
         size, count = ((space.size, space.dtype) for space in (traced.points, traced.values))
-        jacobian = Jacobian._make(extended=False, **options)
+        jacobian = Jacobian._make(map=traced, extended=False, keep=None, check_finite=True)
         self._values = Evaluated(values, jacobian, size)
         self._matrix = Evaluated(values_and_matrix, jacobian, size)
-        self._hessian = Moving(weighted, Hessian._make(weights=traced.values.zeros(), **options), size, count)
+        hessian = Hessian._of_map(traced, products, "Objective", traced.values.zeros())
+        self._hessian = Moving(weighted, hessian, size, count)
 
     def between(self, lower, upper, keep_feasible):
         """The constraint that the values are between these bounds, which may be trees like the values."""

@@ -17,7 +17,7 @@ def projected(gradient, x, bounds):
     """The part of a gradient along which bounds allow a step."""
     if bounds is None:
         return gradient
-    return x - np.clip(x - gradient, bounds.lb, bounds.ub)
+    return np.clip(gradient, x - bounds.ub, x - bounds.lb)  # x - clip(x - gradient), that does not cancel far away
 
 
 def is_rounding(values, product, x, unit):
@@ -26,7 +26,8 @@ def is_rounding(values, product, x, unit):
     That is their change along one unit in the last place of each entry of x, with signs at random.
     """
     signs = np.random.default_rng(0).choice([-1.0, 1.0], x.shape)
-    return bool(np.linalg.norm(values) <= ROUNDINGS * unit * np.linalg.norm(product(signs * abs(x))))
+    size = np.linalg.norm(values)
+    return bool(np.isfinite(size) and size <= ROUNDINGS * unit * np.linalg.norm(product(signs * abs(x))))
 
 
 def is_at_rest(gradient, product, x, unit, limit):

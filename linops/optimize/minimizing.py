@@ -23,7 +23,7 @@ STOPPED = 99  # SciPy's status where a callback has stopped it
 
 def minimize(
     fun, x0, args=(), method="trust-krylov", *, data=None, batch_size=None, reduction="mean", bounds=None,
-    constraints=(), tol=None, callback=None, options=None,
+    constraints=(), products="exact", tol=None, callback=None, options=None,
 ):  # fmt: skip
     """Minimize a JAX function of a tree by `scipy.optimize.minimize`, with exact gradients and Hessian products.
 
@@ -31,7 +31,7 @@ def minimize(
 
     Parameters
     ----------
-    fun, x0, args, data, batch_size, reduction, bounds, constraints
+    fun, x0, args, data, batch_size, reduction, bounds, constraints, products
         As for `Objective`.
     method : str
         "trust-krylov", "trust-ncg" and "Newton-CG" take products with the Hessian, "trust-constr" (with bounds and
@@ -67,8 +67,8 @@ def minimize(
     (True, [1.0, 1.0])
     """
     name = _method(method)
-    of_data = {"data": data, "batch_size": batch_size, "reduction": reduction}
-    objective = Objective(fun, x0, args, constraints, bounds, **of_data)
+    given = {"data": data, "batch_size": batch_size, "reduction": reduction, "products": products}
+    objective = Objective(fun, x0, args, constraints, bounds, **given)
     _require_taken(method, name, objective)
     objective._linearizes = name in WITH_PRODUCTS and objective._product is None
     unit = eps(objective._hessian.dtype)
@@ -190,7 +190,9 @@ def _judged(found, objective, name, gtol, is_asked, unit, watch):
     violation = 0.0
     if objective.constraints:
         optimality, violation = stationarity(gradient, x, bounds, objective.constraints, unit ** (1 / 3))
-        gtol = gtol if is_asked else max(gtol, unit ** (1 / 3) * max(1.0, np.abs(gradient).max(initial=0)))
+        # Of gradients that multipliers cancel; one that has grown since x0 tells of a function without a least value.
+        largest = min(np.abs(g).max(initial=0) for g in (gradient, objective.jac(objective.x0)))
+        gtol = gtol if is_asked else max(gtol, unit ** (1 / 3) * max(1.0, float(largest)))
     else:
         left = projected(gradient, x, bounds)
         optimality = float(np.linalg.norm(left) if name in TRUST_REGION else np.abs(left).max(initial=0))
@@ -200,6 +202,8 @@ def _judged(found, objective, name, gtol, is_asked, unit, watch):
         note += f", constraints are violated by {violation:.3g}"
     elif not success and not is_asked and _is_rounding(objective, x, gradient, unit):
         success, note = True, f"optimality is {optimality:.3g}, limited by precision"
+    if not all(np.isfinite(a).all() for a in (x, gradient, objective.fun(found.x))):
+        success = False
     message = found.message if isinstance(found.message, str) else str(found.message)
     if watch.is_stuck:
         found.status, message = 2, "The trust region has shrunk to nothing without a better point."
@@ -217,14 +221,14 @@ def _judged(found, objective, name, gtol, is_asked, unit, watch):
     found.pop("grad", None)
     if "allvecs" in found:
         found.allvecs = [vectors.tree(vector) for vector in found.allvecs]
-    return Fit.of(found, vectors, _errors(objective, x, _held(x, gradient, bounds), unit))
+    return Fit.of(found, vectors, _errors(objective, x, _held(x, gradient, bounds), objective._hessian._unit))
 
 
 def _held(x, gradient, bounds):
     """The entries that are at a bound, over which the gradient pushes."""
     if bounds is None:
         return np.zeros(x.shape, bool)
-    return (np.clip(x - gradient, bounds.lb, bounds.ub) == x) & (gradient != 0)
+    return (projected(gradient, x, bounds) == 0) & (gradient != 0)
 
 
 def _is_rounding(objective, x, gradient, unit):

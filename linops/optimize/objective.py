@@ -40,6 +40,9 @@ class Objective:
     constraints : LinearConstraint, NonlinearConstraint, dict, or a sequence of these
         As SciPy has them, but with JAX functions of the tree. Derivatives that they bring are not used. The matrix of a
         `LinearConstraint` multiplies the vector of x. Bounds of a `NonlinearConstraint` may be trees like its values.
+    products : {"exact", "difference"}
+        Products with Hessians, of constraints too: "difference", as for `linops.Hessian`, where fun has a gradient and
+        no second derivative.
     bounds : optional
         A pair (lower, upper), each a number, None or a tree like x0; or SciPy's `Bounds` for the vector.
 
@@ -72,7 +75,10 @@ class Objective:
     True
     """
 
-    def __init__(self, fun, x0, args=(), constraints=(), bounds=None, *, data=None, batch_size=None, reduction="mean"):
+    def __init__(
+        self, fun, x0, args=(), constraints=(), bounds=None, *, data=None, batch_size=None, reduction="mean",
+        products="exact",
+    ):  # fmt: skip
         data = read(data, batch_size, reduction)
         traced = Map.trace(fun, x0, args, realify=True, what="fun", data=data)
         if any_complex(traced.function.codomain) or traced.function.codomain.paired:
@@ -81,7 +87,7 @@ class Objective:
                 "value"
             )
         require_scalar(traced.function, "fun", "Objective", "for residuals use linops.optimize.least_squares")
-        self._hessian = hessian = Hessian._make(map=traced, weights=None, keep=None, check_finite=True)
+        self._hessian = hessian = Hessian._of_map(traced, products, "Objective")
         self.vectors = Vectors.like(x0, traced.points)
         self.x0 = self.vectors.vector(traced.x)
         self._size = (traced.points.size, traced.points.dtype)
@@ -89,7 +95,11 @@ class Objective:
         self._linearizes = False  # from the first Hessian on
         self._points = []
         self.bounds = self.vectors.bounds(bounds, pairs=True)
-        self.constraints = for_vectors(constraints, x0, self.vectors)
+        self.constraints = for_vectors(constraints, x0, self.vectors, products)
+
+    def __getstate__(self):
+        """All but the points, which what is compiled belongs to; that is found again."""
+        return dict(vars(self), _points=[])
 
     # Second derivatives, which f may lack, are traced when they are asked for.
 

@@ -88,9 +88,13 @@ class Evaluated:
     """`function(A, *vectors)`, compiled once for vectors of these sizes: NumPy arrays that stay as they are."""
 
     def __init__(self, function, A, *sizes):
+        self.given = function, A, *sizes
         self.flat = Flat(A, A._scope)
         self.vectors = [jax.ShapeDtypeStruct((size,), dtype) for size, dtype in sizes]
         self.function = function
+
+    def __reduce__(self):
+        return type(self), self.given
 
     @functools.cached_property
     def staged(self):
@@ -116,6 +120,9 @@ class Moving:
         numbers, form = self.evaluated.staged.out_tree.children()
         self.count, self.treedef = numbers.num_leaves, form
         self.doors = {}
+
+    def __reduce__(self):
+        return type(self), self.evaluated.given
 
     def _takes_too_much(self):
         return self.A.function.program.mutates or self.evaluated.staged.bytes_out > memory_budget(RESIDUAL_SHARE)

@@ -16,7 +16,6 @@ from linops.linalg import records
 from linops.linalg.definite import ConjugateGradients, Path
 from linops.linalg.solves import Given, combined, either
 from linops.linalg.systems import preconditioner, require_counts, require_not_negative
-from linops.optimize.limits import eps
 from linops.optimize.results import (
     CONVERGED,
     LIMIT,
@@ -46,6 +45,7 @@ def newton_cg(
     data=None,
     batch_size=None,
     reduction="mean",
+    products="exact",
     gtol=None,
     maxiter=None,
     max_matvecs=None,
@@ -70,6 +70,8 @@ def newton_cg(
         Further arguments; arrays in it are data.
     data, batch_size, reduction
         As for `linops.Jacobian`: fun is `fun(x, batch, *args)`, and its mean or sum over all examples is minimized.
+    products : {"exact", "difference"}
+        As for `linops.Hessian`: "difference" where fun has a gradient and no second derivative.
     gtol : float, optional
         Converged is what has a gradient of Euclidean norm gtol at most; by default eps^(2/3), 3.7e-11 in float64 and
         2.4e-5 in float32.
@@ -128,7 +130,7 @@ def newton_cg(
     require_counts("newton_cg", maxiter=maxiter, max_matvecs=max_matvecs)
     if radius is not None and not is_traced(radius) and not (np.ndim(radius) == 0 and radius > 0):
         raise ValueError(f"newton_cg got radius={radius!r}, expected a positive number")
-    H = Hessian(fun, x0, args=args, data=data, batch_size=batch_size, reduction=reduction)
+    H = Hessian(fun, x0, args=args, data=data, batch_size=batch_size, reduction=reduction, products=products)
     M = preconditioner("newton_cg", H, M)
     if any_complex(H.domain):
         raise TypeError("newton_cg got a function with complex values, expected real ones, of which one is the least")
@@ -140,7 +142,7 @@ def newton_cg(
     result = optimized("newton_cg", NewtonCG(), (H, M), (bounds,), to_user, callback, save, progress)
     if is_traced(result):
         return result
-    errors = errors_of_minimum(lambda: H.at(result.x), np.zeros(H.shape[1], bool), eps(H.dtype), H.domain)
+    errors = errors_of_minimum(lambda: H.at(result.x), np.zeros(H.shape[1], bool), H._unit, H.domain)
     return Fit.of(result, Vectors.like(x0, H.domain), errors)
 
 

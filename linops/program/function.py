@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import operator
 import sys
+import threading
 from collections.abc import Callable
 from importlib import import_module
 
@@ -20,6 +21,10 @@ from linops.program.jaxpr.private import is_called_by_cloudpickle
 from linops.program.missing import MissingRule
 from linops.program.program import Program, program_of
 from linops.space import Space, space_of
+
+# Functions are traced one at a time: of threads that trace at once, with and without float64, JAX gives the one arrays
+# that it has made for the other (so do its own jit and make_jaxpr).
+_TRACING = threading.RLock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +190,7 @@ class Function:
         if not callable(f):
             raise TypeError(f"{what} is {f!r}, expected a callable")
         function = through(f) if through else f
-        with domain.scope():
+        with _TRACING, domain.scope():
             settings, scope = jax_settings.current(), jax_settings.Scope.current()
             arguments, code, data = Arguments.split(args)
 

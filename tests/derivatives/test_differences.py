@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse.linalg
+from custom_rules import of_callback
 from problems import POINT, normal, scalar
 
 import linops
@@ -14,17 +15,6 @@ X = np.linspace(0.1, 1, N, dtype=np.float32)
 V = normal(N, np.float32)
 
 
-@jax.custom_vjp
-def of_callback(x):
-    """The sum of sin(x)², whose gradient is computed by NumPy."""
-    return jnp.sum(jnp.sin(x) ** 2)
-
-
-def _slopes(x, w):
-    return (w * jax.pure_callback(lambda x: np.sin(2 * x), jax.typeof(x), x, vmap_method="expand_dims"),)
-
-
-of_callback.defvjp(lambda x: (of_callback(x), x), _slopes)
 EXACT = 2 * np.cos(2 * X)
 
 

@@ -110,6 +110,14 @@ def test_labels_that_are_no_classes_are_not_taken_for_some():
         assert np.isnan(jax.grad(loss)(outputs, labels)[1]).all()
         with pytest.raises(FloatingPointError, match="has NaN or Inf"):
             linops.Fisher(model, P, loss, data=(X[:2], labels), kind="empirical") @ DIRECTION
+    for loss, wrong in (
+        (losses.BinaryCrossEntropy(), -1.0),
+        (losses.BinaryCrossEntropy(), 2.0),
+        (losses.Poisson(), -1.0),
+    ):
+        gradient = jax.grad(loss)(jnp.ones((2, 1)), jnp.array([[1.0], [wrong]]))
+        assert np.isfinite(gradient[0])
+        assert np.isnan(gradient[1])
 
 
 def test_what_is_no_likelihood_is_refused():
@@ -127,6 +135,16 @@ def test_what_is_no_likelihood_is_refused():
     for data_of_host, words in (iter([data]), "used up after one pass"), ([(X, X, X)], r"expected pairs, \(inputs"):
         with pytest.raises(TypeError, match=words):
             linops.Fisher(model, P, loss, data=data_of_host, **sampled)
+    pairs = r"expected pairs, \(inputs"
+    for no_pairs, words in (
+        ({"x": X}, "Fisher got data whose batches are .*'x'"),
+        (X, pairs),
+        (None, "got data=None, exp"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            linops.Fisher(model, P, loss, data=no_pairs, **sampled)
+    with pytest.raises(TypeError, match=r"Fisher got data whose batches are PyTreeDef\(\(\*, None\)\), " + pairs):
+        linops.Fisher(model, P, loss, data=(X, None), kind="empirical")
     for options in {}, {"kind": "empirical"}:
         with pytest.raises(ValueError, match="over data with reduction='sum', expected one for both"):
             linops.Fisher(model, P, loss, data=data, reduction="sum", **options)

@@ -146,6 +146,7 @@ def refused():
     yield ValueError, "expected a square one", lambda: expm_multiply(linops.Matrix(np.ones((2, 3), "f")), b)
     yield ValueError, "got assume_a='sym'", lambda: funm_multiply_krylov(expm, A, b, assume_a="sym")
     yield TypeError, "expected a function of matrices", lambda: funm_multiply_krylov("exp", A, b)
+    yield TypeError, "as SciPy's functions of matrices do", lambda: funm_multiply_krylov(scipy.linalg.sqrtm, A, b)
     yield ValueError, "got max_restarts=0", lambda: funm_multiply_krylov(expm, A, b, max_restarts=0)
     yield ValueError, "got restart_every_m=0", lambda: funm_multiply_krylov(expm, A, b, restart_every_m=0)
     root = jax.scipy.linalg.sqrtm

@@ -96,9 +96,20 @@ def test_derivatives_in_the_operator_and_the_vector():
     np.testing.assert_allclose(in_b, 2e-13 * b / a**2, rtol=1e-9)
 
 
+def test_second_derivatives_where_the_operator_is_constant_within_jit():
+    b = RNG.normal(size=5)
+    for A in (linops.Matrix(GENERAL[:5, :5]), linops.Diagonal(np.linspace(1.0, 3.0, 5))):
+        loss = lambda b, A=A: jnp.sum(jnp.sin(linops.inverse(A, rtol=1e-12).mv(b)))  # noqa: E731
+        dense = np.linalg.inv(A.toarray())
+        expected = -(dense.T * np.sin(dense @ b)) @ dense
+        np.testing.assert_allclose(jax.jit(jax.hessian(loss))(b), expected, atol=1e-9)
+
+
 def test_at_another_point():
     H = linops.Hessian(lambda x: jnp.sum(x**4), jnp.array([1.0, 2.0]))
     np.testing.assert_allclose(linops.inverse(H).at(jnp.array([2.0, 1.0])) @ np.ones(2), [1 / 48, 1 / 12])
+    M = linops.Diagonal(jnp.ones(2))
+    assert linops.inverse(H, "cg", M=M).at(jnp.array([2.0, 1.0])).preconditioner is M
 
 
 def test_at_a_point_that_is_a_matrix():

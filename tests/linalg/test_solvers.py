@@ -248,7 +248,7 @@ def test_lsmr_gives_the_shortest_of_all_solutions(shape, x64):
 def failing():
     definite, b = MATRICES[cg](np.float32), np.ones(N, np.float32)
     nilpotent = np.diag(np.ones(N - 1, np.float32), 1)
-    indefinite = linops.Diagonal(SIGNS.astype(np.float32))
+    indefinite = linops.Diagonal(np.where(np.arange(N) < 2, -10, 1).astype(np.float32))  # of which a step shows it
     for solver in SOLVERS:
         A = MATRICES[solver](np.float32)
         limit = {"restart": 2, "maxiter": 1} if solver is gmres else {"maxiter": 2}
@@ -284,6 +284,8 @@ def test_what_does_not_converge_says_so(solver, A, b, options, info, words):
     assert not record.converged
     if solver is not lsmr:
         np.testing.assert_allclose(record.residual_norms, np.linalg.norm(b - A @ x), rtol=1e-3, atol=1e-6)
+    if solver is cg and "M" in options:
+        assert record.residual_norms <= (1 + 1e-6) * np.linalg.norm(b)  # no worse than zero, where it began
 
 
 def test_derivatives_of_what_did_not_converge_are_nan():
@@ -332,6 +334,12 @@ def test_the_trust_region():
     np.testing.assert_allclose(np.linalg.norm(x), 2e4, rtol=1e-5)
     assert x @ A @ x / 2 - b @ x < 0
     assert "not positive definite" in record.reason
+    definite = with_eigenvalues(np.linspace(1, 3, N), np.float32)
+    radius = 0.99 * np.linalg.norm(np.linalg.solve(definite, b))
+    x, _, record = run(cg, definite, b, radius=radius)
+    np.testing.assert_allclose(np.linalg.norm(x), radius, rtol=1e-5)
+    assert record.iterations > 1
+    assert "boundary of the trust region" in record.reason
 
 
 # Never a false success.
@@ -435,13 +443,15 @@ def test_derivatives(case, x64):
     np.testing.assert_allclose(change, sum(np.sum(g * d) for g, d in zip(expected, directions, strict=True)), rtol=1e-7)
 
 
-def test_derivatives_of_derivatives(x64):
-    b = np.random.default_rng(6).normal(size=7)
+@pytest.mark.parametrize("case", ["lsmr, tall", "lsmr, damped"])
+def test_derivatives_of_derivatives(case, x64):
+    *solvers, A, damp = DIFFERENTIATED[case]
+    b = np.random.default_rng(6).normal(size=len(A))
 
     def loss(solve):
-        return lambda a: jnp.sum(jnp.sin(solve(a * RECTANGULAR, b)))
+        return lambda a: jnp.sum(jnp.sin(solve(a * A, b, *(a * d for d in damp))))
 
-    ours, dense = (jax.jit(jax.grad(jax.grad(loss(solve)))) for solve in DIFFERENTIATED["lsmr, tall"][:2])
+    ours, dense = (jax.jit(jax.grad(jax.grad(loss(solve)))) for solve in solvers)
     np.testing.assert_allclose(ours(1.3), dense(1.3), rtol=1e-7)
 
 
@@ -483,8 +493,15 @@ def test_derivatives_in_one_leaf_and_through_a_preconditioner():
 @pytest.mark.parametrize("shape", [(7, 4), (4, 7)])
 def test_missing_rank_is_no_derivative(shape, x64):
     A = with_singular_values(np.array([3.0, 1.0]), *shape)
-    loss = lambda A: jnp.sum(jnp.sin(solution(lsmr, 1e-10)(A, np.arange(1.0, shape[0] + 1))))  # noqa: E731
+    solve = solution(lsmr, 1e-10)
+    loss = lambda A: jnp.sum(jnp.sin(solve(A, np.arange(1.0, shape[0] + 1))))  # noqa: E731
     assert np.isnan(jax.jit(jax.grad(loss))(A)).all()
+    # Along a direction that keeps the range there is one; and along one that does not there is none.
+    b = A @ np.ones(shape[1])
+    along = jax.jit(lambda dA: jax.jvp(lambda A: solve(A, b), (A,), (dA,)))
+    x, change = along(A)
+    np.testing.assert_allclose(change, -x, atol=1e-8)
+    assert np.isnan(along(np.random.default_rng(8).normal(size=shape))[1]).all()
 
 
 def test_in_jit_what_did_not_converge_is_nan():

@@ -72,6 +72,27 @@ def test_limited_by_precision(method):
     assert not minimize(lambda p: 1000 + beale(p), BEALE, method=method, tol=1e-6).success
 
 
+@pytest.mark.parametrize(
+    ("method", "fun", "options"),
+    [
+        ("SLSQP", lambda x: -jnp.sum(x**2), {}),
+        ("SLSQP", lambda x: -jnp.sum(x), {"bounds": (0, None)}),
+        ("trust-exact", lambda x: -jnp.sum(x**3), {}),
+        ("trust-constr", lambda x: -jnp.sum(x**4), {"constraints": {"type": "ineq", "fun": lambda x: x[0] + 1}}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # of SciPy, about numbers that leave the range
+def test_there_is_no_success_without_a_least_value(x64, method, fun, options):
+    found = minimize(fun, np.ones(2), method=method, **options)
+    assert not found.success
+    assert found.fun < -1e6
+
+
+def test_products_are_of_two_kinds():
+    with pytest.raises(ValueError, match='Objective got products=\'exct\', expected "exact" or "difference"'):
+        minimize(beale, BEALE, products="exct")
+
+
 def test_nan_is_no_place_to_step_to():
     found = minimize(lambda x: jnp.sum(x - jnp.log(x)), np.full(3, 0.01, np.float32))
     assert found.success

@@ -1,11 +1,15 @@
 """An Objective beside dense derivatives and in SciPy's own minimizers; what it computes, and how often."""
 
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
+from copies import WAYS
 from counting import compilations
+from custom_rules import of_callback
 from problems import hess, hess_of_pairs, normal, tree_point
 from scipy.optimize import Bounds, LinearConstraint, NonlinearConstraint
 
@@ -18,6 +22,10 @@ POINT = tree_point("dict", np.float32)
 
 def quartic(x):
     return jnp.sum((x["w"] - 1) ** 4) + jnp.sum(x["w"] ** 2) + 3 * jnp.sum((x["b"] - 2) ** 2) + jnp.sum(x["b"]) ** 2
+
+
+def of_sum(x):
+    return jnp.sum(x["w"]) - 1
 
 
 @pytest.fixture
@@ -111,6 +119,39 @@ def test_compile_once():
     assert count() == 0
 
 
+def test_copies_are_the_same_objective():
+    f = Objective(quartic, POINT, constraints={"type": "eq", "fun": of_sum}, bounds=(0, 1))
+    for x in (f.x0, 2 * f.x0):
+        f.fun(x), f.hess(x), f.hessp(x, x)
+    for move in WAYS.values():
+        g = move(f)
+        assert (g.fun(f.x0), g.constraints[0].fun(f.x0)) == (f.fun(f.x0), f.constraints[0].fun(f.x0))
+        np.testing.assert_array_equal(g.hessp(f.x0, f.x0), f.hessp(f.x0, f.x0))
+        np.testing.assert_array_equal(g.hess(f.x0) @ f.x0, f.hess(f.x0) @ f.x0)
+        np.testing.assert_array_equal(g.jac(f.x0), f.jac(f.x0))
+    with pytest.raises(TypeError, match="was pickled whose fun cannot be imported by its name"):
+        pickle.dumps(Objective(lambda x: quartic(x), POINT))
+
+
+def test_without_a_second_derivative(x64):
+    x0 = np.linspace(0.1, 0.7, 5)
+    for minimized in (
+        linops.optimize.minimize(of_callback, x0, method="trust-ncg", products="difference"),
+        linops.optimize.newton_cg(of_callback, x0, products="difference", gtol=1e-10),
+        linops.optimize.minimize(
+            lambda x: jnp.sum(x**2), x0, method="trust-constr", constraints={"type": "eq", "fun": of_callback},
+            products="difference", tol=1e-8,
+        ),
+    ):  # fmt: skip
+        assert minimized.success
+        np.testing.assert_allclose(minimized.x, 0, atol=1e-4)
+    f = Objective(of_callback, x0, products="difference")
+    np.testing.assert_allclose(f.hess(x0).diagonal(), 2 * np.cos(2 * x0), rtol=1e-8)
+    for missing in (linops.optimize.minimize, linops.optimize.newton_cg):
+        with pytest.raises(linops.MissingRule, match="optimizers of scalar functions take products= as well"):
+            missing(of_callback, x0)
+
+
 @pytest.mark.parametrize("method", ["Newton-CG", "trust-ncg", "trust-krylov", "trust-constr"])
 def test_operators_in_scipy(method):
     """SciPy's trust-ncg and trust-krylov call np.dot with what hess returns."""
@@ -184,6 +225,7 @@ ERRORS = [
         ValueError,
         "got a point of shape .3,., expected a vector of shape",
     ),
+    (lambda: Objective(jnp.sum, X, products="exactly"), ValueError, "Objective got products='exactly', expected"),
     (lambda: Objective(jnp.sum, X, bounds=3), ValueError, "or for a vector x0 a pair for each entry"),
     (
         lambda: Objective(quartic, POINT, bounds=({"w": 0.0}, 1)),

@@ -107,7 +107,7 @@ def may_be_places(value):
     """Whether an array is a handful of signed integers: unsigned ones are keys, and one alone is a count."""
     if isinstance(value, jax.core.Tracer) or np.ndim(value) == 0 or np.size(value) > _PLACES:
         return False
-    return np.issubdtype(value.dtype, np.signedinteger)
+    return jax.numpy.issubdtype(value.dtype, np.signedinteger)  # also of random keys, which NumPy does not know
 
 
 def tells_places(name, position):
