@@ -56,6 +56,15 @@ def test_traced_keys_in_args():
     np.testing.assert_allclose(jax.jit(lambda key: linops.Jacobian(f, x, args=(key,)) @ x)(key), f(x, key))
 
 
+def test_a_batch_of_keys_in_a_closure():
+    keys, x = jax.random.split(jax.random.key(0), 3), np.ones(3, np.float32)
+
+    def f(x):
+        return jax.vmap(lambda a, key: a * jax.random.normal(key))(x, keys)
+
+    np.testing.assert_allclose(linops.Jacobian(f, x) @ x, f(x))
+
+
 # Memory.
 
 
