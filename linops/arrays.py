@@ -301,6 +301,14 @@ def as_factor(scalar, dtype):
     return as_scalar(scalar, dtype if is_complex(jnp.result_type(as_number(scalar))) else real_dtype(dtype))
 
 
+def is_at_least_zero(array):
+    """Whether all numbers of an array are known to be real, and none is negative."""
+    is_known = not isinstance(array, jax.core.Tracer | jax.ShapeDtypeStruct)
+    if isinstance(array, jax.Array) and is_known:
+        is_known = array.is_fully_addressable  # or other processes have some
+    return is_known and not is_complex(array.dtype) and bool(np.all(np.asarray(array) >= 0))
+
+
 def as_conjugate(scalar):
     """The conjugate of a scalar that is an array; a real one is its own."""
     if not is_complex(jnp.result_type(scalar)):

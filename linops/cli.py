@@ -36,9 +36,14 @@ class CallError(Exception):
 
 
 def main(arguments=None):
-    """Run the console script; returns its exit status: 0, 1 where not all converged or an error was said, or 130."""
+    """Run the console script; returns its exit status: 0, 1 where not all converged or an error was said, or 130.
+
+    What the arguments cannot be is said beside their usage, and ends the process with 2.
+    """
     parser, command = _parsers()
-    options = parser.parse_args(arguments)
+    options, more = parser.parse_known_args(arguments)
+    if more:
+        command.error(f"got {' '.join(more)} beside what it takes: linops spectrum MODULE:FUNCTION --at MODULE:POINT")
     if options.command is None:
         parser.print_help()
         return 0

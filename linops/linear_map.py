@@ -30,6 +30,14 @@ class LinearMap(Node, LinearOperator):
     positive_semidefinite = False
     _xp = ARRAY_NAMESPACE
 
+    @property
+    def _is_semidefinite(self):
+        """Whether it is known to be positive semidefinite, by its claim or by the signs of numbers that are no tracers.
+
+        A claim is of code alone, and stays true whatever becomes of the arrays; this is of the arrays as they are.
+        """
+        return self.positive_semidefinite
+
     # What a subclass may define beside its product.
 
     def _mv_transposed(self, w):

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse
 
 from linops.algebra.operator import Operator
-from linops.arrays import as_inexact
+from linops.arrays import as_inexact, is_at_least_zero
 from linops.node import static
 from linops.precision import is_complex, real_dtype
 from linops.realify import one_field
@@ -67,6 +67,7 @@ class Diagonal(Operator):
         object.__setattr__(self, "space", space)
 
     symmetric = True
+    _is_semidefinite = property(lambda self: all(map(is_at_least_zero, jax.tree.leaves(self.entries))))
     domain = codomain = property(lambda self: self.space)
 
     def _mv(self, v):

@@ -271,6 +271,7 @@ class Monitored(_Recorded, Operator):
     positive_semidefinite = property(lambda self: self.operator.positive_semidefinite)
     _dtype = property(lambda self: self.operator._dtype)
     _real = property(lambda self: self.operator._real)
+    _is_semidefinite = property(lambda self: self.operator._is_semidefinite)
     _adapts = property(lambda self: self.operator._adapts)
 
     def at(self, *point, **options):

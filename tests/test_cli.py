@@ -168,6 +168,7 @@ def test_errors_of_the_user_keep_their_traceback(module, arguments, error):
         (["mine:f"], "a target and --at go together"),
         (["-k", "0"], "-k is 0, expected at least 1"),
         (["--tol", "small"], "argument --tol: invalid float value"),
+        (["mine:f", "mine:POINT"], "got mine:POINT beside what it takes: linops spectrum MODULE:FUNCTION --at"),
     ],
 )
 def test_usage(module, capsys, arguments, message):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from linops.algebra.factors import outermost
 from linops.algebra.points import AtPoint
-from linops.arrays import as_conjugate, as_factor, as_number
+from linops.arrays import as_conjugate, as_factor, as_number, is_at_least_zero
 from linops.node import static
 from linops.precision import complex_dtype, is_complex, say_nested
 from linops.products import vector_product
@@ -233,6 +233,7 @@ class Scaled(Operator):
     codomain = property(lambda self: self.operator.codomain)
     symmetric = property(lambda self: self.operator._equals_transpose)
     hermitian = property(lambda self: self.operator._equals_adjoint and not is_complex(jnp.result_type(self.scalar)))
+    _is_semidefinite = property(lambda self: is_at_least_zero(self.scalar) and self.operator._is_semidefinite)
     _adapts = property(lambda self: self.operator._adapts)
 
     def _mv(self, v):
@@ -334,6 +335,9 @@ class Gram(Operator):
     hermitian = property(lambda self: self._has_adjoint and (self.weight is None or self.weight._equals_adjoint))
     positive_semidefinite = property(
         lambda self: self._has_adjoint and (self.weight is None or self.weight.positive_semidefinite)
+    )
+    _is_semidefinite = property(
+        lambda self: self._has_adjoint and (self.weight is None or self.weight._is_semidefinite)
     )
     _has_adjoint = property(lambda self: self.conjugate or self.operator._real)
 

@@ -37,6 +37,7 @@ class Sum(Operator):
     symmetric = property(lambda self: all(A._equals_transpose for A in self.terms))
     hermitian = property(lambda self: all(A._equals_adjoint for A in self.terms))
     positive_semidefinite = property(lambda self: all(A.positive_semidefinite for A in self.terms))
+    _is_semidefinite = property(lambda self: all(A._is_semidefinite for A in self.terms))
     _adapts = property(lambda self: all(A._adapts for A in self.terms))
 
     def _factors(self):

@@ -9,6 +9,7 @@ from linops.estimate.probes import rademacher, unit
 from linops.estimate.quadratic import require_bounds
 from linops.estimate.quadrature import bracket, differentiable, expanded, gauss, integral, krylov_space
 from linops.estimate.runs import Mean, fits, operand, require_hermitian, require_whole, run
+from linops.iterate import compute
 from linops.krylov import seed_of
 
 STEPS = 32
@@ -39,7 +40,7 @@ def logdet(A, key, *, steps=STEPS, bounds=(None, None), rtol=None, num_matvecs=N
     require_hermitian(A, "logdet")
     A, width = operand(A, "logdet")
     steps = min(require_whole("logdet", steps, "steps"), A.shape[1])
-    estimator = Mean(
+    estimator = _LogDeterminant(
         "logdet",
         probes_at_once(A, width, steps),
         _Sample(steps),
@@ -57,6 +58,26 @@ def probes_at_once(A, width, steps):
     while width > 1 and not fits(A, width * (steps + 1)):
         width //= 2
     return width
+
+
+@dataclasses.dataclass(frozen=True)
+class _LogDeterminant(Mean):
+    """Says by what Ritz value an operator is seen not to be positive definite."""
+
+    def seen(self, A, key):
+        lowest = compute(_Lowest(self.matvecs), A, key)
+        return f", and A a Ritz value of {lowest:.3g}, where log has none" if lowest <= 0 else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lowest:
+    """The smallest Ritz value of a probe."""
+
+    steps: int
+
+    def __call__(self, A, key):
+        krylov = krylov_space(A, rademacher(A.domain, key), self.steps, seed_of(key))
+        return gauss(expanded(A, krylov, self.steps)).nodes[0]
 
 
 @dataclasses.dataclass(frozen=True)

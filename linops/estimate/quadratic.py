@@ -23,7 +23,7 @@ STRIDE = 8  # steps between two looks at the bracket
     data_fields=("value", "standard_error", "matvecs", "lower", "upper"),
     meta_fields=(),
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Bracketed(Estimate):
     """An estimate that is not random, between `lower` and `upper`, from which it is `standard_error` at most."""
 

@@ -5,7 +5,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from scipy.special import stdtrit
+
+from linops.products import is_traced
 
 # Of k samples with an estimated variance, Student's t has to be widened to, so that two standard errors cover as two of
 # the normal distribution do; one covers a little more than it has to then. From 30 on it makes no difference.
@@ -15,7 +18,7 @@ WIDENED = (float("inf"),) * 2 + tuple(float(stdtrit(k - 1, LEVEL)) / 2 for k in 
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("value", "standard_error", "matvecs"), meta_fields=())
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Estimate:
     """A random estimate: `value`, its `standard_error`, and `matvecs`, the number of products that it took.
 
@@ -27,11 +30,23 @@ class Estimate:
     >>> estimate = linops.estimate.trace(linops.Identity(5), jax.random.key(0))
     >>> float(estimate.value), float(estimate.standard_error), int(estimate.matvecs)
     (5.0, 0.0, 5)
+    >>> estimate
+    <estimate 5, standard error 0, of 5 products>
     """
 
     value: jax.Array
     standard_error: jax.Array
     matvecs: jax.Array
+
+    def __repr__(self):
+        if is_traced(self) or not all(hasattr(leaf, "__array__") for leaf in jax.tree.leaves(self)):
+            return f"{type(self).__name__}(value={self.value!r}, ...)"
+        of = f"of {int(np.sum(self.matvecs))} products"
+        if np.ndim(self.value):
+            return (
+                f"<estimates, {np.shape(self.value)}, standard errors {np.max(self.standard_error):.2g} at most, {of}>"
+            )
+        return f"<estimate {self.value.item():.6g}, standard error {float(self.standard_error):.2g}, {of}>"
 
 
 def standard_error(squares, count):

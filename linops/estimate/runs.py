@@ -71,14 +71,15 @@ def run(estimator, A, key, rtol, num_matvecs, *data):
 
     `data` are what samples take beside the operator and a key.
     """
-    estimate = _run(estimator, A, as_key(key, estimator.name), rtol, num_matvecs, *data)
+    key = as_key(key, estimator.name)
+    estimate = _run(estimator, A, key, rtol, num_matvecs, *data)
+    told(A._listeners(), estimate.matvecs)
     if A._checks_finite and not is_traced(estimate) and not jnp.all(jnp.isfinite(estimate.value)):
         raise FloatingPointError(
-            f"{estimator.name} of {A!r} has NaN or Inf: expected finite products, and an operator that is positive "
-            "(semi)definite where the method asks for it; linops.linalg.eigsh(A, k=1, which='SA') finds its smallest "
-            "eigenvalue, and A + c * I has one that is larger by c"
+            f"{estimator.name} of {A!r} has NaN or Inf{estimator.seen(A, key)}: expected finite products, and an "
+            "operator that is positive (semi)definite where the method asks for it; linops.linalg.eigsh(A, k=1, "
+            "which='SA') finds its smallest eigenvalue, and A + c * I has one that is larger by c"
         )
-    told(A._listeners(), estimate.matvecs)
     return estimate
 
 
@@ -166,6 +167,10 @@ class Mean:
     power: int = 1  # of the samples, whose mean is taken
     matvecs: int = 1  # of a sample
     default: int = DEFAULT_MATVECS
+
+    def seen(self, A, key):
+        """What explains a value that is not finite, if anything does."""
+        return ""
 
     @property
     def fewest(self):
@@ -312,6 +317,7 @@ class Basis:
     """
 
     default = DEFAULT_MATVECS
+    seen = Mean.seen
 
     def to_budget(self, A, key, num_matvecs):
         count = num_matvecs // self.matvecs

@@ -21,6 +21,7 @@ from linops.estimate.probes import (
 from linops.estimate.ranges import Others, forms_beside, grown_range, new_probes, normalized, scaled, size_of_forms
 from linops.estimate.result import jackknife, mean_of, with_rounding
 from linops.estimate.runs import FEWEST, Basis, Mean, fits, operand, require_square, run
+from linops.linear_map import LinearMap
 
 METHODS = ("hutchinson", "hutch++", "xtrace", "xnystrace")
 
@@ -43,8 +44,9 @@ def trace(A, key, *, method="auto", rtol=None, num_matvecs=None):
       from their scatter is too small, for a spectrum that falls at once up to seven times. The standard error here is
       the one of the jackknife, in expectation not below that of one probe less (Efron and Stein 1981), which it is far
       above where each probe makes the error many times smaller.
-    - "xnystrace": the same with Nyström approximations, for operators that claim `positive_semidefinite`; one product a
-      probe, and a standard error of the same kind. Of an operator that is not what it claims the value is NaN.
+    - "xnystrace": the same with Nyström approximations, for operators that claim `positive_semidefinite`, and sums of
+      such with factors that are known and not negative, as J.T @ J + 0.1 * I; one product a probe, and a standard error
+      of the same kind. Of an operator that is not what it claims the value is NaN.
     - "auto": "hutchinson" with `rtol`, for less than 16 products, and where memory is short; otherwise "xnystrace"
       where it may be used, and "xtrace" elsewhere. For a small `rtol` and a spectrum that decays, choose one of these.
 
@@ -60,23 +62,25 @@ def trace(A, key, *, method="auto", rtol=None, num_matvecs=None):
     (True, 60)
     """
     require_square(A, "trace")
+    is_semidefinite = isinstance(A, LinearMap) and A._is_semidefinite
     A, width = operand(A, "trace")
     if method == "auto":
-        method = _choice(A, rtol, num_matvecs)
+        method = _choice(A, is_semidefinite, rtol, num_matvecs)
     if method not in METHODS:
         raise ValueError(f"trace got method={method!r}, expected 'auto' or one of {', '.join(map(repr, METHODS))}")
-    if method == "xnystrace" and not A.positive_semidefinite:
+    if method == "xnystrace" and not is_semidefinite:
         raise ValueError(
             f'trace got method="xnystrace" for {A!r}, which does not claim to be positive semidefinite; expected one '
-            'that does, as J.T @ J or a class with positive_semidefinite = True, or method="xtrace"'
+            "that does, as J.T @ J or a class with positive_semidefinite = True, a sum of such with factors that are "
+            'not negative, known and not traced, or method="xtrace"'
         )
     return run(_ESTIMATORS[method](width), A, key, rtol, num_matvecs)
 
 
-def _choice(A, rtol, num_matvecs):
+def _choice(A, is_semidefinite, rtol, num_matvecs):
     if rtol is not None or (num_matvecs or 100) < 16 or not fits(A, 2 * (num_matvecs or 100)):
         return "hutchinson"
-    return "xnystrace" if A.positive_semidefinite else "xtrace"
+    return "xnystrace" if is_semidefinite else "xtrace"
 
 
 def _sample(A, key):

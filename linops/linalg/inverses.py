@@ -18,7 +18,7 @@ from linops.linalg.least_squares import lsmr
 from linops.linalg.operands import as_operator, as_square, fitting, with_nan
 from linops.linalg.records import NoConvergence
 from linops.linalg.systems import Right
-from linops.matrix import Diagonal, Identity, Matrix
+from linops.matrix import Identity, Matrix
 from linops.node import static
 from linops.precision import real_dtype
 from linops.processes import gathered, require_same, spans
@@ -133,6 +133,7 @@ class Inverse(Operator):
     symmetric = property(lambda self: self.operator.symmetric)
     hermitian = property(lambda self: self.operator.hermitian)
     positive_semidefinite = property(lambda self: self.operator.positive_semidefinite)
+    _is_semidefinite = property(lambda self: self.operator._is_semidefinite)
     _real = property(lambda self: self.operator._real)
     _unit = functools.cached_property(lambda self: max(super()._unit, self.rtol, self.atol))
 
@@ -249,24 +250,9 @@ def _solver(A, guess):
     """The solver for what A is known to be; minres takes no preconditioner that is not positive definite."""
     if A.shape[0] != A.shape[1]:
         return "lsmr"
-    if _is_definite(A):
+    if A._is_semidefinite:
         return "cg"
     return "minres" if A._equals_adjoint and guess is None else "gmres"
-
-
-def _is_definite(A):
-    """Whether A is positive definite by what it claims and by the signs of its scalars, where these are known."""
-    if isinstance(A, Sum):
-        return all(map(_is_definite, A.terms))
-    if isinstance(A, Scaled):
-        return _is_positive(A.scalar) and _is_definite(A.operator)
-    if isinstance(A, Diagonal):
-        return all(map(_is_positive, jax.tree.leaves(A.entries)))
-    return A.positive_semidefinite
-
-
-def _is_positive(array):
-    return not is_traced(array) and not jnp.iscomplexobj(array) and bool(np.all(np.asarray(array) > 0))
 
 
 def _damped_gram(A):

@@ -1,5 +1,7 @@
 """Estimates: exact where products suffice, covering as they say, the same under jit, with derivatives."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -217,6 +219,25 @@ def test_the_method_that_is_chosen():
         A = operator(name, np.float32)
         found, expected = (estimate.trace(A, KEY, method=m, **options) for m in ("auto", method))
         assert found.value == expected.value
+
+
+def test_signs_are_read_where_they_are_known():
+    """And not kept: what changes an array changes what is known."""
+    J = linops.Matrix(np.random.default_rng(0).normal(size=(40, 60)).astype(np.float32))
+    weight = linops.Diagonal(np.arange(40, dtype=np.float32))
+    damped = J.T @ weight @ J + 0.5 * linops.Identity(60)
+    nystrom, xtrace = (functools.partial(estimate.trace, method=m, num_matvecs=20) for m in ("xnystrace", "xtrace"))
+    auto = functools.partial(estimate.trace, num_matvecs=20)
+    shown = repr(estimate.diagonal(damped, KEY, num_matvecs=20))
+    assert shown.startswith("<estimates, (60,), standard errors ")
+    assert shown.endswith(" at most, of 20 products>")
+    assert repr(jax.eval_shape(auto, damped, KEY)).startswith("Estimate(value=ShapeDtypeStruct(")
+    assert auto(damped, KEY).value == auto(linops.monitor(damped), KEY).value == nystrom(damped, KEY).value
+    assert not damped.positive_semidefinite  # what is claimed is so for all arrays
+    for other in (jax.tree.map(jnp.negative, damped), J.T @ J - 0.5 * linops.Identity(60), 1j * (J.T @ J)):
+        with pytest.raises(ValueError, match="a sum of such with factors that are not negative, known and not traced"):
+            nystrom(other, KEY)
+    np.testing.assert_allclose(jax.jit(auto)(damped, KEY).value, xtrace(damped, KEY).value, rtol=1e-4)
 
 
 def test_what_is_refused():
