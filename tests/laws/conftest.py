@@ -23,8 +23,12 @@ def _parameters(item):
     return getattr(getattr(item, "callspec", None), "params", {})
 
 
-# Laws of what is made of operators: they go over one operator of each kind, that of dense matrices over all.
-OF_KINDS = {"test_combinations", "test_power", "test_argument_of_jit", "test_argument_of_vmap", "test_argument_of_grad"}
+# Laws of what is made of operators, and of what judges them: they go over one operator of each kind, that of dense
+# matrices over all.
+OF_KINDS = {
+    "test_combinations", "test_power", "test_argument_of_jit", "test_argument_of_vmap", "test_argument_of_grad",
+    "test_check",
+}  # fmt: skip
 BOTH = {"test_vector", "test_wider_vectors_are_narrowed_with_one_warning"}  # precisions
 
 
