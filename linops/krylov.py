@@ -19,6 +19,7 @@ from linops.space import combination, inner_products, length
 PASSES = 2  # of Gram-Schmidt
 BREAKDOWN = 10  # times eps of the vector before: less is left of it by rounding alone
 TOLD = 1000  # times eps of the norm: values that far apart have vectors that can be told
+SYMMETRIC = 0.25  # a power of what products are off by: so far from Hermitian, in shares of the norm, is no rounding
 CHUNK = 2**18  # numbers of a basis that are rotated at once, in place
 
 
@@ -261,11 +262,20 @@ def shrink(krylov, vectors, keep, in_place=True):
 
 
 def projected(krylov):
-    """The Hermitian projected matrix Vᴴ A V, of shape (capacity, capacity), zero beyond the size."""
-    square = krylov.matrix[: krylov.capacity]
+    """The projected matrix Vᴴ A V as it was computed, of shape (capacity, capacity), zero beyond the size."""
     places = jnp.arange(krylov.capacity)
     within = (places[:, None] < krylov.size) & (places[None, :] < krylov.size)
-    return jnp.where(within, (square + square.conj().T) / 2, 0)
+    return jnp.where(within, krylov.matrix[: krylov.capacity], 0)
+
+
+def asymmetry(matrix):
+    """The largest |H - Hᴴ| of inner products H with an operator: of one that is Hermitian there is rounding alone."""
+    return jnp.max(jnp.abs(matrix - matrix.conj().T))
+
+
+def is_hermitian(A, matrix):
+    """Whether inner products with A are those of a Hermitian operator, as far as can be told from rounding."""
+    return ~(asymmetry(matrix) > A._unit**SYMMETRIC * jnp.max(jnp.abs(matrix)))
 
 
 def couplings(krylov, vectors):

@@ -16,7 +16,7 @@ from linops.estimate.quadrature import ends, expanded, gauss, krylov_space
 from linops.estimate.result import mean_of
 from linops.estimate.runs import operand, require_hermitian, require_whole
 from linops.iterate import compute
-from linops.krylov import seed_of
+from linops.krylov import is_hermitian, seed_of
 from linops.precision import real_dtype
 from linops.products import is_traced
 from linops.watching import refuse_in_jit, watched
@@ -137,8 +137,8 @@ def spectral_density(
 def _finite(A, found):
     if A._checks_finite and not is_traced(found) and not jnp.all(jnp.isfinite(found.density)):
         raise FloatingPointError(
-            f"spectral_density of {A!r} has NaN or Inf: expected finite products; multiply by a vector, A @ v, to see "
-            "where they come from"
+            f"spectral_density of {A!r} has NaN or Inf: expected finite products, multiply by a vector, A @ v, to "
+            "see where they come from, and a Hermitian operator, as linops.check(A) tells"
         )
     return found
 
@@ -182,7 +182,7 @@ class _Rules:
     def rule(self, A, key):
         start, more = jax.random.split(key)
         krylov = krylov_space(A, rademacher(A.domain, start), self.steps, seed_of(more))
-        rule = gauss(expanded(A, krylov, self.steps))
+        rule = gauss(A, expanded(A, krylov, self.steps))
         return rule.nodes, rule.weights, *ends(rule)
 
 
@@ -217,6 +217,7 @@ class _Whole:
     def __call__(self, A, grid, width):
         columns = in_blocks(lambda i: A.domain.ravel(A._mv(unit(A.domain, i))), jnp.arange(A.shape[1]), self.width)
         nodes = jnp.linalg.eigvalsh((columns + columns.conj().T) / 2)
+        nodes = jnp.where(is_hermitian(A, columns), nodes, jnp.nan)
         weights = jnp.full_like(nodes, 1 / A.shape[1])
         found = smoothed(self.method, self.steps, nodes[None], weights[None], nodes[0], nodes[-1], grid, width)
         return dataclasses.replace(found, band=jnp.zeros_like(found.band), matvecs=jnp.int32(A.shape[1]))

@@ -10,7 +10,7 @@ from linops.estimate.quadratic import require_bounds
 from linops.estimate.quadrature import bracket, differentiable, expanded, gauss, integral, krylov_space
 from linops.estimate.runs import Mean, fits, operand, require_hermitian, require_whole, run
 from linops.iterate import compute
-from linops.krylov import seed_of
+from linops.krylov import is_hermitian, seed_of
 
 STEPS = 32
 PROBES = 16
@@ -77,7 +77,7 @@ class _Lowest:
 
     def __call__(self, A, key):
         krylov = krylov_space(A, rademacher(A.domain, key), self.steps, seed_of(key))
-        return gauss(expanded(A, krylov, self.steps)).nodes[0]
+        return gauss(A, expanded(A, krylov, self.steps)).nodes[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +91,9 @@ class _Sample:
         w = rademacher(A.domain, start)
         fixed = jax.lax.stop_gradient(A)
         krylov = expanded(fixed, krylov_space(fixed, w, self.steps, seed_of(more)), self.steps)
-        rule = gauss(krylov)
+        rule = gauss(fixed, krylov)
         value = integral(jnp.log, rule.nodes, rule.weights)
-        distance = A.shape[0] * jnp.max(jnp.abs(bracket(jnp.log, rule, bounds) - value))
+        distance = A.shape[0] * jnp.max(jnp.abs(bracket(fixed, jnp.log, rule, bounds) - value))
         return differentiable(jnp.log, A, w, krylov.basis, rule, 1), jax.lax.stop_gradient(distance)
 
 
@@ -107,5 +107,6 @@ def _column(A, index):
 
 def _whole(A, columns):
     """By Cholesky, which gives NaN for what is not positive definite."""
-    L = jnp.linalg.cholesky(jax.vmap(A.domain.ravel)(columns).T)
+    matrix = jax.vmap(A.domain.ravel)(columns).T
+    L = jnp.linalg.cholesky(jnp.where(is_hermitian(A, matrix), matrix, jnp.nan))
     return 2 * jnp.sum(jnp.log(jnp.real(jnp.diagonal(L))))

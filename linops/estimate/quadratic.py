@@ -41,6 +41,7 @@ def quadratic_form(f, A, b, *, bounds=(None, None), rtol=None, num_matvecs=None)
     Where the derivatives of f have one sign each on the spectrum, as those of log, exp, 1/x and powers have, and the
     bounds are true, bᴴ f(A) b lies between the rules, `lower` and `upper`. Without bounds the outermost Ritz values
     take their place, further by the bounds of their residuals; then the bracket is an estimate of the truncation error.
+    Bounds that a Ritz value lies beyond are false, and the bracket is NaN.
 
     It can be a part of a jitted function, and of one that is differentiated, by A, b and what f closes over: with the
     Krylov space held fixed, which takes once more as many products. A that does not claim to be Hermitian, or a b that
@@ -109,7 +110,7 @@ class _Form:
 
     def step(self, A, bounds, krylov):
         krylov = expanded(A, krylov, STRIDE)
-        rule = gauss(krylov)
+        rule = gauss(A, krylov)
         f = jax.lax.stop_gradient  # what f closes over has no derivative here
-        brackets = f(bracket(self.f, rule, bounds))
+        brackets = f(bracket(A, self.f, rule, bounds))
         return _State(krylov, rule, f(integral(self.f, rule.nodes, rule.weights)), brackets)

@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from linops.estimate.probes import gram, in_blocks
-from linops.krylov import Krylov, begin, expand
+from linops.krylov import Krylov, begin, expand, is_hermitian, projected
 from linops.program.settings import full_precision
+
+SLACK = 100  # times what products are off by, as shares of the norm: a node further beyond a bound disproves it
 
 
 class Rule(NamedTuple):
@@ -36,13 +38,14 @@ def expanded(A, krylov, steps):
     return jax.lax.while_loop(lambda k: k.size < until, functools.partial(expand, A._mv, A.domain), krylov)
 
 
-def gauss(krylov: Krylov):
-    """The Gauss rule of a Krylov space."""
+def gauss(A, krylov: Krylov):
+    """The Gauss rule of a Krylov space of A; NaN where that is not Hermitian."""
     places, size = jnp.arange(krylov.capacity), krylov.size
     diagonal, below = (jnp.real(jnp.diagonal(krylov.matrix, -k)) for k in (0, 1))
     # Beyond the size stands a number from within the spectrum: f need not be finite elsewhere.
     matrix = tridiagonal(jnp.where(places < size, diagonal, diagonal[0]), jnp.where(places < size - 1, below, 0)[:-1])
     nodes, vectors = jnp.linalg.eigh(matrix)
+    nodes = jnp.where(is_hermitian(A, projected(krylov)), nodes, jnp.nan)
     return Rule(nodes, vectors[0] ** 2, vectors, matrix, below[size - 1], size)
 
 
@@ -81,13 +84,16 @@ def radau(rule, ends):
 def integral(f, nodes, weights):
     """The sum of f by the weights; where there is none, f may be anything."""
     values = f(nodes)
-    return jnp.sum(jnp.where(weights > 0, weights * values, 0), axis=-1)
+    return jnp.sum(jnp.where(weights == 0, 0, weights * values), axis=-1)
 
 
-def bracket(f, rule, bounds):
-    """The Gauss-Radau values for the two bounds, each where None as the nodes suggest."""
+def bracket(A, f, rule, bounds):
+    """The Gauss-Radau values for the two bounds, of None as the nodes suggest; NaN where a node disproves a bound."""
     taken = [end if bound is None else bound for bound, end in zip(bounds, ends(rule), strict=True)]
-    return integral(f, *radau(rule, [jnp.asarray(end, rule.nodes.dtype) for end in taken]))
+    low, high = (jnp.asarray(end, rule.nodes.dtype) for end in taken)
+    slack = SLACK * A._unit * jnp.max(jnp.abs(rule.nodes))
+    is_false = jnp.stack([rule.nodes[0] < low - slack, rule.nodes[-1] > high + slack])
+    return jnp.where(is_false, jnp.nan, integral(f, *radau(rule, [low, high])))
 
 
 def differentiable(f, A, b, basis, rule, width):

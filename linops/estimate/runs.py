@@ -74,11 +74,16 @@ def run(estimator, A, key, rtol, num_matvecs, *data):
     key = as_key(key, estimator.name)
     estimate = _run(estimator, A, key, rtol, num_matvecs, *data)
     told(A._listeners(), estimate.matvecs)
-    if A._checks_finite and not is_traced(estimate) and not jnp.all(jnp.isfinite(estimate.value)):
+    if (
+        A._checks_finite
+        and not is_traced(estimate)
+        and not jnp.all(jnp.isfinite(estimate.value) & ~jnp.isnan(estimate.standard_error))
+    ):
         raise FloatingPointError(
             f"{estimator.name} of {A!r} has NaN or Inf{estimator.seen(A, key)}: expected finite products, and an "
-            "operator that is positive (semi)definite where the method asks for it; linops.linalg.eigsh(A, k=1, "
-            "which='SA') finds its smallest eigenvalue, and A + c * I has one that is larger by c"
+            "operator that is Hermitian, as linops.check(A) tells, and positive (semi)definite where the method asks "
+            "for it, with bounds, if any, that are true; linops.linalg.eigsh(A, k=1, which='SA') finds its smallest "
+            "eigenvalue, and A + c * I has one that is larger by c"
         )
     return estimate
 

@@ -10,13 +10,16 @@ from linops.iterate import scope_of
 from linops.krylov import rows_of
 from linops.linalg.growth import Growth, Products, differentiable, together
 from linops.linalg.operands import as_columns, as_given, as_square, block_of, fitting
-from linops.linalg.records import STOPPED, NoConvergence
+from linops.linalg.records import NOT_SYMMETRIC, STOPPED, NoConvergence
 from linops.precision import is_complex, real_dtype
 from linops.products import is_traced
 from linops.program.function import UNTRACEABLE
 
 MOST = 400  # vectors of a basis that is not restarted, as many products as SciPy makes at most
-_STOPPED = "give a monitor a larger max_matvecs"
+_REMEDIES = {
+    STOPPED: "give a monitor a larger max_matvecs",
+    NOT_SYMMETRIC: "linops.check(A) shows what A claims and is not; of any matrix is assume_a='gen'",
+}
 _SLOW = "f may not be smooth on the spectrum, or takes a larger rtol, more restarts or, in time, shorter steps"
 KINDS = {"general": False, "gen": False, "hermitian": True, "her": True}
 
@@ -215,7 +218,7 @@ def _applied(plan, A, block, numbers, name):
         raise NoConvergence(
             f"{name} of {A!r} did not converge: {record.reason}; the error is about "
             f"{np.max(record.residual_norms):.1e} after {int(record.matvecs)} products, expected at most "
-            f"{np.min(record.tolerance):.1e}; {_STOPPED if np.max(record.code) == STOPPED else _SLOW}",
+            f"{np.min(record.tolerance):.1e}; {_REMEDIES.get(int(np.max(record.code)), _SLOW)}",
             None,
             None,
             record,

@@ -15,7 +15,7 @@ from jax.custom_derivatives import SymbolicZero
 from linops import krylov
 from linops.iterate import compute, maybe, scope_of
 from linops.linalg.operands import rounding, with_nan
-from linops.linalg.records import CONVERGED, LIMIT, NOT_FINITE, ROUNDING, STOPPED, Record, no_tangent
+from linops.linalg.records import CONVERGED, LIMIT, NOT_FINITE, NOT_SYMMETRIC, ROUNDING, STOPPED, Record, no_tangent
 from linops.precision import is_complex
 from linops.program.settings import full_precision
 from linops.space import Space, length
@@ -133,7 +133,9 @@ class Growth:
         exp, what the space has not seen yet may be all there is, and the result small, or zero by underflow.
         """
         _, atol, rtol = state.numbers
-        block = krylov.projected(state.space) if self.hermitian else state.space.matrix[: self.capacity]
+        block = krylov.projected(state.space)
+        if self.hermitian:
+            block = (block + block.conj().T) / 2
         small = jax.lax.dynamic_update_slice(state.small, block, (state.before, state.before))
         state = state._replace(small=small)
         result = self._coefficients(A, state)
@@ -145,7 +147,8 @@ class Growth:
         couplings = jnp.diagonal(state.space.matrix, -1)
         is_invariant = jnp.any((couplings == 0) & (jnp.arange(couplings.size) < state.space.size))
         error = jnp.where((moved < size / 2) | is_invariant, error, jnp.inf)
-        error = jnp.where(jnp.isnan(moved), jnp.nan, jnp.where(state.space.size == A.shape[0], 0, error))
+        error = jnp.where(state.space.size == A.shape[0], 0, error)
+        error = jnp.where(jnp.isnan(moved) | ~self.is_as_assumed(A, state), jnp.nan, error)
         tolerance = jnp.maximum(jnp.maximum(rtol * state.norm, atol), floor)
         found = result, moved, jnp.maximum(error, floor), tolerance
         before = state.result, state.moved, state.error, state.tolerance
@@ -153,6 +156,10 @@ class Growth:
             jnp.where(_is_done(state), *pair) for pair in zip(before, found, strict=True)
         )
         return state._replace(result=result, moved=moved, error=error, tolerance=tolerance)
+
+    def is_as_assumed(self, A, state):
+        """Whether A is Hermitian where the small matrices are taken to be."""
+        return krylov.is_hermitian(A, krylov.projected(state.space)) if self.hermitian else jnp.bool_(True)
 
     def noise(self, A, state):
         """How far the result moves when the small matrix does in its last digits."""
@@ -197,17 +204,21 @@ class _Outcome:
     marked: bool  # what is not converged as NaN
 
     def __call__(self, A, state):
-        y, noise = _of_columns(lambda state: (self.growth.product(A, state), self.growth.noise(A, state)), state, AXES)
+        y, noise, is_as_assumed = _of_columns(functools.partial(self._found, A), state, AXES)
         size = length(state.result, axis=1)
         allowed = jnp.where(noise <= jnp.sqrt(jnp.finfo(size.dtype).eps) * size, noise, 0)
         error, tolerance = state.error + noise, state.tolerance + allowed
         converged = error <= tolerance
         if self.marked:
             y = with_nan(y, converged)
-        ends = [(jnp.any(jnp.isnan(error)), NOT_FINITE), (jnp.all(converged), CONVERGED)]
+        ends = [(~jnp.all(is_as_assumed), NOT_SYMMETRIC)]
+        ends += [(jnp.any(jnp.isnan(error)), NOT_FINITE), (jnp.all(converged), CONVERGED)]
         ends += [(jnp.all(_is_done(state)), ROUNDING), (self.growth.total(state) >= self.growth.most, LIMIT)]
         code = jnp.select([is_so for is_so, _ in ends], [code for _, code in ends], STOPPED).astype(jnp.int32)
         return y, self.growth.record(state, converged, code, error, tolerance)
+
+    def _found(self, A, state):
+        return tuple(what(A, state) for what in (self.growth.product, self.growth.noise, self.growth.is_as_assumed))
 
 
 @dataclasses.dataclass(frozen=True)

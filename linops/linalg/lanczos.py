@@ -16,9 +16,11 @@ import jax.numpy as jnp
 
 from linops.iterate import maybe
 from linops.krylov import (
+    SYMMETRIC,
     Krylov,
     after,
     appended,
+    asymmetry,
     begin,
     couplings,
     expand,
@@ -39,7 +41,6 @@ SHORTEST_ROUND = 10  # products of a round that looks for what was missed, and a
 ROUND_SHARE = 5  # one such part of all those before
 FLOOR = 2  # times what products are off by: less a bound of a residual is not asked to be
 MARGIN = 0.8  # of a tolerance, for bounds: rounding makes residuals of products a little larger
-SYMMETRIC = 0.25  # a power of what products are off by: so far from Hermitian, in shares of the norm, is no rounding
 APART = 16  # times what products are off by: what eigenvalues differ by that are told from each other
 PATIENCE = 50  # restarts without progress, after which noise hides what is left
 FALL = 0.9  # a part of the largest bound, to which it falls where there is progress
@@ -159,7 +160,8 @@ class ThickRestart:
         places = jnp.arange(self.ncv)
         active = (places >= state.locked) & (places < krylov.size)
         count = krylov.size - state.locked
-        T = jnp.where(active[:, None] & active[None, :], projected(krylov), 0)
+        square = jnp.where(active[:, None] & active[None, :], projected(krylov), 0)
+        T = (square + square.conj().T) / 2
         # What is not active gets eigenvalues beyond all others, so that they come last.
         reach = jnp.max(jnp.sum(jnp.abs(T), axis=0))
         values, vectors = jnp.linalg.eigh(T + jnp.diag(jnp.where(active, 0, jnp.where(reach > 0, 2 * reach, 1))))
@@ -173,9 +175,7 @@ class ThickRestart:
         first = priority < self.k
         wanted = valid & jnp.where(state.round == 0, first, self._beats(state, values, margin))
         order = jnp.argsort(jnp.where(wanted, priority, priority + 4 * self.ncv))
-        square = krylov.matrix[: self.ncv]
-        skew = jnp.where(active[:, None] & active[None, :], jnp.abs(square - square.conj().T), 0)
-        state = state._replace(norm=norm, asymmetry=jnp.maximum(state.asymmetry, jnp.max(skew)))
+        state = state._replace(norm=norm, asymmetry=jnp.maximum(state.asymmetry, asymmetry(square)))
         return Look(values, vectors, bounds, count, order, wanted, converged), state
 
     def _progressed(self, A, state, look):

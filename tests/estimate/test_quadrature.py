@@ -112,6 +112,24 @@ def test_log_determinants_cover_as_they_say():
             estimate.logdet(operator(-MATRIX), KEY, **options)
 
 
+@pytest.mark.usefixtures("x64")
+def test_what_is_claimed_falsely_is_no_number():
+    """A matrix that is not Hermitian, all of it known or not, and bounds that a Ritz value disproves."""
+    A, b = operator(MATRIX + 0.05 * np.triu(MATRIX)), VECTOR
+    assert np.isnan(estimate.quadratic_form(jnp.log, A, b).value)
+    for budget in {}, {"steps": 8, "num_matvecs": 24}:
+        with pytest.raises(FloatingPointError, match=r"logdet of .* that is Hermitian, as linops.check"):
+            estimate.logdet(A, KEY, **budget)
+    for steps in 8, N:
+        with pytest.raises(FloatingPointError, match=r"spectral_density of .* a Hermitian operator, as linops.check"):
+            estimate.spectral_density(A, KEY, steps=steps, num_matvecs=2 * steps)
+    for bounds in (VALUES[1], None), (None, VALUES[-2]):
+        found = estimate.quadratic_form(jnp.log, operator(), b, bounds=bounds)
+        assert np.isnan([found.standard_error, found.lower, found.upper]).all()
+        with pytest.raises(FloatingPointError, match="with bounds, if any, that are true"):
+            estimate.logdet(operator(), KEY, steps=20, num_matvecs=60, bounds=bounds)
+
+
 def semicircle(n):
     W = np.random.default_rng(1).normal(size=(n, n)).astype(np.float32)
     return (W + W.T) / np.sqrt(8 * n)

@@ -118,6 +118,8 @@ def test_what_did_not_converge():
     singular = linops.Diagonal(np.r_[np.zeros(20), np.ones(20)].astype(np.float32))
     with pytest.raises(RuntimeError, match="f may not be smooth on the spectrum"):
         funm_multiply_krylov(inverse_sqrt, singular, b, assume_a="her")
+    with pytest.raises(RuntimeError, match=r"the matrix is not Hermitian; .* of any matrix is assume_a='gen'"):
+        funm_multiply_krylov(expm, linops.Matrix(GENERAL.astype(np.float32)), b, assume_a="her")
 
 
 def test_it_is_linear_in_b_and_refused_in_the_operator():
