@@ -60,8 +60,15 @@ def vector_product(A, v):
 
 
 def block_product(A, block):
-    """A V, of columns that lead inside: a vmap over another axis fails for some operations, sparse ones say."""
-    return jax.vmap(functools.partial(vector_product, A))(block.T).T
+    """A V, of columns that lead inside: a vmap over another axis fails for some operations, sparse ones say.
+
+    Of operations that no vmap knows, as jax.lax.ragged_dot, there is a loop over columns.
+    """
+    product = functools.partial(vector_product, A)
+    try:
+        return jax.vmap(product)(block.T).T
+    except NotImplementedError:
+        return jax.lax.map(product, block.T).T
 
 
 def diagonal_of_block(A, block, start):

@@ -1,5 +1,7 @@
 """A block is as good as its columns, whatever the function is made of, and however many columns are taken at once."""
 
+import operator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +37,21 @@ def clipped(x):
 clipped.defjvp(lambda primals, tangents: (clipped(*primals), 3 * primals[0] * tangents[0]))
 
 
+@jax.custom_jvp
+def linear_rule(x):
+    return jnp.sin(x)
+
+
+@linear_rule.defjvp
+def _(primals, tangents):
+    times = jax.custom_derivatives.linear_call(operator.mul, operator.mul, jnp.cos(primals[0]), tangents[0])
+    return linear_rule(*primals), times
+
+
+def ragged(x):
+    return jnp.tanh(jax.lax.ragged_dot(x.reshape(6, 2), jnp.asarray(MATRIX[:2].reshape(3, 2, 4)), jnp.array([2, 1, 3])))
+
+
 def pooled(operation, start):
     def f(x):
         return jnp.sin(jax.lax.reduce_window(x.reshape(3, 4), start, operation, (2, 2), (1, 2), "SAME"))
@@ -67,6 +84,8 @@ FUNCTIONS = {
     "scatter": lambda x: jnp.zeros(5).at[PLACES[:, 0]].add(x**2),
     "sort": lambda x: jnp.sort(jnp.sin(3 * x)) * x,
     "custom derivative": lambda x: clipped(x) * x,
+    "no rule for vmap": linear_rule,
+    "no rule for vmap over columns": ragged,
     "checkpoint": jax.checkpoint(lambda x: jnp.sin(x) * jnp.roll(x, 1)),
     "linear": lambda x: MATRIX[:5] @ x,
     "constant": lambda x: jnp.ones(3),

@@ -21,7 +21,8 @@ def batch_jacobian(f, X, args=()):
 
     `X` is an array, or a pytree of arrays, with a leading axis of b examples; `f(x, *args)` maps one example to an
     array or pytree. Forward or reverse mode is taken by the shorter of m and n; examples go through `vmap` in chunks
-    that fit the memory budget. The blocks are a NumPy array where all of `X` is NumPy, a `jax.Array` otherwise.
+    that fit the memory budget. The blocks are a NumPy array where all of `X` is NumPy, a `jax.Array` otherwise. What is
+    NaN or Inf at an example is so in its block.
 
     >>> batch_jacobian(lambda x: x**2, np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)).tolist()
     [[[2.0, 0.0], [0.0, 4.0]], [[6.0, 0.0], [0.0, 8.0]]]

@@ -90,6 +90,8 @@ class Objective:
         self._hessian = hessian = Hessian._of_map(traced, products, "Objective")
         self.vectors = Vectors.like(x0, traced.points)
         self.x0 = self.vectors.vector(traced.x)
+        if not self.x0.size:
+            raise ValueError(f"Objective got x0={x0!r}, expected one number at least")
         self._size = (traced.points.size, traced.points.dtype)
         self._first = Evaluated(value_and_gradient, hessian, self._size)
         self._linearizes = False  # from the first Hessian on

@@ -16,6 +16,10 @@ class Residuals:
         traced = Map.trace(fun, x0, args, realify=True, what="fun")
         self.vectors = Vectors.like(x0, traced.points)
         self.x0 = self.vectors.vector(traced.x)
+        if not np.isfinite(self.x0).all():
+            wrong = int(np.argmin(np.isfinite(self.x0)))
+            where = f"x0{self.vectors.space.locate(wrong)}"
+            raise ValueError(f"{what} got {where} = {self.x0[wrong]}, expected finite numbers to start from")
         self.of_values = Vectors(traced.values, (True,) * len((traced.values.paired or traced.values).shapes))
         self.jacobian = Jacobian._make(map=traced, extended=False, keep=None, check_finite=True)
         self.what = what

@@ -17,7 +17,7 @@ MESSAGES = (
     "The gradient is as small as gtol asks for.",
     "The limit of iterations, maxiter, was reached.",
     "Limited by precision: no step makes the gradient smaller, or f by more than rounding.",
-    "The function or its gradient is not finite.",
+    "The function, its gradient or a product with its Hessian is not finite.",
     "The limit of products, max_matvecs, was reached.",
     "The callback stopped it.",
     "The step is as small as xtol asks for.",

@@ -217,7 +217,7 @@ class NewtonCG:
         x, value, gradient, size = either(back, (s.x, s.value, s.gradient, s.size), (x, value, gradient, size))
         iterations, matvecs = s.iterations + 1, s.matvecs + run.matvecs
         ends = [
-            (~jnp.isfinite(size), NOT_FINITE),
+            (~jnp.isfinite(size) | (run.code == records.NOT_FINITE) & ~trial.accepted, NOT_FINITE),
             (size <= s.bounds.gtol, CONVERGED),
             (still, PRECISION),
             (iterations >= s.bounds.iterations, LIMIT),

@@ -26,6 +26,8 @@ def differentiating(mode, origin):
         if "Sharding" in type(error).__name__ or "Tracer" in type(error).__name__:
             raise
         said = str(error).strip()
+        if isinstance(error, NotImplementedError) and any(word in said for word in ("atching rule", "vmap")):
+            raise  # it is a rule of vmap that is missing
         raise MissingRule(
             f"a product with a derivative needs {mode}-mode differentiation, and {origin.what} has an operation "
             f"without a {mode} rule; {_expected(mode, said)}. JAX said: {said.splitlines()[0] if said else repr(error)}"

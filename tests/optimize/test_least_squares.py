@@ -134,6 +134,8 @@ def test_no_errors_where_there_are_none(x64):
 def test_what_is_refused():
     with pytest.raises(ValueError, match="least_squares got fun with 1 of 2 values not finite at x0, the first at "):
         least_squares(lambda x: jnp.log(x), np.array([1.0, -1.0], np.float32))
+    with pytest.raises(ValueError, match=r"least_squares got x0\[1\] = nan, expected finite numbers"):
+        least_squares(lambda x: x, np.array([1.0, np.nan], np.float32))
     many = least_squares(lambda x: x - 1, np.ones(5_001, np.float32), absolute_sigma=True)
     np.testing.assert_allclose(many.covariance @ many.x, many.x, rtol=1e-5)
     robust = least_squares(lambda x: x - 1, np.ones(5_001, np.float32), loss="soft_l1")

@@ -74,6 +74,12 @@ def test_why_it_stopped_is_said(options, status, message):
         assert np.linalg.norm(step) <= 3.1e-3  # at most doubled once
 
 
+def test_a_hessian_that_is_not_finite_is_said():
+    result = newton_cg(lambda x: jnp.sum(jnp.abs(x) ** 1.5), np.arange(3, dtype=np.float32))
+    assert (result.status, result.success) == (3, False)
+    np.testing.assert_array_equal(result.x, [0, 1, 2])
+
+
 def test_what_a_wrong_gradient_ends_is_no_success():
     @jax.custom_jvp
     def f(x):

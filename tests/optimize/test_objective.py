@@ -253,6 +253,7 @@ ERRORS = [
         ValueError,
         "expected a dict with 'fun' and",
     ),
+    (lambda: Objective(jnp.sum, np.zeros(0, np.float32)), ValueError, r"got x0=array\(\[\].*expected one number"),
     (lambda: Objective(jnp.sum, X, constraints=[jnp.sum]), TypeError, "expected scipy.optimize's LinearConstraint or"),
     (
         lambda: (f := Objective(lambda x: jnp.log(x[0] - 1), X)).fun(f.x0),
