@@ -235,7 +235,7 @@ class ConjugateGradients(Solver):
             certainty = s.certainty.seen(space.norm(product) / nonzero(space.norm(multiplied)))
             certainty = either(s.checks, certainty.at(space, x, s.tolerance), certainty)
             checks = ~s.checks & (ends | (norm <= certainty.aim) | (since >= self.renewed))
-            is_met = certainty.is_met(norm, s.tolerance)
+            is_met = certainty.is_met(norm)
             drift = space.norm(space.add(r, space.scale(-1, s.r)))
             stuck = (drift > norm / 2) & (norm > s.checked / 2) | certainty.is_too_small(norm, s.tolerance)
             code = jnp.where(s.checks & (ends | is_met | stuck), _code(is_met, fault, stuck), RUNNING)

@@ -232,7 +232,7 @@ class GeneralResiduals(Solver):
         misled = (s.norm < s.begun / 2) & (norm > s.begun / 2)
         certainty = s.certainty.at(space, x, s.tolerance)
         ends = [
-            (certainty.is_met(norm, s.tolerance), CONVERGED),
+            (certainty.is_met(norm), CONVERGED),
             (s.fault != NONE, s.fault),
             (~jnp.isfinite(norm), NOT_FINITE),
             (misled | certainty.is_too_small(norm, s.tolerance), ROUNDING),

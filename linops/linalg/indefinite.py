@@ -254,7 +254,7 @@ class MinimalResiduals(Solver):
         verdict = jnp.where(s.phase == ENDS, s.verdict, verdict).astype(jnp.int32)
         returns = (s.phase == CHECKS) & (verdict != RUNNING) & s.best.is_solution(norm)
         asks = returns | (s.phase == ENDS)
-        ends = [(certainty.is_met(norm, s.tolerance), CONVERGED), (fault != NONE, fault), (asks, RUNNING)]
+        ends = [(certainty.is_met(norm), CONVERGED), (fault != NONE, fault), (asks, RUNNING)]
         code = jnp.select(*zip(*ends, strict=True), verdict).astype(jnp.int32)
         phase = jnp.select([s.phase == ENDS, returns], [CERTIFIES, ENDS], EXPANDS).astype(jnp.int32)
         renews = renews | asks

@@ -11,6 +11,7 @@ M None where there is no preconditioner. Its states are named tuples that have
 
 import dataclasses
 import functools
+import math
 import operator
 from typing import Any, NamedTuple
 
@@ -164,17 +165,18 @@ def preconditioned(M, r):
 class Certainty(NamedTuple):
     """How sure a residual is that was computed: rounding in the product with x adds about eps ‖A‖ ‖x‖ / 2 to it.
 
-    `scale` is the norm of A, as far as it was seen, `noise` what is added, and `aim` what the norm of a residual is to
-    come down to, for it to be below the tolerance with that.
+    `scale` is the norm of A, as far as it was seen, and `aim` what the norm of a residual is to come down to, for it to
+    be below the tolerance with what is added: with all of that across, and twice what a residual of n numbers has of it
+    along, by chance. `told` is whether there is such a norm; where there is none, a smaller one cannot be told.
     """
 
     scale: jax.Array
-    noise: jax.Array
+    told: jax.Array
     aim: jax.Array
 
     @classmethod
     def begin(cls, tolerance):
-        return cls(jnp.zeros_like(tolerance), jnp.zeros_like(tolerance), tolerance)
+        return cls(jnp.zeros_like(tolerance), jnp.ones_like(tolerance, bool), tolerance)
 
     def seen(self, ratio):
         """With the ratio of norms of a product and of what was multiplied."""
@@ -184,16 +186,17 @@ class Certainty(NamedTuple):
         """With what is added at x."""
         noise = jnp.finfo(tolerance.dtype).eps / 2 * self.scale * space.norm(x)
         share = noise / jnp.where(tolerance > 0, tolerance, 1)
-        aim = tolerance * jnp.sqrt(jnp.where(share < 1, 1 - share**2, 1))
-        return self._replace(noise=noise, aim=aim)
+        aim = tolerance * jnp.sqrt(jnp.maximum(1 - share**2, 0)) - 2 * noise / math.sqrt(max(space.size, 1))
+        told = (aim > 0) | (noise == 0)
+        return self._replace(told=told, aim=jnp.where(told, aim, tolerance))
 
-    def is_met(self, norm, tolerance):
+    def is_met(self, norm):
         """Whether a residual of this norm is surely below the tolerance."""
-        return (norm <= self.aim) & (self.noise <= tolerance)
+        return (norm <= self.aim) & self.told
 
     def is_too_small(self, norm, tolerance):
         """Whether the tolerance is below what can be told from rounding."""
-        return (norm <= tolerance) & (self.noise > tolerance)
+        return (norm <= tolerance) & ~self.told
 
 
 # What it comes to.
