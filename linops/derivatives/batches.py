@@ -5,6 +5,7 @@ import math
 import mmap
 import numbers
 import operator
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -157,6 +158,10 @@ def read(data, batch_size, reduction):
         )
     if batch_size is not None and not (isinstance(batch_size, numbers.Integral) and batch_size >= 1):
         raise ValueError(f"got batch_size={batch_size!r}, expected a number of examples >= 1")
+    if isinstance(data, str | os.PathLike | np.lib.npyio.NpzFile):
+        raise TypeError(
+            f"got data={data!r}, expected arrays: np.load(path, mmap_mode='r') of a file for each, in a tuple or dict"
+        )
     is_mean = reduction == "mean"
     if not is_of_arrays(data):
         return _of_batches(data, batch_size, is_mean)

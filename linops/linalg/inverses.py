@@ -16,7 +16,7 @@ from linops.linalg.general import gmres
 from linops.linalg.indefinite import minres
 from linops.linalg.least_squares import lsmr
 from linops.linalg.operands import as_operator, as_square, fitting, with_nan
-from linops.linalg.records import NoConvergence
+from linops.linalg.records import INCONSISTENT, NoConvergence
 from linops.linalg.systems import Right
 from linops.matrix import Identity, Matrix
 from linops.node import static
@@ -44,8 +44,8 @@ def inverse(A, method="auto", M=None, rtol=None, atol=0, maxiter=None):
     method : {"auto", "dense", "cg", "minres", "gmres", "lsmr"}
         "dense": a dense factor of A, or of the shorter side of c I + Jᵀ J, is made once, and gives the first guess and
         the preconditioner, so that a product mostly computes one residual. "auto": that, where the shorter side has at
-        most 500 rows or columns; else "cg" where A is known to be positive definite, "minres" where it is Hermitian,
-        "gmres" where it is square, and "lsmr" where it is not.
+        most 500 rows or columns and there is no M; else "cg" where A is known to be positive definite, "minres" where
+        it is Hermitian, "gmres" where it is square, and "lsmr" where it is not.
     M : Operator, optional
         A preconditioner, as the solvers have it.
     rtol, atol : float
@@ -183,6 +183,13 @@ class Inverse(Operator):
         return self.T._door
 
 
+_REMEDY = "pass a larger rtol or maxiter, a preconditioner M, or look at .solve(b)"
+_REMEDIES = {
+    INCONSISTENT: "add c * linops.Identity(n), or take the least-squares solution that .solve(b) gives, or "
+    'method="lsmr"'
+}
+
+
 class Solving(Door):
     """A door whose products are solves: what does not converge is an error that says why."""
 
@@ -220,8 +227,8 @@ class Solving(Door):
             residual, tolerance = np.max(record.residual_norms), np.min(record.tolerance)
             raise NoConvergence(
                 f"a product with {self.name} did not converge by {self._inverse.solver}: {record.reason}; the residual "
-                f"is {residual:.1e} after {int(record.matvecs)} products, expected at most {tolerance:.1e}: pass a "
-                "larger rtol or maxiter, a preconditioner M, or look at .solve(b)",
+                f"is {residual:.1e} after {int(record.matvecs)} products, expected at most {tolerance:.1e}: "
+                f"{_REMEDIES.get(int(np.max(record.code)), _REMEDY)}",
                 None,
                 None,
                 record,

@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.sparse.linalg
 
 from linops.algebra.operator import Operator
 from linops.arrays import as_host, as_leaf, brief
@@ -25,9 +26,11 @@ def as_operator(A, space, what):
         return Matrix(A)
     if callable(A) and space is not None:
         return Jacobian(A, space.zeros())
+    is_of_scipy = hasattr(scipy.sparse.linalg, what)
+    of_function = "a function in JAX that is linear, with the Space that it takes as space=; "
     raise TypeError(
-        f"{what} got {type(A).__name__}, expected an operator of linops, an array of shape (m, n), or a function in "
-        f"JAX that is linear, with the Space that it takes as space=; scipy.sparse.linalg.{what} takes those of SciPy"
+        f"{what} got {type(A).__name__}, expected an operator of linops, an array of shape (m, n), or "
+        + (f"{of_function}scipy.sparse.linalg.{what} takes those of SciPy" if is_of_scipy else "a linops.Jacobian")
     )
 
 

@@ -20,6 +20,7 @@ from linops.realify import any_complex
 
 FIRST = 1  # times the scaled norm of x0: the first radius; MINPACK's 100 leads off, where exponentials die out
 ACCEPTED = 1e-3  # of the decrease that the model has
+WIDER = 4  # times as wide is the next one, where nothing is seen of the residuals in the first
 TRIES = 20  # radii, each a fourth of the one before, in one iteration
 NEWTON_STEPS = 100  # on the secular equation, at most
 CLOSE = 0.1  # to the radius, relative
@@ -266,6 +267,9 @@ def _tried(J, s):
         accepted = (ratio >= ACCEPTED) & ~jnp.all(x == s.x)
         grown = jnp.where((ratio > 0.75) & ~whole, 2 * trial.radius, trial.radius)
         radius = jnp.where(accepted & (ratio >= 0.25), grown, length / 4)
+        # Of a first region in which nothing is seen of f, a wider one.
+        unseen = (s.iterations == 0) & ~whole & (gain <= exact)
+        accepted, radius = accepted & ~unseen, jnp.where(unseen, WIDER * trial.radius, radius)
         seen = decrease >= jnp.maximum(ACCEPTED * gain, exact)
         return _Trial(x, residuals, gain, rounding, whole, length, seen, radius, accepted, trial.count + 1)
 

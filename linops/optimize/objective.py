@@ -11,7 +11,7 @@ from linops.derivatives.map import Map
 from linops.door import all_finite
 from linops.optimize.constraints import for_vectors
 from linops.optimize.points import Evaluated, Moving, is_light, product, second_order, value_and_gradient
-from linops.optimize.vectors import Vectors
+from linops.optimize.vectors import Vectors, require_outside
 from linops.processes import gathered
 from linops.realify import any_complex
 
@@ -81,6 +81,7 @@ class Objective:
     ):  # fmt: skip
         data = read(data, batch_size, reduction)
         traced = Map.trace(fun, x0, args, realify=True, what="fun", data=data)
+        require_outside("Objective", "newton_cg", traced)
         if any_complex(traced.function.codomain) or traced.function.codomain.paired:
             raise TypeError(
                 "Objective got fun with complex values, expected a real scalar; take the real part, or the absolute "

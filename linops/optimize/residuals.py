@@ -5,7 +5,7 @@ import numpy as np
 from linops.derivatives.jacobian import Jacobian
 from linops.derivatives.map import Map
 from linops.optimize.points import Evaluated, Moving, first_order, values, values_and_matrix
-from linops.optimize.vectors import Vectors
+from linops.optimize.vectors import Vectors, require_outside
 from linops.processes import gathered
 
 
@@ -14,6 +14,7 @@ class Residuals:
 
     def __init__(self, fun, x0, args, what):
         traced = Map.trace(fun, x0, args, realify=True, what="fun")
+        require_outside(what, "levenberg_marquardt", traced)
         self.vectors = Vectors.like(x0, traced.points)
         self.x0 = self.vectors.vector(traced.x)
         if not np.isfinite(self.x0).all():

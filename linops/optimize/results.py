@@ -28,6 +28,14 @@ CONVERGED, LIMIT, PRECISION, NOT_FINITE, PRODUCTS, STOPPED, STEP = range(len(MES
 class Result(OptimizeResult):
     """SciPy's, and a pytree."""
 
+    def __getattr__(self, name):
+        if name in ("standard_errors", "covariance"):
+            raise AttributeError(
+                f"a result that was made in jit or vmap has no {name}; outside of it, at each x, there is "
+                "linops.inverse(linops.Hessian(fun, x, args=args)), or of residuals linops.inverse(J.T @ J)"
+            )
+        return super().__getattr__(name)
+
     # What a watch reads.
     matvecs = property(lambda self: self["nhev"] if "nhev" in self else self["njev"])
     text = property(lambda self: f"f = {float(self['cost'] if 'cost' in self else self['fun']):.6g}")

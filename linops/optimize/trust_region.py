@@ -101,7 +101,8 @@ def newton_cg(
         products with Hessians. Status 0: converged. 1: maxiter. 2: limited by precision: no
         step decreases the gradient, or f by more than rounding; a success where the gradient is below the square root
         of eps, or where all of a step of Newton, at positive curvature, would not be seen in f. 3: f or its gradient is
-        not finite at x. 4: max_matvecs. 5: stopped by the callback. Within `jit` it is a pytree, without message.
+        not finite at x. 4: max_matvecs. 5: stopped by the callback. Within `jit`
+        and `vmap` it is a pytree, without message, covariance and standard errors.
 
     Raises
     ------

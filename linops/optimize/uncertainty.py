@@ -27,7 +27,8 @@ class Fit(OptimizeResult):
       `linops.estimate.diagonal(result.covariance, key)` estimates their squares, with errors of its own.
 
     A parameter at its bound is held there: it has no standard error, NaN, and the covariance of the others is that of
-    a fit without it. Where parameters are not determined, both raise `numpy.linalg.LinAlgError`, which says which.
+    a fit without it. Where parameters are not determined, both raise `numpy.linalg.LinAlgError`, which says which. All
+    are of the model at x as it is: where `success` is False, of an x that is not the best.
     """
 
     @classmethod
@@ -125,9 +126,10 @@ def variance_of_residuals(cost, rows, count, absolute_sigma):
     if absolute_sigma:
         return 1.0
     if rows <= count:
+        known = "; with absolute_sigma=True, for residuals in units of their standard deviations, there are enough"
         raise np.linalg.LinAlgError(
             f"got {rows} residuals for {count} parameters, expected more residuals, from which to estimate their "
-            "variance: pass absolute_sigma=True where they are in units of their standard deviations"
+            f"variance{known * int(rows == count)}"
         )
     return 2 * cost / (rows - count)
 
@@ -143,12 +145,13 @@ def root_of_jacobian(J, variance, held, unit, space):
     sizes = np.abs(np.diag(R))
     rank = int(np.sum(sizes > max(J.shape) * unit * sizes.max(initial=0)))
     if rank < count:
-        kernel = np.zeros(count)
+        kernel = np.zeros((count, count - rank))
         kernel[order] = _kernel(R, rank)
         raise np.linalg.LinAlgError(
             f"the Jacobian has rank {rank} of {count} at the solution, so that the data do not determine "
-            f"{_names(kernel / scale, held, space)}, which have no covariance: expected as many independent residuals "
-            "as parameters; hold some fixed, or add residuals that tie them"
+            f"{_names(np.linalg.norm(kernel, axis=1) / scale, held, space)}, which have no covariance: expected as "
+            f"many independent residuals as parameters, to the digits that {space.dtype} has; hold some fixed, or add "
+            "residuals that tie them"
         )
     inverse = np.zeros((count, count))
     inverse[order] = scipy.linalg.solve_triangular(R, np.eye(count))
@@ -161,22 +164,21 @@ def root_of_hessian(H, held, unit, space):
     scale = np.sqrt(np.abs(np.diag(H)))
     scale = np.where(scale > 0, scale, 1)
     w, V = np.linalg.eigh(H / np.outer(scale, scale))
-    if w.size and not w[0] > len(w) * unit * abs(w[-1]):
-        kind = "singular" if abs(w[0]) <= len(w) * unit * abs(w).max() else "indefinite"
+    least = len(w) * unit * abs(w).max(initial=0)
+    if w.size and not w[0] > least:
+        kind, along = "singular" if abs(w[0]) <= least else "indefinite", np.linalg.norm(V[:, w <= least], axis=1)
         raise np.linalg.LinAlgError(
             f"the Hessian is {kind} at the solution, with a scaled eigenvalue of {w[0]:.3g} beside {w[-1]:.3g} along "
-            f"{_names(V[:, 0] / scale, held, space)}: its inverse is no covariance; expected a minimum where all "
-            "parameters are determined"
+            f"{_names(along / scale, held, space)}: its inverse is no covariance; expected a minimum where all "
+            f"parameters are determined, to the digits that {space.dtype} has"
         )
     return _among_all(V / np.sqrt(w) / scale[:, None], held)
 
 
 def _kernel(R, rank):
-    """A vector that R takes to almost nothing."""
-    kernel = np.zeros(R.shape[1])
-    kernel[rank] = 1
-    kernel[:rank] = -scipy.linalg.solve_triangular(R[:rank, :rank], R[:rank, rank]) if rank else 0
-    return kernel
+    """Vectors that R takes to almost nothing, all there are."""
+    within = -scipy.linalg.solve_triangular(R[:rank, :rank], R[:rank, rank:]) if rank else R[:0, rank:]
+    return np.concatenate([within, np.eye(R.shape[1] - rank)])
 
 
 def _among_all(root, held):

@@ -12,8 +12,18 @@ from scipy.optimize import Bounds, OptimizeResult
 
 from linops.arrays import brief
 from linops.processes import gathered
+from linops.products import is_traced
 from linops.realify import join
 from linops.space import Space
+
+
+def require_outside(what, on_device, traced):
+    """Refuse a function of tracers: what is SciPy's runs on the host."""
+    if is_traced(traced):
+        raise TypeError(
+            f"{what} got a function, point or args of a jit, vmap or grad in progress, where SciPy's algorithms do not "
+            f"run; expected arrays: linops.optimize.{on_device} runs there"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +103,11 @@ class Vectors:
         if bound is None or isinstance(bound, numbers.Real):
             return np.full(self.space.size, default if bound is None else float(bound))
         space = self.space.paired or self.space
-        leaves, treedef = jax.tree.flatten(np.asarray(bound) if space.is_flat else bound)
+        bound = np.asarray(bound) if space.is_flat else bound
+        leaves, treedef = jax.tree.flatten(bound)
+        if treedef != space.treedef:  # None is a leaf that has no bound
+            leaves, treedef = jax.tree.flatten(bound, is_leaf=lambda node: node is None)
+            leaves = [default if leaf is None else leaf for leaf in leaves]
         try:
             if treedef != space.treedef:
                 raise ValueError(f"a tree of structure {treedef}")

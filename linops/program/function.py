@@ -275,16 +275,22 @@ def _unpickle_function(source, consts, args, codomain, fingerprint):
 def _make_jaxpr(f, what):
     """`jax.make_jaxpr` for a user's function; what JAX says of a function that cannot be traced, said with a remedy."""
 
-    def make(*arguments):
+    def make(x, *others):
+        is_list = isinstance(x, list) and all(np.ndim(leaf) == 0 for leaf in jax.tree.leaves(x))
+        hint = f"x is a list, a tree of {len(x)} numbers: for a vector pass np.array(x). " if is_list else ""
         try:
-            return jax.make_jaxpr(f, return_shape=True)(*arguments)
+            return jax.make_jaxpr(f, return_shape=True)(x, *others)
         except UNTRACEABLE as error:
             raise TypeError(
                 f"{what} could not be traced: it turned a traced array into a NumPy array or a Python value; expected "
                 "a function of jax.numpy operations: use jax.numpy for numpy, and jax.lax.cond, jnp.where or "
                 "jax.lax.while_loop for branches on values; a number that tells f what to do is not for args= but for "
-                f"functools.partial. JAX said: {str(error).splitlines()[0]}"
+                f"functools.partial. {hint}JAX said: {str(error).splitlines()[0]}"
             ) from error
+        except Exception as error:
+            if hint:
+                error.add_note(hint)
+            raise
 
     return make
 
