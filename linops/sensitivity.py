@@ -1,5 +1,8 @@
 """How a solution moves with parameters: the implicit function theorem as an operator."""
 
+import functools
+import operator
+
 import jax
 import jax.numpy as jnp
 
@@ -8,6 +11,8 @@ from linops.derivatives.hessian import Hessian
 from linops.derivatives.jacobian import Jacobian
 from linops.derivatives.mixed import MixedDerivative
 from linops.linalg.inverses import inverse
+from linops.linalg.operands import with_nan
+from linops.products import is_traced
 
 
 class Sensitivity(Operator):
@@ -86,7 +91,9 @@ class Sensitivity(Operator):
         return jax.tree.map(jnp.negative, self.partial._mv_transposed(self.inverse._mv_transposed(w)))
 
     def solution(self, p):
-        """The solution x as a function of p, whose derivative this is: for `jax.grad` and `jax.jvp` at p.
+        """The solution x as a function of p, whose derivative this is: for `jax.grad` and `jax.jvp` at this p.
+
+        At another p it is a `ValueError`, and NaN in a jit or grad. A second derivative is refused: the solver has it.
 
         >>> def loss(p):
         ...     x = jnp.sqrt(jax.lax.stop_gradient(p))  # by any solver
@@ -95,5 +102,37 @@ class Sensitivity(Operator):
         >>> np.allclose(jax.grad(loss)(jnp.array([4.0, 16.0])), [0.25, 0.125])
         True
         """
-        moved = jax.tree.map(lambda p: p - jax.lax.stop_gradient(p), p)
-        return self.codomain.add(self.x, self.mv(moved))
+        p = self.domain.point(p, "p")
+        same = [jnp.all(one == other) for one, other in zip(*map(jax.tree.leaves, (p, self.p)), strict=True)]
+        is_here = functools.reduce(operator.and_, same)
+        if not is_traced(is_here) and not is_here:
+            raise ValueError("Sensitivity.solution got another p than its own, expected that, or S.at(x, p) there")
+        return with_nan(_solution(self, p), is_here)
+
+
+@jax.custom_jvp
+def _solution(S, p):
+    """The solution of p, whose tangent is a product with S."""
+    return S.x
+
+
+@_solution.defjvp
+def _(primals, tangents):
+    (S, p), (_, v) = primals, tangents
+    once = 1 + sum(_once(leaf) for leaf in jax.tree.leaves(p))
+    _, change = jax.jvp(S._mv, (jax.tree.map(jnp.zeros_like, v),), (v,))  # by the rules of solvers, which transpose
+    return S.x, jax.tree.map(lambda leaf: once.astype(leaf.dtype) * leaf, change)
+
+
+@jax.custom_jvp
+def _once(p):
+    """0, where nothing is differentiated any more."""
+    return jnp.zeros((), p.dtype)
+
+
+@_once.defjvp
+def _(primals, tangents):
+    raise TypeError(
+        "Sensitivity.solution was differentiated twice, where S would be held fixed; expected one derivative: "
+        "differentiate the solver for a second one"
+    )

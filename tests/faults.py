@@ -244,6 +244,15 @@ def _product_dtype():
     return LinearOperator((6, 6), matvec=lambda v: (2 * v).astype(np.float32), dtype=np.float64), {"rtol": 1e-5}
 
 
+@fault("another adjoint in blocks", "blocks", "Aᴴ W and its columns Aᴴ w differ; look at rmatmat and A.H")
+def _adjoint_blocks():
+    class Wrong(Bare):
+        def _rmatmat(self, W):
+            return 2 * M.T @ W
+
+    return Wrong()
+
+
 @fault("blocks with their columns reversed", "blocks", "A V and its columns A v differ; look at matmat")
 def _blocks():
     class Wrong(Bare):

@@ -44,7 +44,26 @@ def test_under_grad():
     np.testing.assert_allclose(np.r_[gradient["a"], gradient["b"]], S.toarray().sum(axis=0), atol=1e-9)
 
 
+def test_one_derivative_at_one_point():
+    p = jnp.array([4.0, 9.0])
+    S = linops.Sensitivity(lambda x, p: x**2 - p, jnp.sqrt(p), p)
+
+    def cubes(p):
+        return jnp.sum(S.solution(p) ** 3)
+
+    np.testing.assert_allclose(jax.grad(cubes)(p), 1.5 * jnp.sqrt(p))
+    np.testing.assert_allclose(jax.jit(jax.jacrev(S.solution))(p), jax.jacfwd(S.solution)(p), atol=1e-15)
+    for twice in jax.hessian(cubes), jax.jit(jax.jacrev(jax.grad(cubes))):
+        with pytest.raises(TypeError, match="solution was differentiated twice"):
+            twice(p)
+    with pytest.raises(ValueError, match=r"got another p than its own, expected that, or S.at\(x, p\) there"):
+        S.solution(p + 1)
+    assert np.isnan(jax.jit(jax.grad(cubes))(p + 1)).all()
+
+
 def test_refusals():
+    with pytest.raises(TypeError, match="MixedDerivative got f with complex values, expected a real scalar"):
+        linops.MixedDerivative(lambda x, y: jnp.exp(1j * (x @ y)), jnp.ones(2), jnp.ones(2))
     with pytest.raises(ValueError, match="got F with 1 values for x with 3 entries, expected as many"):
         linops.Sensitivity(energy, jnp.zeros(3), P)
     with pytest.raises(TypeError, match="got complex x or y, expected real ones"):

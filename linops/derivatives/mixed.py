@@ -3,11 +3,13 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 
 from linops.derivatives import parts
 from linops.derivatives.batches import read
 from linops.derivatives.jacobian import Jacobian
 from linops.derivatives.map import Map
+from linops.precision import is_complex
 from linops.program.arguments import as_tuple
 from linops.realify import any_complex
 
@@ -91,6 +93,21 @@ class GradientInFirst:
     def __call__(self, f):
         def gradient(y, *args):
             batch, (x, *args) = (args[:1], args[1:]) if self.over_data else ((), args)
-            return jax.grad(f)(x, y, *batch, *args)
+            return jax.grad(_real(f))(x, y, *batch, *args)
 
         return gradient
+
+
+def _real(f):
+    """The same function, refused where its values are complex."""
+
+    def checked(*args):
+        value = f(*args)
+        if any(is_complex(jnp.result_type(leaf)) for leaf in jax.tree.leaves(value)):
+            raise TypeError(
+                "MixedDerivative got f with complex values, expected a real scalar: take the real part, or the "
+                "absolute value"
+            )
+        return value
+
+    return checked

@@ -18,7 +18,7 @@ from linops.estimate.runs import operand, require_hermitian, require_whole
 from linops.iterate import compute
 from linops.krylov import is_hermitian, seed_of
 from linops.precision import real_dtype
-from linops.products import is_traced
+from linops.products import concrete, is_traced
 from linops.watching import refuse_in_jit, watched
 
 METHODS = ("slq", "kpm")
@@ -135,7 +135,7 @@ def spectral_density(
 
 
 def _finite(A, found):
-    if A._checks_finite and not is_traced(found) and not jnp.all(jnp.isfinite(found.density)):
+    if A._checks_finite and not is_traced(found) and not concrete(lambda: jnp.all(jnp.isfinite(found.density))):
         raise FloatingPointError(
             f"spectral_density of {A!r} has NaN or Inf: expected finite products, multiply by a vector, A @ v, to "
             "see where they come from, and a Hermitian operator, as linops.check(A) tells"

@@ -92,7 +92,7 @@ class _XDiag(Basis):
             inside = q * z.conj()
             samples = jnp.sum(inside, axis=0) - qs * zs.conj() + w * outside
             value, error = mean_of(of_field(A, samples), WIDENING)
-            return value, with_rounding(error, jnp.sum(jnp.abs(inside), axis=0))
+            return value, with_rounding(A, error, jnp.sum(jnp.abs(inside), axis=0))
 
         blocks = W, outside, Q, Z, combination(Q, S.T), combination(Z, S.T)
         found = list(map(read, *map(jax.tree.leaves, blocks)))

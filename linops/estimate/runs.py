@@ -19,7 +19,7 @@ from linops.estimate.probes import columns, in_blocks, keys_of
 from linops.estimate.result import Estimate, standard_error, with_rounding
 from linops.iterate import compute, iterate
 from linops.linear_map import LinearMap
-from linops.products import is_traced
+from linops.products import concrete, is_traced
 from linops.space import Space
 
 DEFAULT_MATVECS = 100
@@ -74,11 +74,7 @@ def run(estimator, A, key, rtol, num_matvecs, *data):
     key = as_key(key, estimator.name)
     estimate = _run(estimator, A, key, rtol, num_matvecs, *data)
     told(A._listeners(), estimate.matvecs)
-    if (
-        A._checks_finite
-        and not is_traced(estimate)
-        and not jnp.all(jnp.isfinite(estimate.value) & ~jnp.isnan(estimate.standard_error))
-    ):
+    if A._checks_finite and not is_traced(estimate) and not concrete(lambda: _is_number(estimate)):
         raise FloatingPointError(
             f"{estimator.name} of {A!r} has NaN or Inf{estimator.seen(A, key)}: expected finite products, and an "
             "operator that is Hermitian, as linops.check(A) tells, and positive (semi)definite where the method asks "
@@ -86,6 +82,10 @@ def run(estimator, A, key, rtol, num_matvecs, *data):
             "eigenvalue, and A + c * I has one that is larger by c"
         )
     return estimate
+
+
+def _is_number(estimate):
+    return jnp.all(jnp.isfinite(estimate.value) & ~jnp.isnan(estimate.standard_error))
 
 
 def _run(estimator, A, key, rtol, num_matvecs, *data):
@@ -286,7 +286,7 @@ class _Batch:
     def estimate(self, A, sums):
         errors = jax.tree.map(lambda squares: standard_error(squares, sums.count), sums.squares)
         value, error = self.mean.finish(A, sums.mean, errors)
-        error = with_rounding(error, jnp.abs(value))
+        error = with_rounding(A, error, jnp.abs(value))
         return Estimate(sums.scale * value, sums.scale * error, sums.count * self.mean.matvecs)
 
 

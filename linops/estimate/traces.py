@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from linops.estimate.probes import (
     columns,
     diagonal_entry,
-    form,
     gram,
     in_blocks,
     joined,
@@ -84,11 +83,15 @@ def _choice(A, is_semidefinite, rtol, num_matvecs):
 
 
 def _sample(A, key):
-    return form(A, rademacher(A.domain, key))
+    """The form of a probe, and a bound of its parts, which may cancel."""
+    w = rademacher(A.domain, key)
+    product = A._mv(w)
+    size = jax.lax.stop_gradient(A.domain.norm(w) * A.domain.norm(product))
+    return of_field(A, A.domain.inner(w, product)), size
 
 
 def _finish(A, mean, error):
-    return mean, error
+    return mean[0], with_rounding(A, error[0], mean[1])
 
 
 def _sum(A, columns):
@@ -129,7 +132,7 @@ class _HutchPlusPlus(_TraceBasis):
         X = gram(A.domain, Q, W)
         mean, error = mean_of(of_field(A, forms_beside(A, W, Y, Q, Z, X)), WIDENING)
         inside = of_field(A, jnp.trace(gram(A.domain, Q, Z)))
-        return size * (inside + mean), size * with_rounding(error, size_of_forms(A, Y))
+        return size * (inside + mean), size * with_rounding(A, error, size_of_forms(A, Y))
 
 
 class _XTrace(_TraceBasis):
@@ -146,7 +149,7 @@ class _XTrace(_TraceBasis):
         value = of_field(A, jnp.mean(others.samples()))
         HS = others.H @ others.S
         error = jackknife(lambda j: of_field(A, others.samples_without(HS, j)), columns(W))
-        return size * value, size * with_rounding(error, size_of_forms(A, Y))
+        return size * value, size * with_rounding(A, error, size_of_forms(A, Y))
 
 
 class _XNysTrace(_TraceBasis):
@@ -164,7 +167,7 @@ class _XNysTrace(_TraceBasis):
         value, error = _nystrom(A, *jax.lax.stop_gradient((W, Y)))
         by_hutchinson = of_field(A, jnp.mean(jax.vmap(A.domain.inner)(W, Y)))
         value += by_hutchinson - jax.lax.stop_gradient(by_hutchinson)
-        return size * value, size * with_rounding(error, size_of_forms(A, Y))
+        return size * value, size * with_rounding(A, error, size_of_forms(A, Y))
 
 
 def _nystrom(A, W, Y):

@@ -18,6 +18,7 @@ class Problem(NamedTuple):
     inverse: Operator | None = None  # of A - sigma
     sigma: jax.Array | None = None
     scale: Operator | None = None  # M^-1/2, by which A was multiplied on both sides
+    root: Operator | None = None  # M^1/2
 
     @property
     def operator(self):
@@ -33,7 +34,7 @@ def standard_problem(A, M, sigma, OPinv):
             "(A - sigma M)^-1"
         )
     inverse = None if OPinv is None else as_square(OPinv, A.domain, "eigsh")
-    scale = None
+    scale = root = None
     if M is not None and not isinstance(M, Identity):
         entries = _positive_entries(A, M)
         root, scale = (
@@ -41,7 +42,7 @@ def standard_problem(A, M, sigma, OPinv):
         )
         A = scale @ A @ scale
         inverse = None if inverse is None else root @ inverse @ root
-    return Problem(A.linearize(), None if inverse is None else inverse.linearize(), sigma, scale)
+    return Problem(A.linearize(), None if inverse is None else inverse.linearize(), sigma, scale, root)
 
 
 def _positive_entries(A, M):

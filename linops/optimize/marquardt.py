@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from linops.derivatives.jacobian import Jacobian
 from linops.iterate import scope_of
@@ -17,11 +18,13 @@ from linops.optimize.vectors import Vectors
 from linops.precision import real_dtype
 from linops.products import is_traced
 from linops.realify import any_complex
+from linops.space import length
 
 FIRST = 1  # times the scaled norm of x0: the first radius; MINPACK's 100 leads off, where exponentials die out
 ACCEPTED = 1e-3  # of the decrease that the model has
 WIDER = 4  # times as wide is the next one, where nothing is seen of the residuals in the first
 TRIES = 20  # radii, each a fourth of the one before, in one iteration
+LEAST = 1e-15  # residuals, in shares of the Jacobian, of which squares are taken
 NEWTON_STEPS = 100  # on the secular equation, at most
 CLOSE = 0.1  # to the radius, relative
 STALLS = 20  # steps that rounding may hide from the cost, in which the cosines do not fall by a tenth
@@ -120,7 +123,8 @@ def levenberg_marquardt(
     result = optimized("levenberg_marquardt", LevenbergMarquardt(), (J,), (bounds,), to_user, callback, save, progress)
     if is_traced(result):
         return result
-    errors = errors_of_residuals(J.at(result.x), result.cost, absolute_sigma)
+    cost = sum(np.sum(np.square(np.asarray(leaf, float))) for leaf in jax.tree.leaves(result.fun)) / 2
+    errors = errors_of_residuals(J.at(result.x), cost, absolute_sigma)
     return Fit.of(result, Vectors.like(x0, J.domain), errors)
 
 
@@ -133,9 +137,14 @@ class Bounds(NamedTuple):
 
 
 class State(NamedTuple):
-    """A point, as a vector, the residuals there, and the trust region."""
+    """A point, as a vector, the residuals there, and the trust region.
+
+    Residuals and Jacobian are in a `unit`, a power of two near the largest of them at x0: squares leave the range of a
+    dtype early.
+    """
 
     x: jax.Array
+    unit: jax.Array
     residuals: jax.Array
     jacobian: jax.Array
     scale: jax.Array
@@ -159,14 +168,16 @@ class LevenbergMarquardt:
         (J,) = operators
         x = J.domain.ravel(J.x)
         residuals, jacobian = values(J, x), matrix(J, x)
-        norms = jnp.linalg.norm(jacobian, axis=0)
+        unit = _unit(residuals, jacobian)
+        residuals, jacobian = residuals / unit, jacobian / unit
+        norms = length(jacobian, axis=0)
         scale = jnp.where(norms > 0, norms, 1)
         size = jnp.linalg.norm(scale * x)
         radius = FIRST * jnp.where(size > 0, size, 1)
         one = jnp.ones((), jnp.int32)
         state = State(
-            x, residuals, jacobian, scale, radius, jnp.inf * radius, jnp.inf * radius, 0 * one, 0 * one, one, one, one,
-            jnp.linalg.norm(residuals), bounds,
+            x, unit, residuals, jacobian, scale, radius, jnp.inf * radius, jnp.inf * radius, 0 * one, 0 * one, one, one,
+            one, jnp.linalg.norm(residuals), bounds,
         )  # fmt: skip
         finite = jnp.isfinite(jnp.sum(residuals**2)) & jnp.all(jnp.isfinite(norms))
         ends = [(~finite, NOT_FINITE), (_optimality(state) <= bounds.gtol, CONVERGED)]
@@ -179,8 +190,8 @@ class LevenbergMarquardt:
         (J,) = operators
         trial, ahead = _tried(J, s)
         x, residuals = either(trial.accepted, (trial.x, trial.residuals), (s.x, s.residuals))
-        jacobian = matrix(J, x)
-        scale = jnp.maximum(s.scale, jnp.linalg.norm(jacobian, axis=0))
+        jacobian = matrix(J, x) / s.unit
+        scale = jnp.maximum(s.scale, length(jacobian, axis=0))
         after = s._replace(x=x, residuals=residuals, jacobian=jacobian)
         # Where rounding may hide a decrease of the cost, the cosines have to fall: if not, a shorter step from there.
         hidden = trial.gain <= trial.rounding
@@ -207,9 +218,9 @@ class LevenbergMarquardt:
         """What is handed back of a state."""
         (J,) = operators
         return Result(
-            x=J.domain.unravel(s.x), cost=_cost(s.residuals), fun=J.codomain.unravel(s.residuals),
-            grad=J.domain.unravel(s.residuals @ s.jacobian), optimality=_optimality(s), status=s.code,
-            success=_is_success(s), nit=s.iterations, nfev=s.evaluations, njev=s.jacobians,
+            x=J.domain.unravel(s.x), cost=_cost(s.unit * s.residuals), fun=J.codomain.unravel(s.unit * s.residuals),
+            grad=J.domain.unravel(s.unit * (s.unit * (s.residuals @ s.jacobian))), optimality=_optimality(s),
+            status=s.code, success=_is_success(s), nit=s.iterations, nfev=s.evaluations, njev=s.jacobians,
         )  # fmt: skip
 
 
@@ -221,13 +232,20 @@ def _is_success(s):
     return (s.code == CONVERGED) | (s.code == STEP) | (s.code == PRECISION) & settled
 
 
+def _unit(residuals, jacobian):
+    """A power of two near the largest residual, or near a Jacobian whose squares would leave the range beside it."""
+    size = jnp.maximum(jnp.max(abs(residuals), initial=0), LEAST * jnp.max(abs(jacobian), initial=0))
+    _, exponent = jnp.frexp(jnp.where(jnp.isfinite(size), size, 1))
+    return jnp.where(size > 0, jnp.ldexp(jnp.ones_like(size), exponent - 1), 1)
+
+
 def _cost(residuals):
     return jnp.sum(residuals**2) / 2
 
 
 def _optimality(s):
     """The largest cosine of the residuals with a column."""
-    norms = jnp.linalg.norm(s.jacobian, axis=0) * jnp.linalg.norm(s.residuals)
+    norms = length(s.jacobian, axis=0) * length(s.residuals)
     return jnp.max(abs(s.residuals @ s.jacobian) / jnp.where(norms > 0, norms, 1))
 
 
@@ -259,7 +277,7 @@ def _tried(J, s):
         y, whole = _within(singular, along, trial.radius)
         length = jnp.linalg.norm(y)
         x = s.x + (y @ Vh) / s.scale
-        residuals = values(J, x)
+        residuals = values(J, x) / s.unit
         gain = -jnp.sum(y * singular * (along + y * singular / 2))
         decrease = cost - _cost(residuals)
         slack = jnp.where(gain <= rounding, rounding, exact)

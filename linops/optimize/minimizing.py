@@ -224,10 +224,10 @@ def _judged(found, objective, name, gtol, is_asked, unit, watch):
 
 
 def _held(x, gradient, bounds):
-    """The entries that are at a bound, over which the gradient pushes."""
+    """The entries at a bound, over which a step along the gradient goes: trust-constr stops close to it."""
     if bounds is None:
         return np.zeros(x.shape, bool)
-    return (projected(gradient, x, bounds) == 0) & (gradient != 0)
+    return projected(gradient, x, bounds) != gradient
 
 
 def _is_rounding(objective, x, gradient, unit):

@@ -16,6 +16,7 @@ INNER = ("lgmres", "gmres", "bicgstab", "cgs", "minres", "tfqmr")
 SOLVERS = {name: getattr(scipy.sparse.linalg, name) for name in INNER}
 FATOL = 6e-6  # SciPy's
 PATIENCE = 20  # steps
+FAR = 1e3  # times the norm of x0
 STOPPED = 99  # the status, as SciPy's minimize has it, where a callback has stopped a run
 
 
@@ -80,7 +81,8 @@ def root(fun, x0, args=(), method="krylov", *, tol=None, callback=None, options=
     size = float(np.abs(values).max(initial=0))
     note = f"the largest entry of fun is {size:.3g}, of at most {tolerance:.3g}"
     success = size <= tolerance
-    if not success and asked is None and is_rounding(values, lambda v: residuals.jac(x) @ v, x, unit):
+    is_near = np.linalg.norm(x) <= FAR * max(1.0, np.linalg.norm(start))  # far away rounding is as large as fun
+    if not success and is_near and asked is None and is_rounding(values, lambda v: residuals.jac(x) @ v, x, unit):
         success, note = True, f"the largest entry of fun is {size:.3g}, limited by precision"
     found.update(
         x=residuals.vectors.tree(found.x),

@@ -82,6 +82,7 @@ class Vectors:
             return None
         if isinstance(given, Bounds):
             return Bounds(self._broadcast(given.lb), self._broadcast(given.ub), given.keep_feasible)
+        given = list(given) if isinstance(given, zip) else given
         if pairs and self.space.is_flat and self._are_pairs(given):
             given = [[-np.inf if a is None else a for a in column] for column in zip(*given, strict=True)]
             given[1] = [np.inf if b is None or b == -np.inf else b for b in given[1]]
@@ -93,10 +94,17 @@ class Vectors:
         return Bounds(self.bound(given[0], "lower", -np.inf), self.bound(given[1], "upper", np.inf))
 
     def _are_pairs(self, given):
-        entries = list(given) if isinstance(given, list | tuple | zip) or np.ndim(given) == 2 else []
-        return len(entries) == self.space.size and all(
-            isinstance(e, tuple | list) or np.ndim(given) == 2 for e in entries
-        )
+        """Whether bounds are as SciPy has them, a pair for each entry; a pair of arrays is (lower, upper)."""
+        if isinstance(given, np.ndarray | jax.Array):
+            return given.shape == (self.space.size, 2)
+        if not (isinstance(given, list | tuple) and len(given) == self.space.size):
+            return False
+        if self.space.size == 2 and all(isinstance(entry, list) for entry in given):
+            raise ValueError(
+                f"got bounds {brief(given)} for two parameters, expected what is not either (lower, upper) or a pair "
+                "for each entry: lower and upper as arrays, pairs as tuples, or scipy.optimize.Bounds"
+            )
+        return all(isinstance(entry, tuple | list) for entry in given)
 
     def bound(self, bound, what, default):
         """The vector of a bound: for all entries, or a tree like the point whose leaves spread out."""

@@ -131,6 +131,10 @@ def _blocks(subject):
     block = np.stack(vectors, axis=1)
     yield subject.equal("A V and its columns A v", A @ block, columns, block, remedy)
     yield subject.equal("A v and A v[:, None]", A @ block[:, :1], columns[:, :1], block, remedy)
+    with _where_available():
+        columns = np.stack([widened(A.rmatvec(w)) for w in subject.lefts], axis=1)
+        block, remedy = np.stack(subject.lefts, axis=1), "look at rmatmat and A.H"
+        yield subject.equal("Aᴴ W and its columns Aᴴ w", A.H @ block, columns, block, remedy)
 
 
 @claim("device", "linear")

@@ -240,6 +240,21 @@ def test_signs_are_read_where_they_are_known():
     np.testing.assert_allclose(jax.jit(auto)(damped, KEY).value, xtrace(damped, KEY).value, rtol=1e-4)
 
 
+def test_error_bars_know_what_products_are_off_by():
+    """Where all samples are equal, and forms cancel; and in half precision."""
+    d = np.random.default_rng(0).normal(size=2000)
+    A = linops.Diagonal(np.float32(1e6 * (d - d.mean())))
+    found = estimate.trace(A, KEY, num_matvecs=8)
+    assert abs(found.value - np.sum(np.asarray(A.entries, float))) <= 2 * found.standard_error
+    half = jnp.asarray(np.random.default_rng(0).uniform(1, 3, 1000), jnp.bfloat16)
+    entries = np.asarray(half, float)
+    for method, true in (estimate.trace, entries.sum()), (estimate.frobenius_norm, np.linalg.norm(entries)):
+        found = method(linops.Diagonal(half), KEY, num_matvecs=30)
+        assert abs(float(found.value) - true) <= 2 * found.standard_error
+    held = 2 * linops.Identity(20)  # and not an argument
+    assert jax.jit(lambda key: estimate.trace(held, key).value)(KEY) == 40
+
+
 def test_what_is_refused():
     A, J = operator("general", np.float32), linops.Matrix(np.ones((3, 2), np.float32))
     for call, error, words in (

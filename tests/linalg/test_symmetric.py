@@ -166,6 +166,14 @@ def test_generalized_and_shifted_problems():
     w, v = eigsh(A, k=4, M=linops.Diagonal(d), which="LA")
     np.testing.assert_allclose(w, expected[-4:], rtol=1e-4)
     np.testing.assert_allclose(v.T @ (d[:, None] * v), np.eye(4), atol=1e-4)
+    below, record = eigsh(
+        A, k=2, M=linops.Diagonal(d), which="LA", lock=v[:, 2:], return_eigenvectors=False, full_output=True
+    )
+    np.testing.assert_allclose(below, expected[-4:-2], rtol=1e-4)
+    _, again = eigsh(
+        A, k=1, M=linops.Diagonal(d), which="LA", v0=v[:, 3], tol=1e-2, return_eigenvectors=False, full_output=True
+    )
+    assert again.matvecs < record.matvecs / 2
     inverse = linops.Matrix(np.linalg.inv(A.astype(np.float64) - 0.3 * np.diag(d)).astype(np.float32))
     near = eigsh(A, k=4, M=linops.Diagonal(d), sigma=0.3, OPinv=inverse, return_eigenvectors=False)
     np.testing.assert_allclose(near, np.sort(expected[np.argsort(np.abs(expected - 0.3))[:4]]), atol=1e-3)

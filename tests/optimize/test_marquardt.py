@@ -59,6 +59,24 @@ def test_x_is_like_x0_and_other_data_compile_nothing():
     np.testing.assert_allclose(other.x["rate"], fit.x["rate"], rtol=1e-2)
 
 
+@pytest.mark.parametrize("scale", [1e-20, 1e-12, 1e19])
+def test_residuals_of_any_scale(scale):
+    def scaled(p, data):
+        return np.float32(scale) * decay(p, data)
+
+    expected, fit = (levenberg_marquardt(f, START, (DATA,)) for f in (decay, scaled))
+    assert fit.success
+    for name in START:
+        np.testing.assert_allclose(fit.x[name], expected.x[name], rtol=1e-4)
+        np.testing.assert_allclose(fit.standard_errors[name], expected.standard_errors[name], rtol=1e-3)
+
+
+def test_a_first_region_in_which_nothing_is_seen_widens():
+    fit = levenberg_marquardt(lambda p: p - jnp.array([2460000.0, 2460000.25, 2460000.0]), np.float32(1))
+    assert fit.success
+    assert fit.x == pytest.approx(2460000, abs=0.5)
+
+
 def test_why_it_stopped_is_said():
     short = levenberg_marquardt(decay, START, (DATA,), maxiter=2)
     assert (short.status, short.nit, short.success) == (1, 2, False)

@@ -1,5 +1,7 @@
 """SciPy's minimizers on trees, and that no success is reported where there is none."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,6 +106,47 @@ def test_bounds(method):
     found = minimize(beale, BEALE, method=method, bounds=({"x": 0.0, "y": -np.inf}, {"x": 2.0, "y": np.inf}))
     assert found.success, found.message
     np.testing.assert_allclose(found.x["x"], 2, rtol=1e-3)
+
+
+def test_bounds_of_two_parameters_are_those_that_are_meant():
+    """A pair of arrays is (lower, upper), pairs are SciPy's, and lists could be either."""
+    lower, upper = np.array([0.0, 1.0], np.float32), np.array([2.0, 3.0], np.float32)
+    run = functools.partial(minimize, lambda x: jnp.sum((x - 5) ** 2), lower + 0.5, method="L-BFGS-B")
+    for bounds in (
+        (lower, upper),
+        (jnp.asarray(lower), jnp.asarray(upper)),
+        ((0, 2), (1, 3)),
+        zip(lower, upper, strict=True),
+    ):
+        np.testing.assert_array_equal(run(bounds=bounds).x, upper)
+    np.testing.assert_allclose(run(bounds=(lower, None)).x, 5, rtol=1e-5)
+    with pytest.raises(ValueError, match="lower and upper as arrays, pairs as tuples"):
+        run(bounds=([0, 1], [2, 3]))
+    partly = minimize(
+        lambda p: (p["a"] + 1) ** 2 + (p["b"] + 1) ** 2,
+        {"a": 1.0, "b": 0.0},
+        method="L-BFGS-B",
+        bounds=({"a": 0.0, "b": None}, None),
+    )
+    np.testing.assert_allclose([partly.x["a"], partly.x["b"]], [0, -1], atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["L-BFGS-B", "trust-constr"])
+def test_a_parameter_at_its_bound_has_no_error(x64, method):
+    """Where the method stops close to it, too."""
+    X = np.random.default_rng(0).normal(size=(30, 2)) @ np.array([[1.0, 1.0], [0.0, 0.3]])
+    y = X @ [1.0, -2.0] + 0.1
+    least = np.linalg.lstsq(X, y, rcond=None)[0]
+    fit = minimize(
+        lambda p: jnp.sum((X @ p - y) ** 2) / 2, np.array([least[0] + 2, 0]), method=method,
+        bounds=((least[0] + 0.5, None), (None, None)),
+    )  # fmt: skip
+    np.testing.assert_allclose(fit.standard_errors, [np.nan, 1 / np.linalg.norm(X[:, 1])], rtol=1e-6)
+
+
+def test_within_jit_it_is_refused():
+    with pytest.raises(TypeError, match="algorithms do not run; expected arrays: linops.optimize.newton_cg runs there"):
+        jax.jit(lambda x: minimize(lambda p: jnp.sum((p - x) ** 2), np.ones(2, np.float32)).x)(1.0)
 
 
 @pytest.mark.parametrize("method", ["trust-constr", "SLSQP"])

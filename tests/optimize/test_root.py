@@ -52,6 +52,12 @@ def _theta(strength):
     return theta
 
 
+def test_far_away_rounding_is_no_root(x64):
+    """X goes along the kernel of the Jacobian until rounding is as large as what is left of an inconsistent system."""
+    found = root(lambda x: jnp.stack([x[0] + x[1], 2 * (x[0] + x[1])]) - jnp.array([1, 2.1]), np.ones(2))
+    assert not found.success
+
+
 def test_no_root():
     found = root(lambda x: x**2 + 1.0, np.array([1.0], np.float32), options={"maxiter": 30})
     assert not found.success
