@@ -227,6 +227,7 @@ def test_threads_with_operators_of_their_own():
         np.testing.assert_allclose(reverse, D.T @ np.ones(9), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:X, which f closes over:linops.PrecisionWarning")
 def test_threads_that_make_operators_at_once_have_arrays_of_their_own():
     """JAX itself hands arrays of float32 to threads with float64, where both trace at once."""
     point = np.arange(10) / 10.0

@@ -1,5 +1,7 @@
 """The precision that is computed in: of mixed leaves, of half precisions, of float64 where it is off."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -160,3 +162,35 @@ def test_double_precision_outlives_its_context():
     v = np.array([1, 2, 1 / 3]) * (1 + 0.5j)
     np.testing.assert_allclose(A @ v, v * (1 + 1j), rtol=1e-15)
     np.testing.assert_allclose((A @ np.stack([v, v], axis=1))[:, 1], v * (1 + 1j), rtol=1e-15)
+
+
+WIDE = np.array([0.1, 0.2])  # more digits than float32 has
+
+
+def of_module(x):
+    return x * WIDE
+
+
+def test_arrays_that_a_function_closes_over_are_narrowed_with_a_warning(x64):
+    wide, held = WIDE.copy(), np.arange(2.0)
+
+    class Model:
+        def value(self, x):
+            return x * wide
+
+    functions = (
+        (lambda x: x * wide),
+        of_module,
+        Model().value,
+        jax.jit(of_module),
+        functools.partial(lambda a, x: x * wide, 1),
+    )
+    for f in functions:
+        linops.Jacobian(f, np.ones(2))  # in float64
+        with (
+            jax.enable_x64(False),
+            pytest.warns(linops.PrecisionWarning, match=r"closes over.* is float64 and is"),
+        ):
+            linops.Jacobian(f, np.ones(2, np.float32))
+    with jax.enable_x64(False):
+        linops.Jacobian(lambda x: x * held, np.ones(2, np.float32))  # which loses nothing

@@ -14,6 +14,7 @@ from linops.node import Node, static
 from linops.precision import SaidTogether
 from linops.products import concrete, is_traced
 from linops.program.arguments import as_tuple
+from linops.program.closures import say_closed_over
 from linops.program.function import Function
 from linops.program.holomorphy import After, trace_linear
 from linops.program.jaxpr.evaluate import place
@@ -49,6 +50,7 @@ class Map(Node):
         Over `data`, f is f(x, batch, *args). `realify` asks for pairs wherever there are complex numbers.
         """
         with SaidTogether():
+            say_closed_over(f)
             if wrt is not None:
                 x, rest = parts.split(x, parts.selected(x, wrt, operator))
                 args, through = (*as_tuple(args), parts.held(rest)), After(parts.of_part, through)

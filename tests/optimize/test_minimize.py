@@ -145,7 +145,7 @@ def test_a_parameter_at_its_bound_has_no_error(x64, method):
 
 
 def test_within_jit_it_is_refused():
-    with pytest.raises(TypeError, match=r"algorithms do not run; expected arrays: linops.optimize.newton_cg runs there"):
+    with pytest.raises(TypeError, match=r"algorithms do not run; .* linops.optimize.newton_cg runs there"):
         jax.jit(lambda x: minimize(lambda p: jnp.sum((p - x) ** 2), np.ones(2, np.float32)).x)(1.0)
 
 

@@ -57,6 +57,7 @@ RIGHT = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:BAD, which f closes over:linops.PrecisionWarning")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("name", RIGHT)
 def test_what_is_hard_to_compute_passes(name, dtype):
