@@ -244,6 +244,15 @@ def _product_dtype():
     return LinearOperator((6, 6), matvec=lambda v: (2 * v).astype(np.float32), dtype=np.float64), {"rtol": 1e-5}
 
 
+@fault(
+    "a sum over examples that is said to be a mean",
+    "examples",
+    'not the mean over its examples, as reduction="mean" says',
+)
+def _reduction():
+    return linops.Hessian(lambda x, batch: jnp.sum(jnp.cosh(batch @ x)), np.ones(6, np.float32), data=M)
+
+
 @fault("another adjoint in blocks", "blocks", "Aᴴ W and its columns Aᴴ w differ; look at rmatmat and A.H")
 def _adjoint_blocks():
     class Wrong(Bare):

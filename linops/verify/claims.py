@@ -19,7 +19,7 @@ from linops.precision import is_complex, loses_precision
 from linops.program.function import Function
 from linops.program.holomorphy import trace_linear
 from linops.program.missing import MissingRule
-from linops.program.over_data import at_once
+from linops.program.over_data import OverData, at_once
 from linops.realify import join
 from linops.space import Space
 from linops.verify.differences import Comparison, Unavailable, comparisons
@@ -189,6 +189,40 @@ def _positive_semidefinite(subject):
     tolerance = subject.rtol * math.sqrt(A.shape[0]) * max(abs(ritz))
     message = f"A claims to be positive semidefinite, and has an eigenvalue of at most {ritz.min():.6g}"
     yield Comparison(max(0.0, -ritz.min()), tolerance, message)
+
+
+@claim("examples", "deterministic")
+def _examples(subject):
+    """That f does over the examples of a batch what `reduction` says: else batches of other sizes make another A."""
+    functions = [(A.function, A.x) for A in derived(subject.A) if isinstance(A.function, OverData)]
+    tried = [(f, x, parts) for f, x in functions if (parts := _of_few_examples(f)) is not None]
+    if not tried:
+        raise Unavailable("not a mean or sum over data")
+    for f, x, parts in tried:
+        whole, one, other = (_value(part, x) for part in parts)
+        joined, name = ((one + other) / 2, "mean") if f.source.is_mean else (one + other, "sum")
+        message = (
+            f'f of a batch is not the {name} over its examples, as reduction="{name}" says: pass what f does, or leave '
+            "out of f what is not of each example"
+        )
+        tolerance = 16 * subject.rtol * sum(map(np.linalg.norm, (whole, one, other)))
+        yield Comparison(np.linalg.norm(whole - joined), tolerance, message)
+
+
+def _of_few_examples(f):
+    """A function over data of up to four examples, and of the halves of these; None of one for rows."""
+    leaves = jax.tree.leaves(next(iter(f.source.iterate()))) if f.source.is_of_host else f.arrays
+    half = min(2, leaves[0].shape[0] // 2)
+    source = f.first.source or f.first.held_source
+    if half == 0 or source is None:
+        return None
+
+    def of(start, stop):
+        arrays = [jnp.asarray(leaf)[start:stop] for leaf in leaves]
+        return source.trace(f.args, tuple(map(jax.typeof, arrays))).of_batch(arrays)
+
+    parts = of(0, 2 * half), of(0, half), of(half, 2 * half)
+    return parts if len({part.codomain.layout for part in parts}) == 1 else None
 
 
 @claim("derivative", "deterministic")

@@ -78,7 +78,7 @@ def check(A, *, key=None, samples=3, rtol=None, f=None):
     >>> bool(report)
     True
     >>> print(report)
-    <2x2 Hessian with dtype=float32>: 11 checks hold, 0 fail, 2 not made
+    <2x2 Hessian with dtype=float32>: 11 checks hold, 0 fail, 3 not made
       dtype                   holds      ...
     """
     require_threads()

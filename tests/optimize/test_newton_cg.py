@@ -103,9 +103,7 @@ def test_in_vmap_and_jit_over_args_and_starts():
     results = jax.jit(jax.vmap(lambda strength, x: newton_cg(ridge, x, (strength,))))(strengths, starts)
     assert results.status.tolist() == [0, 0, 3]
     assert results.success.tolist() == [True, True, False]
-    with pytest.raises(
-        AttributeError, match=r"in jit or vmap has no standard_errors; outside of it, at each x"
-    ):
+    with pytest.raises(AttributeError, match=r"in jit or vmap has no standard_errors; outside of it, at each x"):
         _ = results.standard_errors
     slopes = jax.vmap(jax.grad(ridge))(results.x[:2], strengths[:2])
     np.testing.assert_allclose(slopes, 0, atol=1e-4)
