@@ -41,14 +41,18 @@ def _door(operator):
 
 def _of_columns(operator):
     """The same, block by block of columns."""
-    is_new = "_door" not in vars(operator) and not operator._listeners()  # who listens hears of products at the door
-    if is_new and (result := _at_once(operator)) is not None:
+    if "_door" not in vars(operator) and not _is_heard(operator) and (result := _at_once(operator)) is not None:
         return result
     door = _door(operator)
     result = np.empty((door.rows, door.columns), door.dtype)
     for start, block in _identity_blocks(door, door.columns):
         result[:, start : start + block.shape[1]] = door.matmat(block)
     return result
+
+
+def _is_heard(operator):
+    """Whether someone hears of products, which then are made at the door; also of those in solves."""
+    return bool(operator._listeners()) or any(map(_is_heard, operator._factors().values()))
 
 
 def _at_once(operator):

@@ -38,7 +38,8 @@ def monitor(A, progress=True, max_matvecs=None, callback=None):
 
     What is seen are products of NumPy arrays, of device arrays and of trees, which are waited for. Inside of `jit`,
     `vmap` and `grad` the operator acts as A and nothing is counted or limited; algorithms that run there tell of their
-    products by `M.report(matvecs, text)`. A product of what algebra makes of the operator, as `M.T @ M + c * I`, stays
+    products by `M.report(matvecs, text)`. Solves within another run, of a `linops.inverse` as OPinv= or M=, are
+    not seen, nor is a preconditioner. A product of what algebra makes of the operator, as `M.T @ M + c * I`, stays
     one program, and counts the products with A in it, here one of each kind; its seconds are those of the whole.
     A shallow copy shares the record. What comes out of `jit`, `jax.tree.map`, a deep copy or a pickle counts anew, with
     no bar, limit or callback.

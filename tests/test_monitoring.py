@@ -386,6 +386,20 @@ def test_estimators_keep_to_a_limit():
         linops.estimate.spectral_density(linops.monitor(A.T @ A, progress=False, max_matvecs=5), jax.random.key(0))
 
 
+def test_products_of_an_inverse_count():
+    """Those of its dense factor, and of the solves of a dense matrix; where too few are left there is no factor."""
+    A = linops.Matrix(np.eye(6, dtype=np.float32) + 1)
+    M = linops.monitor(A, progress=False)
+    inverse = linops.inverse(M)
+    assert M.matvecs == 6
+    inverse @ np.ones(6, np.float32)
+    assert M.matvecs == 7
+    assert linops.inverse(linops.monitor(A, progress=False, max_matvecs=3)).guess is None
+    by_rows = linops.monitor(A, progress=False)
+    np.testing.assert_allclose(linops.inverse(by_rows, method="cg").toarray(), inverse.toarray(), atol=1e-5)
+    assert by_rows.matvecs >= 12
+
+
 def test_of_products_in_programs_it_hears_afterwards():
     M = linops.monitor(gram(), progress=False)
     for call, matvecs in (

@@ -9,6 +9,7 @@ import numpy as np
 
 from linops.algebra.operator import Gram, Operator, Scaled
 from linops.algebra.sums import Sum
+from linops.counted import allowed, told
 from linops.door import Door
 from linops.iterate import compute
 from linops.linalg.definite import cg
@@ -80,8 +81,12 @@ def inverse(A, method="auto", M=None, rtol=None, atol=0, maxiter=None):
     A = as_square(A, None, "inverse") if m == n else A
     rtol = float(jnp.finfo(real_dtype(A.dtype)).eps) ** (2 / 3) if rtol is None else rtol
     maxiter = None if maxiter is None else operator.index(maxiter)
-    is_small = min(_shorter(A), m, n) <= SMALL and m * n <= ENTRIES
-    guess = _dense(A) if method == "dense" or (method == "auto" and M is None and is_small) else None
+    columns, heard = min(_shorter(A), m, n), A._listeners()
+    is_small = columns <= SMALL and m * n <= ENTRIES and allowed(heard, columns) == columns
+    guess = None
+    if method == "dense" or (method == "auto" and M is None and is_small):
+        guess = _dense(A)
+        told(heard, columns)
     solver = method if method in SOLVERS else _solver(A, guess)
     if solver == "lsmr" and atol:
         raise ValueError(f"inverse got atol={atol} for {A!r}, to be solved by {solver}, expected 0: it knows rtol only")
