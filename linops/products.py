@@ -67,7 +67,7 @@ def block_product(A, block):
     product = functools.partial(vector_product, A)
     try:
         return jax.vmap(product)(block.T).T
-    except NotImplementedError:
+    except NotImplementedError:  # all that JAX says where a rule is missing; of another kind the loop raises it again
         return jax.lax.map(product, block.T).T
 
 

@@ -131,11 +131,9 @@ def eigsh(
     seed = seed_of(as_key(jax.random.key(0) if key is None else key, "eigsh"))
     held = None if lock is None else block_of(A.domain, lock, "lock")
     block = start(problem.operator, v0, seed)
-    if problem.root is not None:
-        held, block = (
-            jax.vmap(problem.root._mv)(rows) if given is not None else rows
-            for given, rows in ((lock, held), (v0, block))
-        )
+    if problem.root is not None:  # by which vectors of the user become those of the standard problem
+        held = None if held is None else jax.vmap(problem.root._mv)(held)
+        block = block if v0 is None else jax.vmap(problem.root._mv)(block)
     count, width = (0 if vectors is None else rows_of(vectors) for vectors in (held, block))
     if k + count > A.domain.size:
         raise ValueError(f"eigsh got k={k} and {count} vectors to lock for {A!r}, expected n = {A.shape[0]} at most")

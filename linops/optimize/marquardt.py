@@ -16,6 +16,7 @@ from linops.optimize.results import CONVERGED, LIMIT, NOT_FINITE, PRECISION, RUN
 from linops.optimize.uncertainty import Fit, errors_of_residuals
 from linops.optimize.vectors import Vectors
 from linops.precision import real_dtype
+from linops.processes import gathered
 from linops.products import is_traced
 from linops.realify import any_complex
 from linops.space import length
@@ -123,7 +124,8 @@ def levenberg_marquardt(
     result = optimized("levenberg_marquardt", LevenbergMarquardt(), (J,), (bounds,), to_user, callback, save, progress)
     if is_traced(result):
         return result
-    cost = sum(np.sum(np.square(np.asarray(leaf, float))) for leaf in jax.tree.leaves(result.fun)) / 2
+    # Anew, in double precision: squares of small residuals are 0 in the dtype of the fit.
+    cost = sum(np.sum(np.square(np.asarray(gathered(leaf), float))) for leaf in jax.tree.leaves(result.fun)) / 2
     errors = errors_of_residuals(J.at(result.x), cost, absolute_sigma)
     return Fit.of(result, Vectors.like(x0, J.domain), errors)
 

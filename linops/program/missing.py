@@ -27,7 +27,7 @@ def differentiating(mode, origin):
             raise
         said = str(error).strip()
         if isinstance(error, NotImplementedError) and any(word in said for word in ("atching rule", "vmap")):
-            raise  # it is a rule of vmap that is missing
+            raise  # of vmap a rule is missing, for which JAX has no error of its own: a block is then made by columns
         raise MissingRule(
             f"a product with a derivative needs {mode}-mode differentiation, and {origin.what} has an operation "
             f"without a {mode} rule; {_expected(mode, said)}. JAX said: {said.splitlines()[0] if said else repr(error)}"
