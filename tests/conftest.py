@@ -7,12 +7,13 @@ other, so that what they multiply by is compiled once.
 import collections
 import gc
 import os
+import pathlib
 import signal
 import zlib
 
 import jax
 import pytest
-from counting import collect
+from counting import collect, forget
 
 # A program in one piece compiles in less time than in many side by side: both cores have tests. XLA's emitters of
 # fusions take a third of the time; later versions of JAX know no such option, and do not need it.
@@ -22,6 +23,8 @@ if jax.__version_info__ < (0, 11):
 os.environ["XLA_FLAGS"] = " ".join([*QUICK, os.environ.get("XLA_FLAGS", "")])  # read once, when something is computed
 # Of workers, which start later: BLAS's threads spin beside those of the other worker, and took a third of the time.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+_RAN = pytest.StashKey[int]()  # how many tests this process has run
 
 
 def pytest_addoption(parser):
@@ -48,6 +51,18 @@ def pytest_collection_finish():
     """What is there now stays, and what programs are made of is much and soon gone: the collector has few turns."""
     collect()
     gc.set_threshold(50_000, 20, 50)
+
+
+def pytest_runtest_teardown(item):
+    """Linux gives a process 65,530 pieces of memory, a program is up to hundreds of them, and LLVM aborts beyond."""
+    ran = item.session.stash[_RAN] = item.session.stash.get(_RAN, 0) + 1
+    if ran % 20 == 0 and _pieces_of_memory() > 25_000:
+        forget()
+
+
+def _pieces_of_memory():
+    maps = pathlib.Path("/proc/self/maps")
+    return maps.read_bytes().count(b"\n") if maps.exists() else 0
 
 
 def _beside_the_cover(items):
