@@ -21,6 +21,7 @@ from linops.processes import of_all, spans
 from linops.saving import SavedRun, identified
 
 SAVE_SECONDS = 60  # between two files, by default
+LATER = "maxiter"  # what may be another one when a run goes on: its states do not depend on it
 TRIED = 4  # vectors by which an operator is known again
 # As users know them.
 NAMES = {"block": "v0", "v": "v0", "held": "lock", "seed": "key", "wanted": "k", "capacity": "ncv"}
@@ -146,6 +147,8 @@ def _identity(algorithm, A, operands, state):
     first, tried = operators_of(A)[0], compute(_tried, A)
     asked = {}
     for field in dataclasses.fields(algorithm):
+        if field.name == LATER:
+            continue
         value = getattr(algorithm, field.name)
         asked[NAMES.get(field.name, field.name)] = value if isinstance(value, int | str) else repr(value)
     kind = {"algorithm": type(algorithm).__name__, "shape": list(first.shape), "dtype": str(first.dtype)}

@@ -90,7 +90,7 @@ def eigsh(
         `callback(record)` is called between chunks of steps with what is known; True stops. It changes no number.
     save : path, or (path, seconds), optional
         A file in which the state of the run is kept, about every 60 seconds, and from which a run that was stopped goes
-        on, bit for bit on the same machine. A file of another run is refused.
+        on, bit for bit on the same machine, also with a larger maxiter. A file of another run is refused.
 
     Returns
     -------
