@@ -148,6 +148,8 @@ def _sampled(A, described, key, asked, probing, width, callback, files):
         values, vectors, record = error.eigenvalues, error.eigenvectors, error.record
         stops.interrupted = isinstance(error, Interrupted)
         code = int(record.code)
+    except KeyboardInterrupt:  # while it compiles
+        raise SpectrumInterrupted(_nothing(described, wanted)) from None
     converged = np.asarray(record.converged)
     eigenvalues = np.full(wanted, np.nan)
     eigenvalues[converged] = values
@@ -166,6 +168,12 @@ def _sampled(A, described, key, asked, probing, width, callback, files):
     except KeyboardInterrupt:
         raise SpectrumInterrupted(report) from None
     return _or_interrupted(report, stops)
+
+
+def _nothing(described, wanted):
+    """The report of a run that was stopped before anything was known."""
+    unknown = np.full(wanted, np.nan)
+    return Report(**described, eigenvalues=unknown, residuals=unknown, vectors=None, reason=REASONS[STOPPED], matvecs=0)
 
 
 def _beside(A, report, key, probing, width, stops, save):
@@ -189,8 +197,10 @@ def _beside(A, report, key, probing, width, stops, save):
     if done < 2:
         return report
     measure, shorter = (measured(A.shape[0], known, m) for m in (matrices, matrices[:, :-1, :-1]))
-    resolution = max(_spacing(measure, probing.steps), _rounding(A, measure))
-    return _with_estimates(report, measure, shorter, resolution, width or resolution)
+    rounding = _rounding(A, measure)
+    resolution = max(_spacing(measure, probing.steps), rounding)
+    known = np.maximum(report.residuals[report.is_found], rounding)
+    return _with_estimates(report, measure, shorter, resolution, known, width or resolution)
 
 
 def _files(save):
@@ -255,7 +265,7 @@ def _whole(A, described, width):
     )
     measure = measured_whole(values, (low, high))
     rounding = _rounding(A, measure)
-    return _with_estimates(report, measure, measure, rounding, width or max(_spacing(measure, STEPS), rounding))
+    return _with_estimates(report, measure, measure, rounding, (), width or max(_spacing(measure, STEPS), rounding))
 
 
 def _described(A, linear, k):
@@ -286,10 +296,11 @@ def _rounding(A, measure):
 # What probes are read for.
 
 
-def _with_estimates(report, measure, shorter, resolution, width):
+def _with_estimates(report, measure, shorter, resolution, known, width):
     """The report with what integrals over the spectrum give; a ramp of one resolution tells what is below zero.
 
-    `shorter` is the measure of a step less; that of moments is the same, of other functions it tells the truncation.
+    `known` are the resolutions of the first nodes, which are eigenvalues that were found. `shorter` is the measure of a
+    step less; that of moments is the same, of other functions it tells the truncation.
     """
     n, matvecs = report.n, report.matvecs
     eps = float(jnp.finfo(report.dtype).eps)
@@ -303,8 +314,12 @@ def _with_estimates(report, measure, shorter, resolution, width):
     (trace, trace_error), (square, square_error) = map(mean, (lambda t: t, np.square))
     root = np.sqrt(square)
     root_error = WIDENING * square_error / (2 * root if root > 0 else 1)
-    negative = mean(lambda t: np.clip(-t / resolution, 0, 1))
-    zero = mean(lambda t: np.clip(1 - abs(t) / resolution, 0, 1))
+
+    def in_resolutions(t):
+        return t / np.append(known, np.full(t.shape[-1] - len(known), resolution))
+
+    negative = mean(lambda t: np.clip(-in_resolutions(t), 0, 1))
+    zero = mean(lambda t: np.clip(1 - abs(in_resolutions(t)), 0, 1))
     return dataclasses.replace(
         report,
         trace=Estimate(n * trace, n * trace_error, matvecs),

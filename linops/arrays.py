@@ -197,7 +197,8 @@ def _cast(leaf, array, dtype, what):
 def require_castable(given, dtype, what):
     """Refuse complex numbers where real ones are, and what is no number."""
     if not is_number(given) or (is_complex(given) and not is_complex(dtype)):
-        raise TypeError(f"{what} has dtype {given}, expected {dtype}")
+        parts = ": hand over its real and its imaginary part one by one" if is_number(given) else ""
+        raise TypeError(f"{what} has dtype {given}, expected {dtype}{parts}")
 
 
 def _require_alive(tracer, what):

@@ -148,8 +148,26 @@ def deflation(w, V):
     """
     if not is_traced(w) and not bool(jnp.all(jnp.asarray(w) > 0)):
         raise ValueError(f"deflation got eigenvalues {np.asarray(w)}, expected positive ones")
-    correction = LowRank(jnp.min(w) / w - 1, V)
+    w = jnp.asarray(w)
+    least = SMALLEST * jnp.finfo(jnp.result_type(w.dtype, jnp.float32)).eps
+    correction = LowRank(jnp.maximum(jnp.min(w) / w, least) - 1, V)
+    _require_definite(correction)
     return Identity(correction.space) + correction
+
+
+def _require_definite(correction):
+    """Refuse vectors that are known and so far from orthonormal that I - V |d| Vᴴ has an eigenvalue below zero."""
+    if is_traced(correction):
+        return
+    with scope_of(correction).entered():
+        roots = jnp.sqrt(-correction.values)
+        G = gram(correction.space, correction.rows, correction.rows)
+        largest = jnp.linalg.norm(roots[:, None] * G * roots, 2)
+    if not largest < 1:
+        raise ValueError(
+            f"deflation got V with which it has an eigenvalue of {1 - float(largest):.3g}, expected positive ones, as "
+            "with orthonormal columns: those of linops.linalg.eigsh"
+        )
 
 
 # What it comes to.

@@ -23,7 +23,8 @@ class Report:
       one on.
     - `trace`, `frobenius_norm`: each an `Estimate`.
     - `negative`, `zero`: the shares of eigenvalues that are below zero, and so near to it that their sign is not told.
-      An eigenvalue within one `resolution` of zero counts to both, to `zero` the more the nearer it is.
+      An eigenvalue that was found counts by its sign; another one within one `resolution` of zero counts to both, to
+      `zero` the more the nearer it is.
     - `density`: a `Density`, of all eigenvalues, on a grid that is finer around those that were found.
     - `matvecs`: all products, `probes` the number of random vectors; 0 where all was computed.
     - `converged`, whether all is known that was asked for; `reason`, why the run ended.
@@ -127,7 +128,7 @@ class Report:
     def _estimates(self):
         shares = {"eigenvalues below zero": self.negative}
         # Where all are computed, zero is what rounding makes of it.
-        shares[f"within {self.resolution:.2g} of zero" if self.probes else "at zero"] = self.zero
+        shares[f"sign not told, ±{self.resolution:.2g}" if self.probes else "at zero"] = self.zero
         rows = {"trace": _text(self.trace), "Frobenius norm": _text(self.frobenius_norm)}
         rows |= {name: f"{_text(share, 100)}%" for name, share in shares.items()}
         return [f"{name:>{WIDTH}}   {text}" for name, text in rows.items()]

@@ -109,6 +109,7 @@ def test_deflation_leaves_the_rest():
         (lambda A: jax.jit(lambda A: precondition.nystrom(A, 1.0))(A), "got no rank= within jit, vmap or grad"),
         (lambda A: precondition.jacobi(A, num_matvecs=3), "expected both, for an estimate, or none"),
         (lambda A: precondition.deflation(np.array([-1.0]), np.ones((N, 1))), "expected positive ones"),
+        (lambda A: precondition.deflation(np.arange(1.0, 3), np.ones((N, 2))), "with which it has an eigenvalue of -"),
         (lambda A: precondition.block_jacobi(linops.Diagonal(np.ones(5000))), "with a leaf of 5000 entries"),
         (lambda A: linops.LowRank(np.ones(2), np.ones(3)), "or a tree of k elements"),
         (lambda A: linops.LowRank(np.ones(2), np.ones((3, 4))), "expected one number for each vector"),

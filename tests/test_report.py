@@ -87,7 +87,13 @@ def test_text_and_json(sampled):
     report, _, _ = sampled
     text = str(report)
     assert text.startswith("Spectrum of <700x700 Monitored with dtype=float32>")
-    for part in (f"{report.matvecs} products, of 12 random", f"{report.largest[0]:.6g}   ", "trace", "of zero", " ± "):
+    for part in (
+        f"{report.matvecs} products, of 12 random",
+        f"{report.largest[0]:.6g}   ",
+        "trace",
+        "sign not told, ±0",
+        " ± ",
+    ):
         assert part in text
     found = json.loads(report.to_json())
     assert found["largest"][0] == {"eigenvalue": report.largest[0], "residual": report.largest_residuals[0]}
@@ -95,6 +101,15 @@ def test_text_and_json(sampled):
     assert found["density"]["grid"] == report.density.grid.tolist()
     assert found["matvecs"] == report.matvecs
     assert repr(report).startswith("<Report on <700x700 Monitored")
+
+
+def test_signs_of_what_was_found_are_told():
+    """However far the probes resolve: of 700 eigenvalues 40 are negative, 10 of them found."""
+    values = np.r_[np.linspace(-0.02, -0.01, 40), np.zeros(600), np.linspace(1, 2, 60)]
+    report = linops.spectrum(linops.Diagonal(jnp.float32(values)), 10, key=KEY)
+    assert report.resolution > 0.05
+    assert report.negative.value >= 10 / 700
+    assert report.negative.value + report.zero.value < 640.1 / 700
 
 
 LINE = linops.Diagonal(jnp.append(jnp.linspace(-1.0, 1.0, N - 2), jnp.float32([8, 9])))
@@ -159,7 +174,11 @@ def is_of_probes(record):
     return hasattr(record, "probes")
 
 
-def test_stopped_and_interrupted():
+def compiling(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+def test_stopped_and_interrupted(monkeypatch):
     """Between chunks of steps; what is known is in the report."""
     report = linops.spectrum(LINE, 2, callback=lambda record: True, **FEW)
     assert isinstance(report, Report)
@@ -174,6 +193,9 @@ def test_stopped_and_interrupted():
         linops.spectrum(LINE, 2, callback=interrupted, **FEW)
     assert np.sum(caught.value.report.is_found) == 2
     assert linops.spectrum(linops.monitor(LINE, progress=False, max_matvecs=90), 2, **FEW).reason == reason
+    monkeypatch.setattr(analysis, "eigsh", compiling)
+    with pytest.raises(SpectrumInterrupted, match="0 of 4 eigenvalues are known"):
+        linops.spectrum(LINE, 2, **FEW)
 
 
 def test_a_run_that_was_stopped_goes_on(tmp_path):

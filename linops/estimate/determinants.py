@@ -14,6 +14,8 @@ from linops.krylov import is_hermitian, seed_of
 
 STEPS = 32
 PROBES = 16
+SHARES = (1, 2, 4)  # of the steps: all, a half, a fourth, from which the rest is told
+MOST_LEFT = 8  # last changes, of what is taken to be left of a series
 
 
 def logdet(A, key, *, steps=STEPS, bounds=(None, None), rtol=None, num_matvecs=None):
@@ -22,7 +24,9 @@ def logdet(A, key, *, steps=STEPS, bounds=(None, None), rtol=None, num_matvecs=N
     Each is a Gauss rule from `steps` products of Lanczos (Ubaru, Chen, Saad 2017). The standard error is the scatter of
     the probes, with Student's t where there are few, and added to it the error by truncation, the mean distance of the
     rules from those of Gauss and Radau at the `bounds` of the spectrum: with a true lower bound, as s of K + s I, it is
-    rigorous, without one it is estimated from Ritz values (see `quadratic_form`).
+    rigorous. Without one it is estimated from Ritz values (see `quadratic_form`), or, where that is more, from how the
+    value has changed from a fourth to a half of the steps, and to all of them: the rest of a geometric series (Aitken),
+    at most 8 of the last change. Eigenvalues that are spread over many orders need many steps, or a bound.
 
     It takes `num_matvecs` products, by default those of 16 probes, or with `rtol` as many as it takes until the
     standard error is at most that share of the value; where they suffice for all columns of the identity, the value is
@@ -65,24 +69,29 @@ class _LogDeterminant(Mean):
     """Says by what Ritz value an operator is seen not to be positive definite."""
 
     def seen(self, A, key):
-        lowest = compute(_Lowest(self.matvecs), A, key)
-        return f", and A a Ritz value of {lowest:.3g}, where log has none" if lowest <= 0 else ""
+        lowest, least = compute(_Lowest(self.matvecs), A, key)
+        return f", and A a Ritz value of {lowest:.3g}, where log has none to rounding" if lowest <= least else ""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Lowest:
-    """The smallest Ritz value of a probe."""
+    """The smallest Ritz value of a probe, and what rounding makes of zero."""
 
     steps: int
 
     def __call__(self, A, key):
         krylov = krylov_space(A, rademacher(A.domain, key), self.steps, seed_of(key))
-        return gauss(A, expanded(A, krylov, self.steps)).nodes[0]
+        nodes = gauss(A, expanded(A, krylov, self.steps)).nodes
+        return nodes[0], _least(A, nodes)
+
+
+def _least(A, nodes):
+    return A._unit * jnp.max(jnp.abs(nodes))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Sample:
-    """The Gauss rule of a probe, and the largest distance of the rules from it."""
+    """The Gauss rule of a probe, the largest distance of the rules from it, and how the steps have changed it."""
 
     steps: int
 
@@ -91,14 +100,23 @@ class _Sample:
         w = rademacher(A.domain, start)
         fixed = jax.lax.stop_gradient(A)
         krylov = expanded(fixed, krylov_space(fixed, w, self.steps, seed_of(more)), self.steps)
-        rule = gauss(fixed, krylov)
-        value = integral(jnp.log, rule.nodes, rule.weights)
-        distance = A.shape[0] * jnp.max(jnp.abs(bracket(fixed, jnp.log, rule, bounds) - value))
-        return differentiable(jnp.log, A, w, krylov.basis, rule, 1), jax.lax.stop_gradient(distance)
+        sizes = jnp.minimum(krylov.size, jnp.array([-(-self.steps // share) for share in SHARES]))
+        rules = jax.vmap(lambda size: gauss(fixed, krylov._replace(size=size)))(sizes)  # by one call of LAPACK
+        values, rule = integral(jnp.log, rules.nodes, rules.weights), jax.tree.map(lambda leaf: leaf[0], rules)
+        distance = jnp.max(jnp.abs(bracket(fixed, jnp.log, rule, bounds) - values[0]))
+        changes = values[1:] - values[:-1] if bounds[0] is None else jnp.zeros(2, values.dtype)
+        value = differentiable(jnp.log, A, w, krylov.basis, rule, 1)
+        value = jnp.where(rule.nodes[0] > _least(A, rule.nodes), value, jnp.nan)
+        return value, *jax.lax.stop_gradient((A.shape[0] * distance, A.shape[0] * changes))
 
 
 def _finish(A, mean, error):
-    return mean[0], error[0] + mean[1]
+    value, distance, (last, before) = mean
+    # Gauss rules of the logarithm decrease: each change is positive, but for rounding.
+    ratio = jnp.minimum(last / jnp.where(before > 0, before, 1), 1 - 1 / (MOST_LEFT + 1))
+    ratio = jnp.where(before > 0, ratio, 1 - 1 / (MOST_LEFT + 1))
+    left = jnp.maximum(last, 0) * ratio / (1 - ratio)
+    return value, error[0] + jnp.maximum(distance, left)
 
 
 def _column(A, index):

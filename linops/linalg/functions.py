@@ -109,8 +109,9 @@ def funm_multiply_krylov(
     except UNTRACEABLE as error:
         raise TypeError(
             f"funm_multiply_krylov got f={f!r}, which asks JAX for NumPy arrays or Python values, as SciPy's functions "
-            "of matrices do; expected a function of jax.numpy operations: jax.scipy.linalg has expm and sqrtm, and of "
-            "a Hermitian A any function is one of jnp.linalg.eigh's eigenvalues"
+            "of matrices do; expected a function of jax.numpy operations, of a matrix and not of its entries: w, Q = "
+            "jnp.linalg.eigh(X); return (Q * g(w)) @ Q.conj().T for any function g, where A is Hermitian with "
+            "assume_a='her'; jax.scipy.linalg has expm"
         ) from error
     y = _like(A.domain, b, y)
     return (y, record) if full_output else y

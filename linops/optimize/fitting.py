@@ -1,6 +1,7 @@
 """SciPy's nonlinear least squares on trees, with errors of the parameters."""
 
 import numbers
+import warnings
 
 import numpy as np
 import scipy.optimize
@@ -16,6 +17,7 @@ from linops.optimize.uncertainty import (
     inverse_of,
     root_of_jacobian,
     variance_of_residuals,
+    variance_of_robust,
 )
 
 DENSE_OPERATIONS = 1e9  # of a factorization, up to which the dense Jacobian is taken
@@ -57,7 +59,8 @@ def least_squares(
     method : str
         "trf", "dogbox" or "lm", as SciPy has them.
     ftol, xtol, gtol : float or None
-        As SciPy has them. "auto" is SciPy's 1e-8, and what the dtype resolves in less than double precision.
+        As SciPy has them. "auto" is SciPy's 1e-8, and what the dtype resolves in less than double precision; of gtol,
+        which is absolute, that share of the sum of squares at x0, where that is below one.
     x_scale : optional
         As SciPy has it, or a tree like x0. "jac" works also where the Jacobian is not formed: the scale then is the
         inverse of the exact norms of its columns at x0, and stays that.
@@ -78,8 +81,9 @@ def least_squares(
         SciPy's `OptimizeResult`: `x`, `grad` and `active_mask` trees like x0, `fun` one like fun(x), `jac` the
         `linops.Jacobian` at x. `success` asks, beyond SciPy's rule that made it stop, that the linear model at x
         promises no decrease beyond the tolerance, or beyond rounding. `covariance` and `standard_errors` are those of
-        the parameters, s² (JᵀJ)⁻¹, by QR of the dense Jacobian; for a robust loss of SciPy's modified one, as in
-        `curve_fit`.
+        the parameters, s² (JᵀJ)⁻¹, by QR of the dense Jacobian. For a robust loss s² is that of an M-estimator, for
+        residuals that are alike, whatever `absolute_sigma` says. (`curve_fit` takes the cost for a sum of squares and
+        the weighted Jacobian, with which "arctan" covers .87 where .95 is right.)
 
     Raises
     ------
@@ -88,7 +92,8 @@ def least_squares(
 
     Notes
     -----
-    Source: Bates and Watts, Nonlinear Regression Analysis and Its Applications (1988), for errors and the last check.
+    Source: Bates and Watts, Nonlinear Regression Analysis and Its Applications (1988), for errors and the last check;
+    Huber, Robust Statistics (1981), section 7.6, for errors with a robust loss.
 
     Examples
     --------
@@ -100,11 +105,12 @@ def least_squares(
     """
     residuals = Residuals(fun, x0, args, "least_squares")
     vectors, unit = residuals.vectors, eps(residuals.jacobian.dtype)
-    tolerances = _tolerances({"ftol": ftol, "xtol": xtol, "gtol": gtol}, unit)
     bounds = vectors.bounds((-np.inf, np.inf) if bounds is None else bounds, pairs=False)
     is_dense = _is_dense(residuals, method, tr_solver)
     start = residuals.x0.astype(float)
-    with one_blas_thread():
+    tolerances = _tolerances({"ftol": ftol, "xtol": xtol, "gtol": gtol}, unit, method, residuals.fun(start))
+    with one_blas_thread(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Setting `gtol` below the machine epsilon")  # right of small residuals
         found = scipy.optimize.least_squares(
             residuals.fun,
             start,
@@ -121,12 +127,14 @@ def least_squares(
             callback=vectors.callback(callback),
             **tolerances,
         )
-    return _judged(found, residuals, bounds, tolerances, unit, loss, absolute_sigma)
+    return _judged(found, residuals, bounds, tolerances, unit, (loss, f_scale), absolute_sigma)
 
 
-def _tolerances(given, unit):
+def _tolerances(given, unit, method, values):
     fine = max(1e-8, ROUNDINGS * unit)
-    return {name: (fine if name != "gtol" else 1e-8) if value == "auto" else value for name, value in given.items()}
+    share = 1.0 if method == "lm" else min(1.0, float(values @ values)) or 1.0  # of "lm" it is a cosine
+    auto = {"ftol": fine, "xtol": fine, "gtol": 1e-8 * share}
+    return {name: auto[name] if value == "auto" else value for name, value in given.items()}
 
 
 def _is_dense(residuals, method, tr_solver):
@@ -192,24 +200,24 @@ def _judged(found, residuals, bounds, tolerances, unit, loss, absolute_sigma):
 
 
 def _errors(residuals, x, jacobian, cost, held, unit, loss, absolute_sigma):
-    """Errors by the inverse of JᵀJ, of SciPy's Jacobian, which a robust loss has weighted."""
+    """Errors by the inverse of JᵀJ; SciPy's Jacobian is another one where a robust loss has weighted it."""
     rows, columns = jacobian.shape
-    space = residuals.vectors.space
+    space, is_robust = residuals.vectors.space, loss[0] != "linear"
 
     def variance():
+        if is_robust:
+            return variance_of_robust(residuals.fun(x), np.sum(~held), *loss)
         return variance_of_residuals(cost, rows, np.sum(~held), absolute_sigma)
 
     def root():
         scale = variance()
-        J = jacobian if isinstance(jacobian, np.ndarray) else jacobian @ np.eye(columns)
+        if is_robust:
+            J = residuals.matrix(x)
+        else:
+            J = jacobian if isinstance(jacobian, np.ndarray) else jacobian @ np.eye(columns)
         return root_of_jacobian(J, scale, held, unit, space)
 
     def whole():
-        if loss != "linear":
-            raise ValueError(
-                f"the covariance of {columns} parameters under a robust loss was asked for, expected loss='linear', or "
-                f"at most {MOST_PARAMETERS} parameters and a Jacobian that fits memory"
-            )
         J = residuals.jac(x)
         return variance() * inverse_of(J.T @ J, held)
 

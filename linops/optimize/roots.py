@@ -35,7 +35,8 @@ def root(fun, x0, args=(), method="krylov", *, tol=None, callback=None, options=
     tol, options
         As SciPy has them; `options["jac_options"]` of "krylov" too: `method`, "gmres" by default, `inner_maxiter`,
         `inner_M`, `outer_k`. Without a tolerance the largest entry of fun(x) has to be at most 6e-6, as SciPy has it,
-        and 3e-4 in float32, or what rounding makes of zero.
+        and 3e-4 in float32, and the same share of the largest entry of fun(x0) where that is below one; or what
+        rounding makes of zero.
     callback : callable
         `callback(x, f)` with trees ("krylov"); StopIteration ends the run.
 
@@ -67,10 +68,10 @@ def root(fun, x0, args=(), method="krylov", *, tol=None, callback=None, options=
     if rows != columns:
         raise ValueError(f"root got fun with {rows} values of {columns} numbers, expected as many: least_squares fits")
     options, start = dict(options or {}), residuals.x0.astype(float)
-    residuals.fun(start)
+    before = float(np.abs(residuals.fun(start)).max(initial=0))
     unit = eps(residuals.jacobian.dtype)
     asked = options.get("fatol", tol)
-    tolerance = max(FATOL, math.sqrt(unit)) if asked is None else asked
+    tolerance = max(FATOL, math.sqrt(unit)) * min(1.0, before) if asked is None else asked
     with one_blas_thread():
         if method == "krylov":
             found = _krylov(residuals, start, callback, {**options, "fatol": tolerance})
@@ -105,7 +106,8 @@ def _krylov(residuals, start, callback, options):
 
     options["jac_options"] = {"method": solver, "inner_maxiter": solver.maxiter, "inner_M": solver.preconditioner}
     try:
-        return scipy.optimize.root(residuals.fun, start, method="krylov", callback=follow, options=options)
+        with np.errstate(invalid="ignore"):  # SciPy divides by what may be zero, where its line search has failed
+            return scipy.optimize.root(residuals.fun, start, method="krylov", callback=follow, options=options)
     except StopIteration:
         status, message = STOPPED, "`callback` raised `StopIteration`."
     except _InVainError:

@@ -14,6 +14,13 @@ from linops.matrix import Matrix
 from linops.optimize.limits import eps
 from linops.space import Space
 
+# The first and second derivatives of SciPy's losses rho(z).
+SLOPES = {
+    "soft_l1": lambda z: ((1 + z) ** -0.5, -0.5 * (1 + z) ** -1.5),
+    "huber": lambda z: (np.maximum(z, 1) ** -0.5, np.where(z > 1, -0.5 * np.maximum(z, 1) ** -1.5, 0)),
+    "cauchy": lambda z: (1 / (1 + z), -1 / (1 + z) ** 2),
+    "arctan": lambda z: (1 / (1 + z**2), -2 * z / (1 + z**2) ** 2),
+}
 MOST_PARAMETERS = 5_000  # of which a dense factorization is made
 
 
@@ -132,6 +139,27 @@ def variance_of_residuals(cost, rows, count, absolute_sigma):
             f"variance{known * int(rows == count)}"
         )
     return 2 * cost / (rows - count)
+
+
+def variance_of_robust(values, count, loss, f_scale):
+    """What takes the place of the variance of residuals under a robust loss: that of ψ beside its slope (Huber 1981).
+
+    ψ(f) = ρ'(z) f is the derivative of f_scale² ρ(z) / 2, z = (f / f_scale)², and errors of all residuals are alike.
+    """
+    rows = values.size
+    variance_of_residuals(0.0, rows, count, False)  # which says where there are too few
+    z = (values / f_scale) ** 2
+    first, second = np.asarray(loss(z))[1:] if callable(loss) else SLOPES[loss](z)
+    slopes = first + 2 * z * second
+    slope = np.mean(slopes)
+    if not slope > 0:
+        raise np.linalg.LinAlgError(
+            f"the cost is not convex at the solution, as far as residuals tell: the loss {loss!r} with f_scale="
+            f"{f_scale} has a mean second derivative of {slope:.3g} there; expected a positive one, as of a larger "
+            "f_scale"
+        )
+    correction = 1 + count / rows * np.var(slopes) / slope**2
+    return correction**2 * np.sum((first * values) ** 2) / (rows - count) / slope**2
 
 
 def root_of_jacobian(J, variance, held, unit, space):

@@ -58,6 +58,15 @@ def test_far_away_rounding_is_no_root(x64):
     assert not found.success
 
 
+def test_no_root_of_small_numbers(x64):
+    """SciPy's tolerance, 6e-6, is met at x0."""
+    found = root(lambda x: 1e-7 * (x**2 + 1), np.array([0.5]))
+    assert not found.success
+    found = root(lambda x: 1e-7 * (x**2 - 2), np.array([0.5]))
+    assert found.success
+    np.testing.assert_allclose(found.x, np.sqrt(2), rtol=1e-6)
+
+
 def test_no_root():
     found = root(lambda x: x**2 + 1.0, np.array([1.0], np.float32), options={"maxiter": 30})
     assert not found.success
