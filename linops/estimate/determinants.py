@@ -101,7 +101,7 @@ class _Sample:
         fixed = jax.lax.stop_gradient(A)
         krylov = expanded(fixed, krylov_space(fixed, w, self.steps, seed_of(more)), self.steps)
         sizes = jnp.minimum(krylov.size, jnp.array([-(-self.steps // share) for share in SHARES]))
-        rules = jax.vmap(lambda size: gauss(fixed, krylov._replace(size=size)))(sizes)  # by one call of LAPACK
+        rules = jax.vmap(lambda size: gauss(fixed, krylov._replace(size=size)))(sizes)  # in one call of LAPACK: see traces.py
         values, rule = integral(jnp.log, rules.nodes, rules.weights), jax.tree.map(lambda leaf: leaf[0], rules)
         distance = jnp.max(jnp.abs(bracket(fixed, jnp.log, rule, bounds) - values[0]))
         changes = values[1:] - values[:-1] if bounds[0] is None else jnp.zeros(2, values.dtype)
