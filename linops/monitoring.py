@@ -128,10 +128,9 @@ class Tally:
 
     def __str__(self):
         timed = f" (median {self.median:.2g} s)" if self._last else ""
-        return (
-            f"{self.matvecs} matvecs, {self.rmatvecs} rmatvecs: {self.seconds:.3g} s in products{timed}, "
-            f"{self.elapsed:.3g} s in all"
-        )
+        # Of products within a run on the device no time is known.
+        apart = f"{self.seconds:.3g} s in products{timed}, " if self.seconds else ""
+        return f"{self.matvecs} matvecs, {self.rmatvecs} rmatvecs: {apart}{self.elapsed:.3g} s in all"
 
     def __repr__(self):
         return f"<Tally: {self}>"

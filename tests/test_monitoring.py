@@ -622,7 +622,7 @@ def test_the_bar_of_tqdm(monkeypatch):
 
 def test_a_record_reads_as_a_line():
     M = linops.monitor(tall(), progress=False)
-    assert str(M.record) == "0 matvecs, 0 rmatvecs: 0 s in products, 0 s in all"
+    assert str(M.record) == "0 matvecs, 0 rmatvecs: 0 s in all"
     assert math.isnan(M.record.median)
     M @ V8
     M.rmatvec(V12)

@@ -101,7 +101,8 @@ class _Sample:
         fixed = jax.lax.stop_gradient(A)
         krylov = expanded(fixed, krylov_space(fixed, w, self.steps, seed_of(more)), self.steps)
         sizes = jnp.minimum(krylov.size, jnp.array([-(-self.steps // share) for share in SHARES]))
-        rules = jax.vmap(lambda size: gauss(fixed, krylov._replace(size=size)))(sizes)  # in one call of LAPACK: see traces.py
+        # In one call of LAPACK: two at once may block each other, as `traces` says.
+        rules = jax.vmap(lambda size: gauss(fixed, krylov._replace(size=size)))(sizes)
         values, rule = integral(jnp.log, rules.nodes, rules.weights), jax.tree.map(lambda leaf: leaf[0], rules)
         distance = jnp.max(jnp.abs(bracket(fixed, jnp.log, rule, bounds) - values[0]))
         changes = values[1:] - values[:-1] if bounds[0] is None else jnp.zeros(2, values.dtype)
@@ -113,9 +114,8 @@ class _Sample:
 def _finish(A, mean, error):
     value, distance, (last, before) = mean
     # Gauss rules of the logarithm decrease: each change is positive, but for rounding.
-    ratio = jnp.minimum(last / jnp.where(before > 0, before, 1), 1 - 1 / (MOST_LEFT + 1))
-    ratio = jnp.where(before > 0, ratio, 1 - 1 / (MOST_LEFT + 1))
-    left = jnp.maximum(last, 0) * ratio / (1 - ratio)
+    growth = before / jnp.where(last > 0, last, 1) - 1
+    left = jnp.maximum(last, 0) / jnp.maximum(growth, 1 / MOST_LEFT)
     return value, error[0] + jnp.maximum(distance, left)
 
 

@@ -196,7 +196,7 @@ _REMEDIES = {
     LIMIT: "a larger maxiter, ncv or tol",
     ROUNDING: "a larger tol: products, or those with OPinv, are not known to more digits, or A is not Hermitian to as "
     "many, as linops.check(A) tells; or that what is locked are eigenvectors",
-    STOPPED: "no callback, monitor or Ctrl-C that stops it; with save= the same call goes on from there",
+    STOPPED: "a run that no callback, monitor or Ctrl-C stops; with save= the same call goes on from there",
 }
 
 

@@ -108,6 +108,7 @@ def least_squares(
     bounds = vectors.bounds((-np.inf, np.inf) if bounds is None else bounds, pairs=False)
     is_dense = _is_dense(residuals, method, tr_solver)
     start = residuals.x0.astype(float)
+    _require_within(start, bounds, vectors.space)
     tolerances = _tolerances({"ftol": ftol, "xtol": xtol, "gtol": gtol}, unit, method, residuals.fun(start))
     with one_blas_thread(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Setting `gtol` below the machine epsilon")  # right of small residuals
@@ -128,6 +129,16 @@ def least_squares(
             **tolerances,
         )
     return _judged(found, residuals, bounds, tolerances, unit, (loss, f_scale), absolute_sigma)
+
+
+def _require_within(start, bounds, space):
+    outside = np.flatnonzero((start < bounds.lb) | (start > bounds.ub))
+    if outside.size:
+        i = int(outside[0])
+        raise ValueError(
+            f"least_squares got x0{space.locate(i)} = {start[i]:.6g}, expected a number between its bounds "
+            f"{bounds.lb[i]:.6g} and {bounds.ub[i]:.6g}"
+        )
 
 
 def _tolerances(given, unit, method, values):

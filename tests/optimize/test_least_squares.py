@@ -176,5 +176,7 @@ def test_what_is_refused():
     held = least_squares(lambda x: x - 2, np.ones(5_001, np.float32), bounds=(0, 1.5), absolute_sigma=True)
     with pytest.raises(ValueError, match="are at bounds, expected none: leave these"):
         _ = held.covariance
+    with pytest.raises(ValueError, match=r"got x0\['k'\] = 3, expected a number between its bounds 0 and 2"):
+        least_squares(lambda p: p["k"] - jnp.ones(3), {"k": 3.0}, bounds=(0, 2))
     with pytest.raises(ValueError, match=r"expected \(lower, upper\), each a number, None or a tree"):
         least_squares(lambda x: x, np.zeros(2, np.float32), bounds=3)
