@@ -7,15 +7,23 @@ import jax.numpy as jnp
 
 from linops.estimate.probes import rademacher, unit
 from linops.estimate.quadratic import require_bounds
-from linops.estimate.quadrature import bracket, differentiable, expanded, gauss, integral, krylov_space
+from linops.estimate.quadrature import (
+    bracket,
+    changes,
+    differentiable,
+    expanded,
+    gauss,
+    gauss_rules,
+    integral,
+    krylov_space,
+    truncation,
+)
 from linops.estimate.runs import Mean, fits, operand, require_hermitian, require_whole, run
 from linops.iterate import compute
 from linops.krylov import is_hermitian, seed_of
 
 STEPS = 32
 PROBES = 16
-SHARES = (1, 2, 4)  # of the steps: all, a half, a fourth, from which the rest is told
-MOST_LEFT = 8  # last changes, of what is taken to be left of a series
 
 
 def logdet(A, key, *, steps=STEPS, bounds=(None, None), rtol=None, num_matvecs=None):
@@ -24,9 +32,9 @@ def logdet(A, key, *, steps=STEPS, bounds=(None, None), rtol=None, num_matvecs=N
     Each is a Gauss rule from `steps` products of Lanczos (Ubaru, Chen, Saad 2017). The standard error is the scatter of
     the probes, with Student's t where there are few, and added to it the error by truncation, the mean distance of the
     rules from those of Gauss and Radau at the `bounds` of the spectrum: with a true lower bound, as s of K + s I, it is
-    rigorous. Without one it is estimated from Ritz values (see `quadratic_form`), or, where that is more, from how the
-    value has changed from a fourth to a half of the steps, and to all of them: the rest of a geometric series (Aitken),
-    at most 8 of the last change. Eigenvalues that are spread over many orders need many steps, or a bound.
+    rigorous. Without one it is estimated, from Ritz values and from how the last steps have changed the value (see
+    `quadratic_form`), and infinite where these changes grow: eigenvalues that are spread over many orders need many
+    steps, or a bound.
 
     It takes `num_matvecs` products, by default those of 16 probes, or with `rtol` as many as it takes until the
     standard error is at most that share of the value; where they suffice for all columns of the identity, the value is
@@ -100,23 +108,18 @@ class _Sample:
         w = rademacher(A.domain, start)
         fixed = jax.lax.stop_gradient(A)
         krylov = expanded(fixed, krylov_space(fixed, w, self.steps, seed_of(more)), self.steps)
-        sizes = jnp.minimum(krylov.size, jnp.array([-(-self.steps // share) for share in SHARES]))
-        # In one call of LAPACK: two at once may block each other, as `traces` says.
-        rules = jax.vmap(lambda size: gauss(fixed, krylov._replace(size=size)))(sizes)
-        values, rule = integral(jnp.log, rules.nodes, rules.weights), jax.tree.map(lambda leaf: leaf[0], rules)
-        distance = jnp.max(jnp.abs(bracket(fixed, jnp.log, rule, bounds) - values[0]))
-        changes = values[1:] - values[:-1] if bounds[0] is None else jnp.zeros(2, values.dtype)
+        rules = gauss_rules(fixed, krylov)
+        rule = jax.tree.map(lambda leaf: leaf[0], rules)
+        distance = jnp.abs(bracket(fixed, jnp.log, rule, bounds) - integral(jnp.log, rule.nodes, rule.weights))
+        changed = changes(jnp.log, rules) * (bounds[0] is None)
         value = differentiable(jnp.log, A, w, krylov.basis, rule, 1)
         value = jnp.where(rule.nodes[0] > _least(A, rule.nodes), value, jnp.nan)
-        return value, *jax.lax.stop_gradient((A.shape[0] * distance, A.shape[0] * changes))
+        return value, *jax.lax.stop_gradient((A.shape[0] * jnp.max(distance), A.shape[0] * changed))
 
 
 def _finish(A, mean, error):
-    value, distance, (last, before) = mean
-    # Gauss rules of the logarithm decrease: each change is positive, but for rounding.
-    growth = before / jnp.where(last > 0, last, 1) - 1
-    left = jnp.maximum(last, 0) / jnp.maximum(growth, 1 / MOST_LEFT)
-    return value, error[0] + jnp.maximum(distance, left)
+    value, distance, changed = mean
+    return value, error[0] + jnp.maximum(distance, truncation(changed))
 
 
 def _column(A, index):

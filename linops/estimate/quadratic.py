@@ -9,7 +9,17 @@ import jax
 import jax.numpy as jnp
 
 from linops.counted import allowed, told
-from linops.estimate.quadrature import Rule, bracket, differentiable, expanded, gauss, integral, krylov_space
+from linops.estimate.quadrature import (
+    Rule,
+    bracket,
+    changes,
+    differentiable,
+    expanded,
+    gauss_rules,
+    integral,
+    krylov_space,
+    truncation,
+)
 from linops.estimate.result import Estimate
 from linops.estimate.runs import DEFAULT_MATVECS, operand, require_hermitian, require_whole
 from linops.iterate import compute
@@ -39,9 +49,11 @@ def quadratic_form(f, A, b, *, bounds=(None, None), rtol=None, num_matvecs=None)
     rules is at most `rtol` of the value, by default some roundings, or after `num_matvecs` products, 100 by default.
 
     Where the derivatives of f have one sign each on the spectrum, as those of log, exp, 1/x and powers have, and the
-    bounds are true, bᴴ f(A) b lies between the rules, `lower` and `upper`. Without bounds the outermost Ritz values
-    take their place, further by the bounds of their residuals; then the bracket is an estimate of the truncation error.
-    Bounds that a Ritz value lies beyond are false, and the bracket is NaN.
+    bounds are true, bᴴ f(A) b lies between the rules, `lower` and `upper`. Without both the outermost Ritz values take
+    their place, further by the bounds of their residuals, and the bracket is an estimate of the truncation error, which
+    is no less than what the last changes of the value suggest, of the second half of the steps and of the fourth before
+    it: the rest of a series that converges like them, infinite where they grow. Bounds that a Ritz value lies beyond
+    are false, and the bracket is NaN.
 
     It can be a part of a jitted function, and of one that is differentiated, by A, b and what f closes over: with the
     Krylov space held fixed, which takes once more as many products. A that does not claim to be Hermitian, or a b that
@@ -81,6 +93,7 @@ class _State(NamedTuple):
     rule: Rule
     value: jax.Array
     brackets: jax.Array
+    left: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,19 +111,21 @@ class _Form:
         )
 
         def goes_on(state):
-            error = jnp.max(jnp.abs(state.brackets - state.value))
+            error = jnp.maximum(jnp.max(jnp.abs(state.brackets - state.value)), state.left)
             return (state.krylov.size < self.most) & ~(error <= rtol * jnp.abs(state.value))
 
         state = jax.lax.while_loop(goes_on, lambda state: self.step(fixed, bounds, state.krylov), state)
         square = A.domain.norm(vector) ** 2
         value = differentiable(self.f, A, b, state.krylov.basis, state.rule, self.width)
-        rules = square * jnp.append(state.brackets, state.value)
+        around = state.value + state.left * jnp.array([-1, 1], state.value.dtype)
+        rules = square * jnp.append(state.brackets, around)
         error = jnp.max(jnp.abs(rules - jax.lax.stop_gradient(value)))
         return Bracketed(value, error, state.krylov.size, jnp.min(rules), jnp.max(rules))
 
     def step(self, A, bounds, krylov):
         krylov = expanded(A, krylov, STRIDE)
-        rule = gauss(A, krylov)
-        f = jax.lax.stop_gradient  # what f closes over has no derivative here
-        brackets = f(bracket(A, self.f, rule, bounds))
-        return _State(krylov, rule, f(integral(self.f, rule.nodes, rule.weights)), brackets)
+        rules = gauss_rules(A, krylov)
+        rule = jax.tree.map(lambda leaf: leaf[0], rules)
+        left = truncation(changes(self.f, rules)) if None in bounds else jnp.zeros((), rule.nodes.dtype)
+        found = integral(self.f, rule.nodes, rule.weights), bracket(A, self.f, rule, bounds), left
+        return _State(krylov, rule, *jax.lax.stop_gradient(found))  # what f closes over has no derivative here
