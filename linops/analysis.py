@@ -199,8 +199,8 @@ def _beside(A, report, key, probing, width, stops, save):
     measure, shorter = (measured(A.shape[0], known, m) for m in (matrices, matrices[:, :-1, :-1]))
     rounding = _rounding(A, measure)
     resolution = max(_spacing(measure, probing.steps), rounding)
-    known = np.maximum(report.residuals[report.is_found], rounding)
-    return _with_estimates(report, measure, shorter, resolution, known, width or resolution)
+    sharp = np.maximum(report.residuals[report.is_found], rounding)
+    return _with_estimates(report, measure, shorter, resolution, sharp, width or resolution)
 
 
 def _files(save):
@@ -296,10 +296,10 @@ def _rounding(A, measure):
 # What probes are read for.
 
 
-def _with_estimates(report, measure, shorter, resolution, known, width):
+def _with_estimates(report, measure, shorter, resolution, sharp, width):
     """The report with what integrals over the spectrum give; a ramp of one resolution tells what is below zero.
 
-    `known` are the resolutions of the first nodes, which are eigenvalues that were found. `shorter` is the measure of a
+    `sharp` are the resolutions of the first nodes, which are eigenvalues that were found. `shorter` is the measure of a
     step less; that of moments is the same, of other functions it tells the truncation.
     """
     n, matvecs = report.n, report.matvecs
@@ -316,7 +316,7 @@ def _with_estimates(report, measure, shorter, resolution, known, width):
     root_error = WIDENING * square_error / (2 * root if root > 0 else 1)
 
     def in_resolutions(t):
-        return t / np.append(known, np.full(t.shape[-1] - len(known), resolution))
+        return t / np.append(sharp, np.full(t.shape[-1] - len(sharp), resolution))
 
     negative = mean(lambda t: np.clip(-in_resolutions(t), 0, 1))
     zero = mean(lambda t: np.clip(1 - abs(in_resolutions(t)), 0, 1))

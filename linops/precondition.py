@@ -146,11 +146,10 @@ def deflation(w, V):
     >>> np.allclose(linops.precondition.deflation(w, V).toarray().diagonal(), [1, 1, 0.02])
     True
     """
-    if not is_traced(w) and not bool(jnp.all(jnp.asarray(w) > 0)):
-        raise ValueError(f"deflation got eigenvalues {np.asarray(w)}, expected positive ones")
     w = jnp.asarray(w)
-    least = SMALLEST * jnp.finfo(jnp.result_type(w.dtype, jnp.float32)).eps
-    correction = LowRank(jnp.maximum(jnp.min(w) / w, least) - 1, V)
+    if not is_traced(w) and not bool(jnp.all(w > 0)):
+        raise ValueError(f"deflation got eigenvalues {np.asarray(w)}, expected positive ones")
+    correction = LowRank(_shrinking(jnp.min(w) / w), V)
     _require_definite(correction)
     return Identity(correction.space) + correction
 
@@ -253,9 +252,14 @@ def _least(shift, w):
 
 def _nystrom(A, shift, w, U):
     with scope_of(A).entered():
-        least, smallest = _least(shift, w), SMALLEST * jnp.finfo(w.dtype).eps
-        values = jnp.maximum((w[0] + least) / (w + least), smallest) - 1
+        least = _least(shift, w)
+        values = _shrinking((w[0] + least) / (w + least))
         return Identity(A.domain) + LowRank._make(values=values, rows=U, space=A.domain)
+
+
+def _shrinking(ratios):
+    """What I + U diag Uᴴ has, to multiply by these ratios along U: none so small that rounding makes it indefinite."""
+    return jnp.maximum(ratios, SMALLEST * jnp.finfo(ratios.dtype).eps) - 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -147,10 +147,9 @@ def _identity(algorithm, A, operands, state):
     first, tried = operators_of(A)[0], compute(_tried, A)
     asked = {}
     for field in dataclasses.fields(algorithm):
-        if field.name == LATER:
-            continue
         value = getattr(algorithm, field.name)
-        asked[NAMES.get(field.name, field.name)] = value if isinstance(value, int | str) else repr(value)
+        if field.name != LATER:
+            asked[NAMES.get(field.name, field.name)] = value if isinstance(value, int | str) else repr(value)
     kind = {"algorithm": type(algorithm).__name__, "shape": list(first.shape), "dtype": str(first.dtype)}
     return {**kind, **asked, "products": tried.tolist(), **_begun(algorithm, operands), "start": identified(state)}
 

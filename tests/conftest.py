@@ -6,6 +6,7 @@ other, so that what they multiply by is compiled once.
 
 import collections
 import gc
+import itertools
 import os
 import pathlib
 import signal
@@ -24,7 +25,7 @@ os.environ["XLA_FLAGS"] = " ".join([*QUICK, os.environ.get("XLA_FLAGS", "")])  #
 # Of workers, which start later: BLAS's threads spin beside those of the other worker, and took a third of the time.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-_RAN = pytest.StashKey[int]()  # how many tests this process has run
+_ran = itertools.count(1)  # tests of this process
 
 
 def pytest_addoption(parser):
@@ -55,8 +56,7 @@ def pytest_collection_finish():
 
 def pytest_runtest_teardown(item):
     """Linux gives a process 65,530 pieces of memory, a program is up to hundreds of them, and LLVM aborts beyond."""
-    ran = item.session.stash[_RAN] = item.session.stash.get(_RAN, 0) + 1
-    if ran % 20 == 0 and _pieces_of_memory() > 25_000:
+    if next(_ran) % 20 == 0 and _pieces_of_memory() > 25_000:
         forget()
 
 

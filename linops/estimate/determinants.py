@@ -9,13 +9,13 @@ from linops.estimate.probes import rademacher, unit
 from linops.estimate.quadratic import require_bounds
 from linops.estimate.quadrature import (
     bracket,
-    changes,
     differentiable,
     expanded,
     gauss,
-    gauss_rules,
     integral,
     krylov_space,
+    off_by,
+    rule_and_changes,
     truncation,
 )
 from linops.estimate.runs import Mean, fits, operand, require_hermitian, require_whole, run
@@ -90,11 +90,7 @@ class _Lowest:
     def __call__(self, A, key):
         krylov = krylov_space(A, rademacher(A.domain, key), self.steps, seed_of(key))
         nodes = gauss(A, expanded(A, krylov, self.steps)).nodes
-        return nodes[0], _least(A, nodes)
-
-
-def _least(A, nodes):
-    return A._unit * jnp.max(jnp.abs(nodes))
+        return nodes[0], off_by(A, nodes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,18 +104,16 @@ class _Sample:
         w = rademacher(A.domain, start)
         fixed = jax.lax.stop_gradient(A)
         krylov = expanded(fixed, krylov_space(fixed, w, self.steps, seed_of(more)), self.steps)
-        rules = gauss_rules(fixed, krylov)
-        rule = jax.tree.map(lambda leaf: leaf[0], rules)
+        rule, changes = rule_and_changes(fixed, jnp.log, krylov, bounds[0] is not None)
         distance = jnp.abs(bracket(fixed, jnp.log, rule, bounds) - integral(jnp.log, rule.nodes, rule.weights))
-        changed = changes(jnp.log, rules) * (bounds[0] is None)
         value = differentiable(jnp.log, A, w, krylov.basis, rule, 1)
-        value = jnp.where(rule.nodes[0] > _least(A, rule.nodes), value, jnp.nan)
-        return value, *jax.lax.stop_gradient((A.shape[0] * jnp.max(distance), A.shape[0] * changed))
+        value = jnp.where(rule.nodes[0] > off_by(A, rule.nodes), value, jnp.nan)
+        return value, *jax.lax.stop_gradient((A.shape[0] * jnp.max(distance), A.shape[0] * changes))
 
 
 def _finish(A, mean, error):
-    value, distance, changed = mean
-    return value, error[0] + jnp.maximum(distance, truncation(changed))
+    value, distance, changes = mean
+    return value, error[0] + jnp.maximum(distance, truncation(changes))
 
 
 def _column(A, index):

@@ -12,12 +12,11 @@ from linops.counted import allowed, told
 from linops.estimate.quadrature import (
     Rule,
     bracket,
-    changes,
     differentiable,
     expanded,
-    gauss_rules,
     integral,
     krylov_space,
+    rule_and_changes,
     truncation,
 )
 from linops.estimate.result import Estimate
@@ -124,8 +123,6 @@ class _Form:
 
     def step(self, A, bounds, krylov):
         krylov = expanded(A, krylov, STRIDE)
-        rules = gauss_rules(A, krylov)
-        rule = jax.tree.map(lambda leaf: leaf[0], rules)
-        left = truncation(changes(self.f, rules)) if None in bounds else jnp.zeros((), rule.nodes.dtype)
-        found = integral(self.f, rule.nodes, rule.weights), bracket(A, self.f, rule, bounds), left
+        rule, changes = rule_and_changes(A, self.f, krylov, all(bound is not None for bound in bounds))
+        found = integral(self.f, rule.nodes, rule.weights), bracket(A, self.f, rule, bounds), truncation(changes)
         return _State(krylov, rule, *jax.lax.stop_gradient(found))  # what f closes over has no derivative here

@@ -50,20 +50,21 @@ def gauss(A, krylov: Krylov):
     return Rule(nodes, vectors[0] ** 2, vectors, matrix, below[size - 1], size)
 
 
-def gauss_rules(A, krylov: Krylov):
-    """The Gauss rules of all of a space, of a half and of a fourth of its steps, by one call of LAPACK.
+def rule_and_changes(A, f, krylov: Krylov, is_bounded):
+    """The Gauss rule of a space, and for `truncation` how its steps have changed the integral of f.
 
-    Two calls at once, in a vmap on two cores, block each other in JAX 0.10.
+    These are what the second half of the steps has changed, what the fourth before it has, and rounding, zeros where
+    bounds of the spectrum say more. The three rules are made by one call of LAPACK: two at once, in a vmap on two
+    cores, block each other in JAX 0.10.
     """
+    if is_bounded:
+        rule = gauss(A, krylov)
+        return rule, jnp.zeros(3, rule.nodes.dtype)
     sizes = -(-krylov.size // jnp.array([1, 2, 4]))
-    return jax.vmap(lambda size: gauss(A, krylov._replace(size=size)))(sizes)
-
-
-def changes(f, rules):
-    """What the second half of the steps has changed of the integral, what the fourth before it has, and rounding."""
-    values = integral(f, rules.nodes, rules.weights)
-    rounding = ROUNDINGS * jnp.finfo(values.dtype).eps * integral(lambda t: jnp.abs(f(t)), rules.nodes, rules.weights)
-    return jnp.append(jnp.abs(jnp.diff(values)), rounding[0])
+    rules = jax.vmap(lambda size: gauss(A, krylov._replace(size=size)))(sizes)
+    rule = jax.tree.map(lambda leaf: leaf[0], rules)
+    rounding = ROUNDINGS * jnp.finfo(rule.nodes.dtype).eps * integral(lambda t: jnp.abs(f(t)), rule.nodes, rule.weights)
+    return rule, jnp.append(jnp.abs(jnp.diff(integral(f, rules.nodes, rules.weights))), rounding)
 
 
 def truncation(changes):
@@ -115,11 +116,16 @@ def integral(f, nodes, weights):
     return jnp.sum(jnp.where(weights == 0, 0, weights * values), axis=-1)
 
 
+def off_by(A, nodes):
+    """What products are off by, of an operator with these nodes."""
+    return A._unit * jnp.max(jnp.abs(nodes))
+
+
 def bracket(A, f, rule, bounds):
     """The Gauss-Radau values for the two bounds, of None as the nodes suggest; NaN where a node disproves a bound."""
     taken = [end if bound is None else bound for bound, end in zip(bounds, ends(rule), strict=True)]
     low, high = (jnp.asarray(end, rule.nodes.dtype) for end in taken)
-    slack = SLACK * A._unit * jnp.max(jnp.abs(rule.nodes))
+    slack = SLACK * off_by(A, rule.nodes)
     is_false = jnp.stack([rule.nodes[0] < low - slack, rule.nodes[-1] > high + slack])
     return jnp.where(is_false, jnp.nan, integral(f, *radau(rule, [low, high])))
 

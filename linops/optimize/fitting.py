@@ -109,7 +109,7 @@ def least_squares(
     is_dense = _is_dense(residuals, method, tr_solver)
     start = residuals.x0.astype(float)
     _require_within(start, bounds, vectors.space)
-    tolerances = _tolerances({"ftol": ftol, "xtol": xtol, "gtol": gtol}, unit, method, residuals.fun(start))
+    tolerances = _tolerances({"ftol": ftol, "xtol": xtol, "gtol": gtol}, unit, method, residuals)
     with one_blas_thread(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Setting `gtol` below the machine epsilon")  # right of small residuals
         found = scipy.optimize.least_squares(
@@ -128,7 +128,8 @@ def least_squares(
             callback=vectors.callback(callback),
             **tolerances,
         )
-    return _judged(found, residuals, bounds, tolerances, unit, (loss, f_scale), absolute_sigma)
+    robust = None if loss == "linear" else (loss, f_scale)
+    return _judged(found, residuals, bounds, tolerances, unit, robust, absolute_sigma)
 
 
 def _require_within(start, bounds, space):
@@ -141,9 +142,11 @@ def _require_within(start, bounds, space):
         )
 
 
-def _tolerances(given, unit, method, values):
-    fine = max(1e-8, ROUNDINGS * unit)
-    share = 1.0 if method == "lm" else min(1.0, float(values @ values)) or 1.0  # of "lm" it is a cosine
+def _tolerances(given, unit, method, residuals):
+    fine, share = max(1e-8, ROUNDINGS * unit), 1.0
+    if given["gtol"] == "auto" and method != "lm":  # of "lm" it is a cosine
+        values = residuals.fun(residuals.x0)
+        share = min(1.0, float(values @ values)) or 1.0
     auto = {"ftol": fine, "xtol": fine, "gtol": 1e-8 * share}
     return {name: auto[name] if value == "auto" else value for name, value in given.items()}
 
@@ -181,7 +184,7 @@ def _column_norms(J):
     return np.sqrt(squares)
 
 
-def _judged(found, residuals, bounds, tolerances, unit, loss, absolute_sigma):
+def _judged(found, residuals, bounds, tolerances, unit, robust, absolute_sigma):
     """SciPy's result as trees; whether it is a success follows from what is computed at x."""
     vectors, x = residuals.vectors, np.asarray(found.x, float)
     jacobian, gradient, held = found.jac, np.asarray(found.grad, float), found.active_mask != 0
@@ -206,26 +209,23 @@ def _judged(found, residuals, bounds, tolerances, unit, loss, absolute_sigma):
         active_mask=vectors.tree(found.active_mask, found.active_mask.dtype),
         optimality=optimality,
     )
-    errors = _errors(residuals, x, jacobian, found.cost, held, unit, loss, absolute_sigma)
+    errors = _errors(residuals, x, jacobian, found.cost, held, unit, robust, absolute_sigma)
     return Fit.of(found, vectors, errors)
 
 
-def _errors(residuals, x, jacobian, cost, held, unit, loss, absolute_sigma):
+def _errors(residuals, x, jacobian, cost, held, unit, robust, absolute_sigma):
     """Errors by the inverse of JᵀJ; SciPy's Jacobian is another one where a robust loss has weighted it."""
     rows, columns = jacobian.shape
-    space, is_robust = residuals.vectors.space, loss[0] != "linear"
+    space = residuals.vectors.space
 
     def variance():
-        if is_robust:
-            return variance_of_robust(residuals.fun(x), np.sum(~held), *loss)
+        if robust:
+            return variance_of_robust(residuals.fun(x), np.sum(~held), *robust)
         return variance_of_residuals(cost, rows, np.sum(~held), absolute_sigma)
 
     def root():
         scale = variance()
-        if is_robust:
-            J = residuals.matrix(x)
-        else:
-            J = jacobian if isinstance(jacobian, np.ndarray) else jacobian @ np.eye(columns)
+        J = residuals.matrix(x) if robust or not isinstance(jacobian, np.ndarray) else jacobian
         return root_of_jacobian(J, scale, held, unit, space)
 
     def whole():

@@ -132,13 +132,18 @@ def variance_of_residuals(cost, rows, count, absolute_sigma):
     """The variance of residuals, half of whose sum of squares is the cost, from what `count` parameters leave free."""
     if absolute_sigma:
         return 1.0
+    enough = "; with absolute_sigma=True, for residuals in units of their standard deviations, there are enough"
+    return 2 * cost / _freedom(rows, count, enough)
+
+
+def _freedom(rows, count, enough=""):
+    """The degrees of freedom; `enough` says how as many residuals as parameters would do."""
     if rows <= count:
-        known = "; with absolute_sigma=True, for residuals in units of their standard deviations, there are enough"
         raise np.linalg.LinAlgError(
             f"got {rows} residuals for {count} parameters, expected more residuals, from which to estimate their "
-            f"variance{known * int(rows == count)}"
+            f"variance{enough * int(rows == count)}"
         )
-    return 2 * cost / (rows - count)
+    return rows - count
 
 
 def variance_of_robust(values, count, loss, f_scale):
@@ -146,8 +151,7 @@ def variance_of_robust(values, count, loss, f_scale):
 
     ψ(f) = ρ'(z) f is the derivative of f_scale² ρ(z) / 2, z = (f / f_scale)², and errors of all residuals are alike.
     """
-    rows = values.size
-    variance_of_residuals(0.0, rows, count, False)  # which says where there are too few
+    freedom = _freedom(values.size, count)
     z = (values / f_scale) ** 2
     first, second = np.asarray(loss(z))[1:] if callable(loss) else SLOPES[loss](z)
     slopes = first + 2 * z * second
@@ -158,8 +162,8 @@ def variance_of_robust(values, count, loss, f_scale):
             f"{f_scale} has a mean second derivative of {slope:.3g} there; expected a positive one, as of a larger "
             "f_scale"
         )
-    correction = 1 + count / rows * np.var(slopes) / slope**2
-    return correction**2 * np.sum((first * values) ** 2) / (rows - count) / slope**2
+    correction = 1 + count / values.size * np.var(slopes) / slope**2
+    return correction**2 * np.sum((first * values) ** 2) / freedom / slope**2
 
 
 def root_of_jacobian(J, variance, held, unit, space):

@@ -59,14 +59,15 @@ DATA = 2 * np.exp(-1.3 * T) + 0.5 + 0.05 * np.random.default_rng(1).normal(size=
 GUESS = {"A": 1.0, "k": 1.0, "c": 0.0}
 
 
-@pytest.mark.parametrize("options", [{}, {"absolute_sigma": True}], ids=str)
+@pytest.mark.parametrize("absolute_sigma", [False, True])
 @pytest.mark.parametrize("tr_solver", ["exact", "lsmr"])
-def test_covariance(x64, options, tr_solver):
-    fit = least_squares(lambda p: (curve(p, T) - DATA) / 0.05, GUESS, tr_solver=tr_solver, **options)
-    is_absolute = options.get("absolute_sigma", False)
+def test_covariance(x64, absolute_sigma, tr_solver):
+    fit = least_squares(
+        lambda p: (curve(p, T) - DATA) / 0.05, GUESS, tr_solver=tr_solver, absolute_sigma=absolute_sigma
+    )
     _, expected = scipy.optimize.curve_fit(
         lambda t, A, c, k: A * np.exp(-k * t) + c, T, DATA, [1, 0, 1], sigma=np.full(40, 0.05),
-        absolute_sigma=is_absolute, method="trf", **{k: v for k, v in options.items() if k != "absolute_sigma"},
+        absolute_sigma=absolute_sigma, method="trf",
     )  # fmt: skip
     np.testing.assert_allclose(fit.covariance.toarray(), expected, rtol=1e-4)
     assert fit.covariance.positive_semidefinite
@@ -102,7 +103,7 @@ def test_residuals_of_any_scale(x64, method):
     """Nanoamperes: SciPy's absolute gtol is met at x0."""
     unit = least_squares(lambda p: curve(p, T) - DATA, GUESS, method=method)
     for scale in 1e-9, 1e-30:
-        fit = least_squares(lambda p: scale * (curve(p, T) - DATA), GUESS, method=method)  # noqa: B023
+        fit = least_squares(lambda p, scale: scale * (curve(p, T) - DATA), GUESS, (scale,), method=method)
         assert fit.success
         np.testing.assert_allclose(fit.x["k"], unit.x["k"], rtol=1e-5)
         np.testing.assert_allclose(fit.standard_errors["k"], unit.standard_errors["k"], rtol=1e-4)
