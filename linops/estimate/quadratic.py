@@ -116,8 +116,8 @@ class _Form:
         state = jax.lax.while_loop(goes_on, lambda state: self.step(fixed, bounds, state.krylov), state)
         square = A.domain.norm(vector) ** 2
         value = differentiable(self.f, A, b, state.krylov.basis, state.rule, self.width)
-        around = state.value + state.left * jnp.array([-1, 1], state.value.dtype)
-        rules = square * jnp.append(state.brackets, around)
+        left = jnp.where(square > 0, state.left, 0)  # which may be infinite
+        rules = square * jnp.append(state.brackets, state.value + jnp.stack([-left, left]))
         error = jnp.max(jnp.abs(rules - jax.lax.stop_gradient(value)))
         return Bracketed(value, error, state.krylov.size, jnp.min(rules), jnp.max(rules))
 

@@ -126,6 +126,8 @@ def test_brackets_without_bounds_hold_where_convergence_is_slow(f):
     for steps in 8, 16, 32:
         found = estimate.quadratic_form(f, linops.Diagonal(values), np.ones(N), num_matvecs=steps)
         assert found.lower <= np.sum(f(values)) <= found.upper
+    nothing = estimate.quadratic_form(f, linops.Diagonal(values), np.zeros(N), num_matvecs=16)
+    assert nothing.lower == nothing.value == nothing.upper == 0
     found = estimate.quadratic_form(f, linops.Diagonal(values), np.ones(N), bounds=(1e-6, 1.0), num_matvecs=32)
     assert found.lower <= np.sum(f(values)) <= found.upper
     assert np.isfinite(found.standard_error)
