@@ -10,14 +10,18 @@ from linops.iterate import scope_of
 from linops.krylov import rows_of
 from linops.linalg.growth import Growth, Products, differentiable, together
 from linops.linalg.operands import as_columns, as_given, as_square, block_of, fitting
-from linops.linalg.records import NOT_FINITE, NOT_SYMMETRIC, STOPPED, NoConvergence
+from linops.linalg.records import NO_FUNCTION, NOT_FINITE, NOT_SYMMETRIC, STOPPED, NoConvergence
 from linops.precision import is_complex, real_dtype
 from linops.products import is_traced
 from linops.program.function import UNTRACEABLE
 
 MOST = 400  # vectors of a basis that is not restarted, as many products as SciPy makes at most
 _REMEDIES = {
-    NOT_FINITE: "A @ b, or f on the spectrum of t A, may not be finite, or t A be too large: in time, shorter steps",
+    NOT_FINITE: "A @ b, or f on the spectrum of t A, may not be finite, or t A be too large: in time, shorter steps; or "
+    "f is of the entries of a matrix, and not of the matrix",
+    NO_FUNCTION: "f is to be a function of matrices, as jax.scipy.linalg.expm, and not of their entries, as jnp.exp; of "
+    "any function g of numbers, where A is Hermitian with assume_a='her': w, Q = jnp.linalg.eigh(X); return (Q * g(w)) "
+    "@ Q.conj().T, of an X that is Hermitian without restart_every_m",
     STOPPED: "give a monitor a larger max_matvecs",
     NOT_SYMMETRIC: "linops.check(A) shows what A claims and is not; of any matrix is assume_a='gen'",
 }

@@ -15,13 +15,24 @@ from jax.custom_derivatives import SymbolicZero
 from linops import krylov
 from linops.iterate import compute, maybe, scope_of
 from linops.linalg.operands import rounding, with_nan
-from linops.linalg.records import CONVERGED, LIMIT, NOT_FINITE, NOT_SYMMETRIC, ROUNDING, STOPPED, Record, no_tangent
+from linops.linalg.records import (
+    CONVERGED,
+    LIMIT,
+    NO_FUNCTION,
+    NOT_FINITE,
+    NOT_SYMMETRIC,
+    ROUNDING,
+    STOPPED,
+    Record,
+    no_tangent,
+)
 from linops.precision import is_complex
 from linops.program.settings import full_precision
 from linops.space import Space, length
 from linops.watching import watched
 
 STRIDE = 5  # products between two looks, at least
+COMMUTING = 1e-3  # relative to ‖F‖ ‖X‖, by which X F and F X differ at most
 FLOOR = 16  # times eps of the norm of the result, beside sums of random sign: less is rounding
 
 
@@ -138,7 +149,8 @@ class Growth:
             block = (block + block.conj().T) / 2
         small = jax.lax.dynamic_update_slice(state.small, block, (state.before, state.before))
         state = state._replace(small=small)
-        result = self._coefficients(A, state)
+        used, _, F = self._of_small(state)
+        result = self._coefficients(A, state, used, F)
         moved, size = length(result - state.result), length(result)
         floor = rounding(A, FLOOR) * size
         ratio = moved / state.moved  # of a geometric series
@@ -162,30 +174,39 @@ class Growth:
         return krylov.is_hermitian(A, krylov.projected(state.space)) if self.hermitian else jnp.bool_(True)
 
     def noise(self, A, state):
-        """How far the result moves when the small matrix does in its last digits."""
+        """How far the result moves when the small matrix does in its last digits, and whether f is of matrices."""
         small = state.small
         noise = krylov.noise(Space.of(small.real), state.space.seed)
         noise = math.sqrt(3) * jnp.finfo(small.dtype).eps * jnp.max(abs(small)) * (noise + noise.T)  # of variance 1
-        moved = self._coefficients(A, state._replace(small=small + noise))
-        return length(moved - state.result)
+        used, X, F = self._of_small(state._replace(small=small + noise))
+        return length(self._coefficients(A, state, used, F) - state.result), _commute(X, F)
 
-    def _coefficients(self, A, state):
-        """Of the result in the bases: f of the small matrix, times e1 and the norm of b.
+    def _of_small(self, state):
+        """Which places of the small matrix are in use, the matrix X, and F, f of t X.
 
         Where the matrix is not in use it has a number of the field of values of A, for which f is made.
         """
-        places, total = jnp.arange(self.most), self.total(state)
-        used = places < total
+        used = jnp.arange(self.most) < self.total(state)
         filled = jnp.diag(jnp.where(used, 0, state.small[0, 0]))
-        small = jnp.where(used[:, None] & used, state.small, filled)
+        X = jnp.where(used[:, None] & used, state.small, filled)
         # Column after column, for of branches of f, as in expm, vmap takes all.
-        column = sequential_vmap(lambda t, X: self.f(t * X))(state.numbers[0], small)[:, 0]
+        return used, X, sequential_vmap(lambda t, X: self.f(t * X))(state.numbers[0], X)
+
+    def _coefficients(self, A, state, used, F):
+        """Of the result in the bases: F times e1 and the norm of b."""
+        column = F[:, 0]
         if is_complex(column.dtype) and not is_complex(A.dtype):
             raise TypeError(
                 f"f(t A) b of {A!r} has complex numbers, expected real ones of a real operator: take the real part in "
                 "f where that is meant, or make the operator complex, 1j * A for t = -1j"
             )
         return jnp.where(used, state.norm.astype(A.dtype) * column, 0).astype(A.dtype)
+
+
+@full_precision()
+def _commute(X, F):
+    """Whether X F is F X, as for functions of matrices; for functions of their entries it mostly is not."""
+    return ~(length((F @ X - X @ F).ravel()) > COMMUTING * length(F.ravel()) * length(X.ravel()))
 
 
 def _is_done(state):
@@ -204,14 +225,14 @@ class _Outcome:
     marked: bool  # what is not converged as NaN
 
     def __call__(self, A, state):
-        y, noise, is_as_assumed = _of_columns(functools.partial(self._found, A), state, AXES)
+        y, (noise, is_function), is_as_assumed = _of_columns(functools.partial(self._found, A), state, AXES)
         size = length(state.result, axis=1)
         allowed = jnp.where(noise <= jnp.sqrt(jnp.finfo(size.dtype).eps) * size, noise, 0)
         error, tolerance = state.error + noise, state.tolerance + allowed
-        converged = error <= tolerance
+        converged = (error <= tolerance) & is_function
         if self.marked:
             y = with_nan(y, converged)
-        ends = [(~jnp.all(is_as_assumed), NOT_SYMMETRIC)]
+        ends = [(~jnp.all(is_as_assumed), NOT_SYMMETRIC), (~jnp.all(is_function), NO_FUNCTION)]
         ends += [(jnp.any(jnp.isnan(error)), NOT_FINITE), (jnp.all(converged), CONVERGED)]
         ends += [(jnp.all(_is_done(state)), ROUNDING), (self.growth.total(state) >= self.growth.most, LIMIT)]
         code = jnp.select([is_so for is_so, _ in ends], [code for _, code in ends], STOPPED).astype(jnp.int32)

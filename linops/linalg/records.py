@@ -24,6 +24,7 @@ REASONS = (
     "the matrix is singular, and the right-hand side not in its range",
     "it makes no progress any more: the matrix is singular, or restart is too small",
     "the condition number is beyond conlim",
+    "f(X) and X do not commute: f is no function of matrices",
 )
 (
     CONVERGED,
@@ -39,6 +40,7 @@ REASONS = (
     INCONSISTENT,
     STAGNATED,
     ILL_CONDITIONED,
+    NO_FUNCTION,
 ) = range(len(REASONS))
 
 
