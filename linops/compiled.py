@@ -16,6 +16,7 @@ from linops.door import Door
 from linops.processes import gathered, require_same, spans
 from linops.products import array_product, block_product, concrete, diagonal_of_block, tree_product
 from linops.program.staged import Flat
+from linops.space import as_whole
 
 
 class Compiled(Door):
@@ -78,7 +79,7 @@ class Compiled(Door):
     def _on_device(self, v):
         if v.ndim == 1:
             (product,) = self._multiply(v)
-            return product if product.ndim == 1 else _raveled(product)
+            return product if product.ndim == 1 else _raveled(as_whole(product))
         if self.block_width == 1 and v.shape[1] > 0:
             return jnp.stack([self._on_device(column) for column in v.T], axis=1)
         starts = range(0, max(v.shape[1], 1), self.block_width)

@@ -22,7 +22,7 @@ from linops.linear_map import LinearMap
 from linops.processes import of_all, spans
 from linops.products import concrete, is_traced
 from linops.program.settings import Scope, full_precision
-from linops.program.staged import Flat
+from linops.program.staged import Flat, jitted
 
 CHUNK_SECONDS = 0.1  # between two looks from outside, about
 MOST_STEPS = 2**31 - 1
@@ -47,6 +47,18 @@ def compute(function, A, *operands, donated=0):
         return jax.block_until_ready(concrete(lambda: flat.call(call, *leaves)))
 
 
+def differentiated(function, algorithm, A, *operands):
+    """`function(algorithm, A, *operands)`; what is traced by one jit for each structure, with derivatives."""
+    if not is_traced((A, operands)):
+        return function(algorithm, A, *operands)
+    return jitted(_spread, (function, algorithm), (A, operands), scope_of(A))
+
+
+def _spread(static, tree):
+    (function, algorithm), (A, operands) = static, tree
+    return function(algorithm, A, *operands)
+
+
 @dataclasses.dataclass(frozen=True)
 class _OfLeaves:
     """A function of trees as one of their leaves, of which the last ones are `donated`."""
@@ -60,8 +72,14 @@ class _OfLeaves:
 
 
 def scope_of(A):
-    """What is computed in, of an operator or a tuple of them."""
-    return Scope.around([operator._scope for operator in operators_of(A)])
+    """What is computed in, of an operator or a tuple of them: on an explicit mesh that its arrays lie on.
+
+    There a program may take none of these arrays, the beginning of a solver say, and place what was given on the host.
+    """
+    scope = Scope.around([operator._scope for operator in operators_of(A)])
+    arrays = (leaf for leaf in jax.tree.leaves(A) if isinstance(leaf, jax.Array) and not is_traced(leaf))
+    meshes = [leaf.sharding.mesh for leaf in arrays if jax.typeof(leaf).sharding.mesh.explicit_axes]
+    return scope if scope.mesh is not None or not meshes else dataclasses.replace(scope, mesh=meshes[0])
 
 
 def operators_of(A):

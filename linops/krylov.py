@@ -8,13 +8,15 @@ Each new vector is orthogonalized twice against all the others: once is not enou
 came out ten times too small (Giraud, Langou, Rozloznik, van den Eshof, 2005: twice is).
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from linops.iterate import maybe
 from linops.precision import real_dtype
-from linops.space import combination, inner_products, length
+from linops.space import combination, inner_products, length, placed
 
 PASSES = 2  # of Gram-Schmidt
 BREAKDOWN = 10  # times eps of the vector before: less is left of it by rounding alone
@@ -55,19 +57,20 @@ def rotated(basis, R, in_place=True):
 
     def of_leaf(leaf):
         rows, matrix = leaf.shape[0], R.astype(leaf.dtype)
-        flat = leaf.reshape(rows, -1)
-        width = max(1, CHUNK // rows)
-        if not in_place or flat.shape[1] <= 2 * width:
+        columns, width = leaf.size // rows, max(1, CHUNK // rows)
+        # In a jit it is explicit axes alone that tell of several devices; a leaf along them is not to be reshaped.
+        if not in_place or columns <= 2 * width or any(jax.typeof(leaf).sharding.spec):
             return jnp.tensordot(matrix, leaf, axes=1, precision="highest")
+        flat = leaf.reshape(rows, columns)
 
         def piece(i, flat):
-            start = jnp.minimum(i * width, flat.shape[1] - width)
+            start = jnp.minimum(i * width, columns - width)
             fresh = i * width - start  # columns that the last piece, which ends at the end, has in common with another
             old = jax.lax.dynamic_slice_in_dim(flat, start, width, axis=1)
             new = jnp.where(jnp.arange(width) < fresh, old, product(matrix, old))
             return jax.lax.dynamic_update_slice_in_dim(flat, new, start, axis=1)
 
-        return jax.lax.fori_loop(0, -(-flat.shape[1] // width), piece, flat).reshape(leaf.shape)
+        return jax.lax.fori_loop(0, -(-columns // width), piece, flat).reshape(leaf.shape)
 
     return jax.tree.map(of_leaf, basis)
 
@@ -94,7 +97,7 @@ def next_vector(space, basis, v, seed):
     Where rounding alone is left of v, judged against v, the space is invariant: a random vector goes on, and the
     coefficient on it is zero. That one is zero, or all rounding, where the rows span the space.
     """
-    v = _placed(v, row(basis, 0))
+    v = placed(v, row(basis, 0))
     before = space.norm(v)
     # Of length one, for inner products of what is left of a small vector leave the range.
     v = space.scale(1 / jnp.where(before > 0, before, 1), v)
@@ -104,7 +107,8 @@ def next_vector(space, basis, v, seed):
         # One body serves v and what is drawn in its place: XLA compiles it once.
         tries, v, coefficients, norm, _ = state
         first = tries == 0
-        v = jax.lax.cond(first, lambda: v, lambda: _placed(noise(space, seed), v))
+        # No jax.lax.cond: of columns JAX makes it a choice that it does not lay along explicit axes.
+        v = maybe(~first, lambda v: placed(noise(space, seed), v), v)
         v, step = orthogonalized(space, basis, v)
         size = space.norm(v)
         return tries + 1, v, jnp.where(first, step, coefficients), jnp.where(first, size, norm), size
@@ -161,15 +165,10 @@ def _hash(x):
     return x ^ (x >> 15)
 
 
-def _placed(v, like):
-    """A vector on an explicit mesh as another one; elsewhere XLA places it."""
-
-    def of_leaf(leaf, other):
-        sharding = jax.typeof(other).sharding
-        is_there = sharding.mesh.empty or jax.typeof(leaf).sharding == sharding
-        return leaf if is_there else jax.sharding.reshard(leaf, sharding)
-
-    return jax.tree.map(of_leaf, v, like)
+def laid(A, v):
+    """A vector, which may be given or drawn as a whole, where products with a square A are: along explicit axes."""
+    is_explicit = any(jax.typeof(leaf).sharding.mesh.explicit_axes for leaf in jax.tree.leaves(A))
+    return placed(v, jax.eval_shape(A._mv, v)) if is_explicit else v
 
 
 # Arnoldi and Lanczos.
@@ -198,11 +197,12 @@ class Krylov(NamedTuple):
         return self.matrix.shape[0] - self.matrix.shape[1]
 
 
-def begin(space, capacity, block, seed, held=None):
-    """The space of a block of vectors, a tree with one more leading axis: orthonormal, and not yet multiplied.
+def begin(A, capacity, block, seed, held=None):
+    """The space of a block of vectors, a tree with one more leading axis: orthonormal, and not yet multiplied by A.
 
     Vectors that are held are its first rows, so that all others are orthogonal to them; they count in its size.
     """
+    space, block = A.domain, jax.vmap(functools.partial(laid, A))(block)
     width, before = rows_of(block), 0 if held is None else rows_of(held)
     basis = empty(row(block, 0), capacity + width)
     for vectors, start in ((held, 0), (block, before)) if before else ((block, 0),):
@@ -270,12 +270,12 @@ def projected(krylov):
 
 def asymmetry(matrix):
     """The largest |H - Hᴴ| of inner products H with an operator: of one that is Hermitian there is rounding alone."""
-    return jnp.max(jnp.abs(matrix - matrix.conj().T))
+    return jnp.max(jnp.abs(matrix - matrix.conj().T), initial=0)
 
 
 def is_hermitian(A, matrix):
     """Whether inner products with A are those of a Hermitian operator, as far as can be told from rounding."""
-    return ~(asymmetry(matrix) > A._unit**SYMMETRIC * jnp.max(jnp.abs(matrix)))
+    return ~(asymmetry(matrix) > A._unit**SYMMETRIC * jnp.max(jnp.abs(matrix), initial=0))
 
 
 def couplings(krylov, vectors):
@@ -352,7 +352,7 @@ def restart_golub_kahan(domain, spaces):
     fresh, spare, seed = (after(spaces.seed, steps) for steps in range(3))
     v = row(right, size)
     right = with_row(right, size, zeros_like(v))
-    unit, _, _ = next_vector(domain, right, _placed(noise(domain, fresh), v), spare)
+    unit, _, _ = next_vector(domain, right, placed(noise(domain, fresh), v), spare)
     return spaces._replace(right=with_row(right, size, unit), seed=seed)
 
 

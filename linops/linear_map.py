@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -203,7 +204,7 @@ class LinearMap(Node, LinearOperator):
             raise ValueError(
                 f"{self!r} got an array of shape {v.shape}, expected ({columns},), ({columns}, 1) or (..., {columns})"
             )
-        return self._product(v.reshape(-1, columns).T).T.reshape(*v.shape[:-1], self.shape[0])
+        return self._product(v.reshape(math.prod(v.shape[:-1]), columns).T).T.reshape(*v.shape[:-1], self.shape[0])
 
     def matmat(self, block):
         """A V: (n, k) to (m, k)."""

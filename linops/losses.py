@@ -74,7 +74,7 @@ class Loss:
         if not isinstance(outputs, jax.Array) or outputs.ndim == 0 or jnp.iscomplexobj(outputs):
             raise TypeError(
                 f"{type(self).__name__} got outputs {brief(jax.tree.map(jnp.shape, outputs))}, expected one real array "
-                "with a row for each example"
+                "with a row for each example: for one example add an axis, outputs[None], to its targets too"
             )
 
 

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import inspect
 
 import jax
 import numpy as np
@@ -25,7 +26,9 @@ class Node:
 
     def __init_subclass__(cls):
         super().__init_subclass__()
-        dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
+        # With no field of its own it is constructed as its base is: of a Hessian with a claim more, from a function.
+        has_own = inspect.get_annotations(cls) or not getattr(cls, "__dataclass_fields__", None)
+        dataclasses.dataclass(frozen=True, eq=False, repr=False, init=bool(has_own))(cls)
         is_static = {field.name: "static" in field.metadata for field in dataclasses.fields(cls)}
         data = tuple(name for name, no in is_static.items() if not no)
         code = tuple(name for name, yes in is_static.items() if yes)

@@ -19,12 +19,12 @@ from linops.estimate.ranges import new_probes
 from linops.estimate.runs import operand, require_square
 from linops.iterate import compute, scope_of
 from linops.krylov import product, rotated
-from linops.linalg.operands import fitting
+from linops.linalg.operands import fitting, require_dtype
 from linops.linalg.systems import require_not_negative
 from linops.matrix import Diagonal, Identity, LowRank
 from linops.node import static
 from linops.products import is_traced
-from linops.space import Space, combination, inner_products, length
+from linops.space import Space, as_whole, combination, inner_products, length, placed
 
 SMALLEST = 100  # times eps, eigenvalues of a preconditioner: U is orthonormal to some eps
 FIRST_RANK = 16
@@ -51,7 +51,7 @@ def jacobi(A, *, key=None, num_matvecs=None):
     entries = A.diagonal() if key is None else diagonal(A, key, num_matvecs=num_matvecs).value
     with scope_of(A).entered():
         sizes = abs(jnp.asarray(entries))
-        floor = jnp.finfo(sizes.dtype).eps * jnp.max(sizes)
+        floor = jnp.finfo(sizes.dtype).eps * jnp.max(sizes, initial=0)
         sizes = jnp.where(sizes > floor, sizes, jnp.where(floor > 0, floor, 1))
         entries = A.domain.unravel((1 / sizes).astype(A.domain.dtype))
         return Diagonal._make(entries=entries, space=A.domain)  # a matrix may be the element
@@ -124,9 +124,10 @@ def block_jacobi(A):
     [0.5, 0.5]
     """
     require_square(A, "block_jacobi")
+    require_dtype("block_jacobi", A)
     A, width = operand(A, "block_jacobi")
     sizes = [math.prod(shape) for shape in A.domain.shapes]
-    if max(sizes) > MOST_OF_LEAF:
+    if max(sizes, default=0) > MOST_OF_LEAF:
         raise ValueError(
             f"block_jacobi got {A!r} with a leaf of {max(sizes)} entries, expected at most {MOST_OF_LEAF}: linops."
             "precondition.jacobi inverts the diagonal, nystrom takes what decays"
@@ -273,7 +274,7 @@ class _Blocks:
 
         def block(i):
             def column(index):
-                return jnp.ravel(jax.tree.leaves(A._mv(unit(A.domain, index)))[i])
+                return jnp.ravel(as_whole(jax.tree.leaves(A._mv(unit(A.domain, index)))[i]))
 
             return _inverted(in_blocks(column, jnp.arange(starts[i], starts[i + 1]), self.width).T)
 
@@ -284,7 +285,7 @@ def _inverted(block):
     """The inverse of a Hermitian matrix with the absolute values of its eigenvalues, none of them too small."""
     w, V = jnp.linalg.eigh((block + block.conj().T) / 2)
     sizes = abs(w)
-    floor = jnp.finfo(sizes.dtype).eps * jnp.max(sizes)
+    floor = jnp.finfo(sizes.dtype).eps * jnp.max(sizes, initial=0)
     sizes = jnp.maximum(sizes, jnp.where(floor > 0, floor, 1))
     return product(V / sizes, V.conj().T)
 
@@ -301,5 +302,5 @@ class Blocks(Operator):
 
     def _mv(self, v):
         leaves, treedef = jax.tree.flatten(v)
-        products = [product(block, jnp.ravel(leaf)) for block, leaf in zip(self.blocks, leaves, strict=True)]
-        return treedef.unflatten(y.reshape(leaf.shape) for y, leaf in zip(products, leaves, strict=True))
+        products = [product(block, jnp.ravel(as_whole(leaf))) for block, leaf in zip(self.blocks, leaves, strict=True)]
+        return treedef.unflatten(placed(y.reshape(leaf.shape), leaf) for y, leaf in zip(products, leaves, strict=True))

@@ -73,13 +73,12 @@ class Probing:
 
     def _drawn(self, A, key, held, first):
         """The spaces of the next probes."""
-        space = A.domain
         capacity = self.steps + (0 if held is None else rows_of(held))
 
         def drawn(key):
             start, more = jax.random.split(key)
-            w = jax.tree.map(lambda leaf: leaf[None], rademacher(space, start))
-            return begin(space, capacity, w, seed_of(more), held)
+            w = jax.tree.map(lambda leaf: leaf[None], rademacher(A.domain, start))
+            return begin(A, capacity, w, seed_of(more), held)
 
         return jax.vmap(drawn, out_axes=BATCHED)(keys_of(key, first, self.width))
 

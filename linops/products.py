@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from linops.precision import is_complex
+from linops.space import as_whole
 
 
 def concrete(compute):
@@ -56,7 +57,7 @@ def array_product(A, v):
 
 def vector_product(A, v):
     """The product with a vector, a vector."""
-    return jnp.ravel(array_product(A, v))
+    return jnp.ravel(as_whole(array_product(A, v)))
 
 
 def block_product(A, block):

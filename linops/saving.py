@@ -86,10 +86,10 @@ class SavedRun:
                 head = json.loads(str(file["arr_0"]))
                 arrays = [file[f"arr_{i}"] for i in range(1, len(file.files))]
             head["version"], head["sum"], head["identity"]
-        except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError, TypeError) as error:
+        except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError, TypeError):
             raise ValueError(
-                f"{self.path} is no saved run, or is cut off ({error}); expected a file that save= wrote: remove it to "
-                "begin anew"
+                f"{self.path} is no saved run, or is cut off; expected a file that save= wrote: remove it to begin "
+                "anew, or give another path"
             ) from None
         return head, arrays
 
@@ -106,7 +106,16 @@ def _difference(name, found, expected):
         return "products with the operator are others, as at another point or over other data"
     if isinstance(expected, dict):
         return f"it began with another {name}"
-    return f"its {name} is {found!r}, expected {expected!r}"
+    found, expected = _short(found, expected)
+    return f"its {name} is {found}, expected {expected}"
+
+
+def _short(*values):
+    """Values as texts: floats of as few digits, three at least, as tell them from each other."""
+    if not all(isinstance(value, float) for value in values):
+        return tuple(map(repr, values))
+    texts = (tuple(f"{value:.{digits}g}" for value in values) for digits in range(3, 18))
+    return next((some for some in texts if len(set(some)) == len(values)), tuple(map(repr, values)))
 
 
 def _by_itself(act):

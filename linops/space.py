@@ -245,16 +245,30 @@ def contracted(u, v, axes, dtype):
 
     On an explicit mesh a product has to say where it lies: here all of it on each device.
     """
-    sharding = jax.typeof(v).sharding
-    whole = _replicated(sharding) if any(sharding.spec) else None
-    last = [list(range(jnp.ndim(a) - axes, jnp.ndim(a))) for a in (u, v)]
-    return jnp.tensordot(jnp.conj(u), v, last, precision="highest", preferred_element_type=dtype, out_sharding=whole)
+    laid = [sharding for sharding in (jax.typeof(a).sharding for a in (u, v)) if any(sharding.spec)]
+    whole = _replicated(laid[0]) if laid else None
+    pair = jnp.conj(u), v
+    if laid and jnp.ndim(v) == axes:
+        pair = pair[::-1]  # JAX cannot lay a product of rows and, in a vmap, each of many vectors; the other way it can
+    last = [list(range(jnp.ndim(a) - axes, jnp.ndim(a))) for a in pair]
+    return jnp.tensordot(*pair, last, precision="highest", preferred_element_type=dtype, out_sharding=whole)
 
 
 def as_whole(leaf):
     """An array that is laid along explicit axes of a mesh as a whole on each device: a vector of many is no other."""
     sharding = jax.typeof(leaf).sharding
     return jax.sharding.reshard(leaf, _replicated(sharding)) if any(sharding.spec) else leaf
+
+
+def placed(v, like):
+    """A tree on an explicit mesh laid as another one, of arrays or their types; elsewhere XLA places it."""
+
+    def of_leaf(leaf, other):
+        sharding = other.sharding if isinstance(other, jax.ShapeDtypeStruct) else jax.typeof(other).sharding
+        is_there = sharding is None or sharding.mesh.empty or jax.typeof(leaf).sharding == sharding
+        return leaf if is_there else jax.sharding.reshard(leaf, sharding)
+
+    return jax.tree.map(of_leaf, v, like)
 
 
 def _replicated(sharding):

@@ -6,6 +6,8 @@ None of them changes a number: the program that runs between two looks is the on
 import contextlib
 import dataclasses
 import inspect
+import math
+import numbers
 import os
 import signal
 import threading
@@ -68,8 +70,10 @@ def refuse_in_jit(name, **options):
 def path_and_seconds(save):
     """The two of what a user says as save=."""
     pair = save if isinstance(save, tuple) else (save, SAVE_SECONDS)
-    if len(pair) != 2 or not isinstance(pair[0], str | os.PathLike):
+    if len(pair) != 2 or not isinstance(pair[0], str | os.PathLike) or not isinstance(pair[1], numbers.Real):
         raise TypeError(f"got save={save!r}, expected a path, or a pair of one and the seconds between two files")
+    if not 0 <= pair[1] < math.inf:
+        raise ValueError(f"got save={save!r}, expected seconds between two files that are finite and not negative")
     return pair
 
 

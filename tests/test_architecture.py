@@ -26,7 +26,7 @@ LAYERS = [
     ["derivatives.parts", "derivatives.linearized", "derivatives.batches", "derivatives.map",
      "derivatives.jacobian", "derivatives.differences", "derivatives.hessian", "derivatives.mixed",
      "derivatives.gauss_newton", "derivatives.fisher", "derivatives.batched"],
-    ["blas", "progress", "files", "monitoring", "krylov", "iterate", "saving", "watching", "linalg.records",
+    ["blas", "progress", "files", "monitoring", "iterate", "krylov", "saving", "watching", "linalg.records",
      "linalg.operands", "linalg.problems", "linalg.runs", "linalg.lanczos", "linalg.symmetric",
      "linalg.bidiagonal", "linalg.singular", "linalg.growth", "linalg.functions", "linalg.systems", "linalg.solves",
      "linalg.shifted", "linalg.definite", "linalg.indefinite", "linalg.general",

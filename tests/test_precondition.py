@@ -94,6 +94,16 @@ def test_block_jacobi_of_leaves():
     )
 
 
+def test_leaves_of_size_zero():
+    x = {"a": jnp.arange(1.0, 4), "none": jnp.zeros((0, 2))}
+    H = linops.Hessian(lambda x: jnp.sum(x["a"] ** 3) + jnp.sum(x["none"]), x)
+    v = jax.tree.map(jnp.ones_like, x)
+    estimated = precondition.jacobi(H, key=jax.random.key(0), num_matvecs=2)
+    for M in precondition.block_jacobi(H), precondition.jacobi(H), estimated:
+        np.testing.assert_allclose(M.mv(v)["a"], 1 / (6 * x["a"]), rtol=1e-3)
+    np.testing.assert_allclose(eigsh(H, k=2, return_eigenvectors=False), [12, 18], rtol=1e-5)
+
+
 def test_deflation_leaves_the_rest():
     d = np.r_[np.linspace(1, 2, N - 5), 10.0 ** np.arange(2, 7)]
     A = linops.Diagonal(d)
@@ -118,6 +128,11 @@ def test_deflation_leaves_the_rest():
 def test_refusals(make, words):
     with pytest.raises(ValueError, match=words):
         make(linops.Matrix(DECAYING))
+
+
+def test_half_precision_is_refused():
+    with pytest.raises(TypeError, match=r"block_jacobi got an operator in float16, .* which LAPACK has"):
+        precondition.block_jacobi(linops.Diagonal(np.ones(3, np.float16)))
 
 
 def test_low_rank_is_real_in_its_values():

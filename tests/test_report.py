@@ -227,6 +227,8 @@ class Unchecked(linops.Operator):
         (np.triu(np.full((5, 5), 1e-25, np.float32)), {}, ValueError, "whose matrix is not Hermitian"),
         (lambda v: v, {}, TypeError, "spectrum got <function .* expected a linops operator"),
         (np.ones((5, 4), np.float32), {}, ValueError, "expected a square operator"),
+        (jnp.eye(5, dtype=jnp.bfloat16), {}, TypeError, "spectrum got an operator in bfloat16, .* which LAPACK has"),
+        (np.zeros((0, 0), np.float32), {}, ValueError, "which is empty, expected an operator of at least one row"),
         (np.eye(5, dtype=np.float32), {"probes": 1}, ValueError, "expected at least 2, of which a standard error"),
         (np.eye(5, dtype=np.float32), {"width": -1}, ValueError, "expected a standard deviation above 0"),
         (np.eye(5, dtype=np.float32), {"k": 0}, ValueError, "spectrum got k=0, expected a whole number, at least 1"),

@@ -21,6 +21,7 @@ from linops.estimate.quadrature import (
 from linops.estimate.runs import Mean, fits, operand, require_hermitian, require_whole, run
 from linops.iterate import compute
 from linops.krylov import is_hermitian, seed_of
+from linops.linalg.operands import require_dtype
 
 STEPS = 32
 PROBES = 16
@@ -51,7 +52,8 @@ def logdet(A, key, *, steps=STEPS, bounds=(None, None), rtol=None, num_matvecs=N
     """
     require_hermitian(A, "logdet")
     A, width = operand(A, "logdet")
-    steps = min(require_whole("logdet", steps, "steps"), A.shape[1])
+    require_dtype("logdet", A)
+    steps = min(require_whole("logdet", steps, "steps"), max(1, A.shape[1]))
     estimator = _LogDeterminant(
         "logdet",
         probes_at_once(A, width, steps),
@@ -78,7 +80,11 @@ class _LogDeterminant(Mean):
 
     def seen(self, A, key):
         lowest, least = compute(_Lowest(self.matvecs), A, key)
-        return f", and A a Ritz value of {lowest:.3g}, where log has none to rounding" if lowest <= least else ""
+        if not lowest <= least:
+            return ""
+        return (
+            f", because A has a Ritz value of {lowest:.3g}, and so is not positive definite to the digits of {A.dtype}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,7 +52,7 @@ def _finish(A, mean, error):
 
 
 def _whole(A, lengths):
-    largest = jax.lax.stop_gradient(jnp.max(lengths))
+    largest = jax.lax.stop_gradient(jnp.max(lengths, initial=0))
     return largest * _root(jnp.sum((lengths / jnp.where(largest > 0, largest, 1)) ** 2))
 
 

@@ -73,7 +73,7 @@ def in_blocks(function, items, width):
         return jnp.concatenate([leaf, leaf[: blocks * size - count]]).reshape(blocks, size, *leaf.shape[1:])
 
     results = jax.lax.map(jax.vmap(function), jax.tree.map(split, items))
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], results)
+    return jax.tree.map(lambda leaf: leaf.reshape(blocks * size, *leaf.shape[2:])[:count], results)
 
 
 def columns(V):

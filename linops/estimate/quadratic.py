@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from linops.arrays import brief
 from linops.counted import allowed, told
 from linops.estimate.quadrature import (
     Rule,
@@ -21,7 +22,9 @@ from linops.estimate.quadrature import (
 )
 from linops.estimate.result import Estimate
 from linops.estimate.runs import DEFAULT_MATVECS, operand, require_hermitian, require_whole
-from linops.iterate import compute
+from linops.iterate import compute, differentiated
+from linops.linalg.operands import require_dtype, require_rows
+from linops.precision import real_dtype
 from linops.products import is_traced
 
 STRIDE = 8  # steps between two looks at the bracket
@@ -66,6 +69,9 @@ def quadratic_form(f, A, b, *, bounds=(None, None), rtol=None, num_matvecs=None)
     """
     require_hermitian(A, "quadratic_form")
     A, width = operand(A, "quadratic_form")
+    require_dtype("quadratic_form", A)
+    require_rows("quadratic_form", A)
+    _require_elementwise(f, A)
     most = DEFAULT_MATVECS if num_matvecs is None else require_whole("quadratic_form", num_matvecs)
     b = A.domain.point(b, "b")
     eps = float(jnp.finfo(A.domain.dtype).eps)
@@ -74,9 +80,33 @@ def quadratic_form(f, A, b, *, bounds=(None, None), rtol=None, num_matvecs=None)
         raise ValueError(f"quadratic_form got rtol={rtol!r}, expected the share of the value that its bracket may be")
     most = require_whole("quadratic_form", allowed(A._listeners(), min(most, A.shape[1])))
     form = _Form(f, most, width)
-    found = compute(form, A, b, require_bounds(bounds), rtol)
+    found = differentiated(compute, form, A, b, require_bounds(bounds), rtol)
     told(A._listeners(), found.matvecs)
     return found
+
+
+def _require_elementwise(f, A):
+    """Refuse a function that makes of a traced array of real numbers anything but one number for each."""
+    cause = None
+    with A.domain.scope():
+        like = jax.ShapeDtypeStruct((2, 3), real_dtype(A.domain.dtype))  # not square: no function of matrices takes it
+        try:
+            results = jax.eval_shape(lambda t: f(t), like)
+        except (TypeError, ValueError) as error:
+            cause, does = error, f"raises {type(error).__name__}: {str(error).splitlines()[0].rstrip('.')}"
+        else:
+            made = jax.tree.leaves(results)
+            if len(made) == 1 and made[0].shape == like.shape and jnp.issubdtype(made[0].dtype, jnp.inexact):
+                return
+            does = f"makes {brief(list(map(_type, made)))} of {_type(like)}"
+    raise TypeError(
+        f"quadratic_form got f={f!r}, which {does}; expected a function of real numbers in JAX, elementwise on an "
+        "array of any shape, as jnp.exp, and not of matrices, as jax.scipy.linalg.expm"
+    ) from cause
+
+
+def _type(array):
+    return f"{array.dtype}{list(array.shape)}"
 
 
 def require_bounds(bounds):

@@ -14,6 +14,7 @@ from linops.krylov import Krylov, begin, expand, is_hermitian, projected
 from linops.program.settings import full_precision
 
 ROUNDINGS = 10  # eps of an integral of absolute values, below which a change is none
+LAST = 3  # steps, each of which may have changed much where f is singular within the spectrum
 SLACK = 100  # times what products are off by, as shares of the norm: a node further beyond a bound disproves it
 
 
@@ -30,7 +31,7 @@ class Rule(NamedTuple):
 
 def krylov_space(A, b, steps, seed):
     """The Krylov space of a vector, not yet multiplied, for so many steps."""
-    return begin(A.domain, steps, jax.tree.map(lambda leaf: leaf[None], b), seed)
+    return begin(A, steps, jax.tree.map(lambda leaf: leaf[None], b), seed)
 
 
 def expanded(A, krylov, steps):
@@ -53,29 +54,33 @@ def gauss(A, krylov: Krylov):
 def rule_and_changes(A, f, krylov: Krylov, is_bounded):
     """The Gauss rule of a space, and for `truncation` how its steps have changed the integral of f.
 
-    These are what the second half of the steps has changed, what the fourth before it has, and rounding, zeros where
-    bounds of the spectrum say more. The three rules are made by one call of LAPACK: two at once, in a vmap on two
-    cores, block each other in JAX 0.10.
+    These are what the second half of the steps has changed, what the fourth before it has, the most that the last of
+    them have, and rounding, zeros where bounds of the spectrum say more. The rules are made by one call of LAPACK: two
+    at once, in a vmap on two cores, block each other in JAX 0.10.
     """
     if is_bounded:
         rule = gauss(A, krylov)
-        return rule, jnp.zeros(3, rule.nodes.dtype)
-    sizes = -(-krylov.size // jnp.array([1, 2, 4]))
-    rules = jax.vmap(lambda size: gauss(A, krylov._replace(size=size)))(sizes)
+        return rule, jnp.zeros(4, rule.nodes.dtype)
+    shares, last = -(-krylov.size // jnp.array([1, 2, 4])), krylov.size - jnp.arange(1, LAST + 1)
+    rules = jax.vmap(lambda size: gauss(A, krylov._replace(size=size)))(jnp.maximum(jnp.append(shares, last), 1))
     rule = jax.tree.map(lambda leaf: leaf[0], rules)
     rounding = ROUNDINGS * jnp.finfo(rule.nodes.dtype).eps * integral(lambda t: jnp.abs(f(t)), rule.nodes, rule.weights)
-    return rule, jnp.append(jnp.abs(jnp.diff(integral(f, rules.nodes, rules.weights))), rounding)
+    values = integral(f, rules.nodes, rules.weights)
+    swing = jnp.max(jnp.abs(values[0] - values[3:]))
+    return rule, jnp.array([*jnp.abs(jnp.diff(values[:3])), swing, rounding])
 
 
 def truncation(changes):
     """What is left of an integral by its changes: the rest of a series that converges as algebraically as they do.
 
     Where it converges faster, as geometric ones do, it is the next term but one, times ten; infinite where they grow.
+    It is no less than the last steps have changed: next to a point where f is singular nodes come and go.
     """
-    last, before, rounding = changes
+    last, before, swing, rounding = changes
     ratio = last / jnp.where(before > 0, before, 1)
     rest = last * ratio * jnp.minimum(1, 10 * ratio) / jnp.where(ratio < 1, 1 - ratio, 1)
-    return jnp.where(last <= rounding, 0, jnp.where((before > 0) & (ratio < 1), rest, jnp.inf))
+    rest = jnp.where(last <= rounding, 0, jnp.where((before > 0) & (ratio < 1), rest, jnp.inf))
+    return jnp.maximum(rest, jnp.where(swing <= rounding, 0, swing))
 
 
 def tridiagonal(diagonal, below):

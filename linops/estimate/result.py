@@ -43,9 +43,8 @@ class Estimate:
             return f"{type(self).__name__}(value={self.value!r}, ...)"
         of = f"of {int(np.sum(self.matvecs))} products"
         if np.ndim(self.value):
-            return (
-                f"<estimates, {np.shape(self.value)}, standard errors {np.max(self.standard_error):.2g} at most, {of}>"
-            )
+            error = np.max(self.standard_error, initial=0)
+            return f"<estimates, {np.shape(self.value)}, standard errors {error:.2g} at most, {of}>"
         return f"<estimate {self.value.item():.6g}, standard error {float(self.standard_error):.2g}, {of}>"
 
 

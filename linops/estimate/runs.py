@@ -17,7 +17,7 @@ from linops.budget import BASIS_SHARE, memory_budget
 from linops.counted import allowed, told
 from linops.estimate.probes import columns, in_blocks, keys_of
 from linops.estimate.result import Estimate, standard_error, with_rounding
-from linops.iterate import compute, iterate
+from linops.iterate import compute, differentiated, iterate
 from linops.linear_map import LinearMap
 from linops.products import concrete, is_traced
 from linops.space import Space
@@ -97,9 +97,9 @@ def _run(estimator, A, key, rtol, num_matvecs, *data):
             f"take, or all {A.shape[1]} columns"
         )
     if most < fewest:
-        return compute(Whole(estimator), A)
+        return differentiated(compute, Whole(estimator), A)
     if rtol is None:
-        return compute(ToBudget(estimator, most), A, key, *data)
+        return differentiated(compute, ToBudget(estimator, most), A, key, *data)
     return estimator.to_tolerance(A, key, rtol, most, whole, *data)
 
 
@@ -194,7 +194,8 @@ class Mean:
         return batch.estimate(A, sums)
 
     def to_tolerance(self, A, key, rtol, most, whole, *data):
-        return compute(_ToTolerance(_Batch(self, FEWEST, whole), most // self.matvecs), A, key, rtol, *data)
+        algorithm = _ToTolerance(_Batch(self, FEWEST, whole), most // self.matvecs)
+        return differentiated(compute, algorithm, A, key, rtol, *data)
 
 
 @functools.partial(
@@ -224,7 +225,8 @@ class Sums:
         added = jnp.sum(counts, dtype=jnp.int32)
         total = self.count + added
         share = added / jnp.maximum(total, 1)
-        largest = functools.reduce(jnp.maximum, (jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(samples)))
+        sizes = [jnp.max(jnp.abs(leaf), initial=0) for leaf in jax.tree.leaves(samples)]
+        largest = functools.reduce(jnp.maximum, sizes)
         scale = jnp.where(self.count > 0, self.scale, jnp.where(largest > 0, jax.lax.stop_gradient(largest), 1))
 
         def merged(mean, squares, new):

@@ -62,6 +62,7 @@ class Search:
     in_place: bool
 
     def begin(self, A, v, seed, tol):
+        v = krylov.laid(A.H @ A, v)
         spaces = krylov.begin_golub_kahan(A._mv, A.domain, A.codomain, self.capacity, v, seed)
         small = jnp.zeros((self.capacity, self.capacity), spaces.matrix.dtype)
         values, zero = jnp.zeros(self.capacity, tol.dtype), jnp.zeros((), jnp.int32)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from linops.krylov import empty, with_row, zeros_like
+from linops.krylov import empty, laid, with_row, zeros_like
 from linops.linalg.gradients import orthogonalized, unit
 from linops.linalg.records import CONVERGED, STOPPED, Record
 from linops.linalg.rotations import CONDITION, GOES_ON, TIME, Rotations, Tolerances
@@ -52,7 +52,7 @@ class _OneSpace:
     window: int
 
     def begin(self, A, rows, damps, bounds, rules):
-        b = jax.tree.map(lambda leaf: leaf[0], rows)
+        b = laid(A @ A.H, jax.tree.map(lambda leaf: leaf[0], rows))
         u, size = unit(A.codomain, b)
         v, alpha = unit(A.domain, A.H._mv(u))
         one, none = jnp.ones_like(damps), jnp.zeros((), jnp.int32)

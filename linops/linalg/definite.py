@@ -122,7 +122,7 @@ def cg(
     (True, 0)
     """
     A, M = operators = square_system("cg", A, M, space)
-    bounds = limits("cg", A, rtol, atol, 10 * A.shape[0] if maxiter is None else maxiter)
+    bounds = limits("cg", A, rtol, atol, max(1, 10 * A.shape[0]) if maxiter is None else maxiter)
     right = Right.of(A.domain, b, "cg")
     guesses = right.beginning(A.domain, x0, "cg")
     spent = 0, 0
@@ -346,10 +346,12 @@ class Region(NamedTuple):
 
         def add(path):
             lengths = self.to_boundary(radii)
-            points = jax.tree.map(
-                lambda old, x, p: either(passed, x + jnp.multiply.outer(lengths, p).astype(x.dtype), old),
-                path.points, x, p,
-            )  # fmt: skip
+
+            def moved(old, x, p):
+                along = jax.vmap(jnp.multiply, (0, None))(lengths, p)  # jnp.multiply.outer flattens p
+                return either(passed, x + along.astype(x.dtype), old)
+
+            points = jax.tree.map(moved, path.points, x, p)
             gains = jnp.where(passed, self._gain(lengths, rho, curvature), path.decreases)
             return path._replace(points=points, decreases=gains)
 

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from linops.iterate import scope_of
+from linops.iterate import differentiated, scope_of
 from linops.krylov import rows_of
 from linops.linalg.growth import Growth, Products, differentiable, together
-from linops.linalg.operands import as_columns, as_given, as_square, block_of, fitting
+from linops.linalg.operands import as_columns, as_given, as_square, block_of, fitting, require_dtype, require_rows
 from linops.linalg.records import NO_FUNCTION, NOT_FINITE, NOT_SYMMETRIC, STOPPED, NoConvergence
 from linops.precision import is_complex, real_dtype
 from linops.products import is_traced
@@ -17,11 +17,11 @@ from linops.program.function import UNTRACEABLE
 
 MOST = 400  # vectors of a basis that is not restarted, as many products as SciPy makes at most
 _REMEDIES = {
-    NOT_FINITE: "A @ b, or f on the spectrum of t A, may not be finite, or t A be too large: in time, shorter steps; or "
-    "f is of the entries of a matrix, and not of the matrix",
-    NO_FUNCTION: "f is to be a function of matrices, as jax.scipy.linalg.expm, and not of their entries, as jnp.exp; of "
-    "any function g of numbers, where A is Hermitian with assume_a='her': w, Q = jnp.linalg.eigh(X); return (Q * g(w)) "
-    "@ Q.conj().T, of an X that is Hermitian without restart_every_m",
+    NOT_FINITE: "A @ b, or f on the spectrum of t A, may not be finite, or t A be too large: in time, shorter steps; "
+    "or f is of the entries of a matrix, and not of the matrix",
+    NO_FUNCTION: "f is to be a function of matrices, as jax.scipy.linalg.expm, and not of their entries, as jnp.exp; "
+    "of any function g of numbers, where A is Hermitian with assume_a='her': w, Q = jnp.linalg.eigh(X); return "
+    "(Q * g(w)) @ Q.conj().T, of an X that is Hermitian without restart_every_m",
     STOPPED: "give a monitor a larger max_matvecs",
     NOT_SYMMETRIC: "linops.check(A) shows what A claims and is not; of any matrix is assume_a='gen'",
 }
@@ -102,6 +102,7 @@ def funm_multiply_krylov(
     Array([1., 2., 3.], dtype=float32)
     """
     A = as_square(A, space, "funm_multiply_krylov")
+    _require(A, "funm_multiply_krylov")
     if assume_a not in KINDS:
         raise ValueError(f"funm_multiply_krylov got assume_a={assume_a!r}, expected one of {', '.join(KINDS)}")
     if not callable(f):
@@ -165,6 +166,7 @@ def expm_multiply(A, B, start=None, stop=None, num=None, endpoint=None, traceA=N
            [-1.,  0.]], dtype=float32)
     """
     A = as_square(A, space, "expm_multiply")
+    _require(A, "expm_multiply")
     plan = Growth(jax.scipy.linalg.expm, bool(A.hermitian or (A.symmetric and not is_complex(A.dtype))), *_sizes(A))
     rtol, linear = 64 * float(jnp.finfo(A.dtype).eps), A.linearize()
 
@@ -196,6 +198,11 @@ def expm_multiply(A, B, start=None, stop=None, num=None, endpoint=None, traceA=N
 # What is asked for.
 
 
+def _require(A, name):
+    require_dtype(name, A)
+    require_rows(name, A)
+
+
 def _sizes(A, restart_every_m=None, max_restarts=20):
     """How many vectors a basis has, and all of them."""
     if operator.index(max_restarts) < 1:
@@ -218,7 +225,7 @@ def _applied(plan, A, block, numbers, name):
     traced = is_traced((A, block, numbers))
     product = Products(plan, traced, at_once=fitting([A.domain] * (plan.capacity + 1), rows_of(block), 1))
     if traced:
-        return differentiable(product, A, block, numbers)
+        return differentiated(differentiable, product, A, block, numbers)
     y, record = product(A, block, numbers)
     if not np.all(record.converged):
         raise NoConvergence(

@@ -122,7 +122,7 @@ def gmres(
     A, M = operators = square_system("gmres", A, M, space)
     restart = _restart(A, restart)
     kind = _kind(callback, callback_type)
-    count = 10 * A.shape[0] if maxiter is None else maxiter
+    count = max(1, 10 * A.shape[0]) if maxiter is None else maxiter
     bounds = limits("gmres", A, rtol, atol, count)
     if kind != "legacy":
         bounds = bounds._replace(iterations=restart * bounds.iterations)
@@ -140,7 +140,7 @@ def gmres(
 def _restart(A, restart):
     n = A.shape[0]
     try:
-        restart = min(RESTART if restart is None else operator.index(restart), n)
+        restart = min(RESTART if restart is None else operator.index(restart), max(1, n))
     except TypeError:
         raise TypeError(f"gmres got restart={restart!r}, expected an integer, static in jit") from None
     if restart < 1:

@@ -95,7 +95,7 @@ class Growth:
         norm = A.domain.norm(b)
         small = jnp.zeros((self.most, self.most), A.dtype)
         seed = jnp.zeros(2, jnp.uint32)
-        grown = krylov.begin(A.domain, self.capacity, jax.tree.map(lambda leaf: leaf[None], b), seed)
+        grown = krylov.begin(A, self.capacity, jax.tree.map(lambda leaf: leaf[None], b), seed)
         inf = jnp.full((), jnp.inf, norm.dtype)
         error = jnp.where(norm == 0, 0, inf)
         y = krylov.zeros_like(b)
@@ -131,7 +131,7 @@ class Growth:
         small = state.small.at[after, after - 1].set(space.matrix[last + 1, last])
         b = jax.tree.map(lambda leaf: leaf[self.capacity :], space.basis)
         return state._replace(
-            space=krylov.begin(A.domain, self.capacity, b, space.seed),
+            space=krylov.begin(A, self.capacity, b, space.seed),
             small=small,
             before=after,
             y=self.product(A, state),

@@ -16,7 +16,7 @@ from linops.linalg.definite import cg
 from linops.linalg.general import gmres
 from linops.linalg.indefinite import minres
 from linops.linalg.least_squares import lsmr
-from linops.linalg.operands import as_operator, as_square, fitting, with_nan
+from linops.linalg.operands import as_operator, as_square, fitting, require_dtype, with_nan
 from linops.linalg.records import INCONSISTENT, NoConvergence
 from linops.linalg.systems import Right
 from linops.matrix import Identity, Matrix
@@ -73,6 +73,7 @@ def inverse(A, method="auto", M=None, rtol=None, atol=0, maxiter=None):
     True
     """
     A = as_operator(A, None, "inverse")
+    require_dtype("inverse", A)
     if method not in ("auto", "dense", *SOLVERS):
         raise ValueError(f"inverse got method={method!r}, expected 'auto', 'dense', {', '.join(map(repr, SOLVERS))}")
     if isinstance(A, Inverse) and method == "auto":
@@ -111,7 +112,7 @@ def _gmres(A, b, **options):
 
 def _lsmr(A, b, *, x0, M, rtol, atol, maxiter, full_output):
     """`lsmr` has rtol in two places, and no preconditioner: a guess is one already."""
-    maxiter = LSMR_STEPS * min(A.shape) if maxiter is None else maxiter
+    maxiter = max(1, LSMR_STEPS * min(A.shape)) if maxiter is None else maxiter
     results = lsmr(A, b, atol=rtol, btol=rtol, conlim=0, maxiter=maxiter, x0=x0, full_output=full_output)
     return results[0], results[1], results[-1]
 
@@ -313,6 +314,6 @@ def _small_inverse(J, c):
 def _pseudo_inverse(A):
     """The dense pseudo-inverse, and the rank."""
     U, s, Vh = jnp.linalg.svd(shorter_dense_matrix(A), full_matrices=False)
-    nonzero = s > max(A.shape) * jnp.finfo(s.dtype).eps * s[0]
+    nonzero = s > max(A.shape) * jnp.finfo(s.dtype).eps * jnp.max(s, initial=0)
     inverse = jnp.where(nonzero, 1 / jnp.where(nonzero, s, 1), 0)
     return jnp.matmul(Vh.conj().T * inverse, U.conj().T, precision="highest"), jnp.sum(nonzero)

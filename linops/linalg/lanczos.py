@@ -102,7 +102,7 @@ class ThickRestart:
 
     def begin(self, A, block, held, tol, seed):
         """From a block of vectors, and some to be held or None: trees with one more leading axis."""
-        krylov = begin(A.domain, self.ncv, block, seed, held)
+        krylov = begin(A, self.ncv, block, seed, held)
         real = real_dtype(A.domain.dtype)
         none, zero = jnp.zeros((), jnp.int32), jnp.zeros((), real)
         return State(
@@ -259,7 +259,7 @@ class ThickRestart:
         _, _, coefficients = self._best(A, state)
         coefficients = jnp.pad(coefficients.T, ((0, 0), (0, state.krylov.width)))
         rows = rotated(state.krylov.basis, coefficients, in_place=False)
-        values, rows, residuals = jax.lax.map(lambda v: _pair(A, v), rows, batch_size=_divisor(self.k))
+        values, rows, residuals = _mapped(lambda v: _pair(A, v), rows, _divisor(self.k))
         reached = rounding(A, RESTARTED) * jnp.maximum(state.norm, jnp.max(jnp.abs(values)))
         return values, rows, residuals, jnp.maximum(tolerances(A, state.tol, values, state.norm), reached)
 
@@ -326,6 +326,13 @@ def _pair(A, v):
     product = A._mv(v)
     value = A.domain.inner(v, product).real
     return value, v, A.domain.norm(jax.tree.map(lambda p, u: p - (value * u).astype(p.dtype), product, v))
+
+
+def _mapped(function, rows, size):
+    """`function` of each row, so many at once: `jax.lax.map` with a batch_size takes no leaf of size zero."""
+    blocks = jax.tree.map(lambda leaf: leaf.reshape(len(leaf) // size, size, *leaf.shape[1:]), rows)
+    found = jax.lax.map(jax.vmap(function), blocks)
+    return jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0] * size, *leaf.shape[2:]), found)
 
 
 def _divisor(k, most=8):

@@ -13,9 +13,9 @@ from linops.iterate import compute
 from linops.krylov import rows_of
 from linops.linalg.damped import from_one_space
 from linops.linalg.gradients import Damped, MinimalGradients, Rules
-from linops.linalg.operands import as_operator
+from linops.linalg.operands import as_operator, require_dtype
 from linops.linalg.solves import either, solve
-from linops.linalg.systems import Right, limits, refuse_show, require_dtype, require_not_negative
+from linops.linalg.systems import Right, limits, refuse_show, require_not_negative
 from linops.precision import real_dtype
 from linops.products import is_traced
 from linops.program.settings import full_precision
@@ -123,7 +123,7 @@ def lsmr(
     require_dtype("lsmr", A)
     refuse_show("lsmr", show)
     atol, btol, conlim = _numbers(atol, btol, conlim)
-    bounds = limits("lsmr", A, btol, 0.0, min(A.shape) if maxiter is None else maxiter)
+    bounds = limits("lsmr", A, btol, 0.0, max(1, min(A.shape)) if maxiter is None else maxiter)
     solver, right = MinimalGradients(_window(A, window)), Right.of(A.codomain, b, "lsmr")
     start, reference, spent = right.beginning(A.domain, x0, "lsmr"), None, (0, 0)
     damps, is_sequence = _damps(A, right, damp)

@@ -16,6 +16,24 @@ from linops.krylov import noise
 from linops.matrix import Matrix
 from linops.precision import real_dtype
 from linops.products import is_traced
+from linops.space import as_whole
+
+DTYPES = ("float32", "float64", "complex64", "complex128")
+
+
+def require_dtype(what, A, given="an operator", remedy="its point"):
+    """Refuse what is not in one of the four dtypes that LAPACK computes in."""
+    if str(A.dtype) not in DTYPES:
+        raise TypeError(
+            f"{what} got {given} in {A.dtype}, expected {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, which LAPACK has: "
+            f"convert {remedy}"
+        )
+
+
+def require_rows(what, A):
+    """Refuse an operator of no rows, where nothing is to be found."""
+    if min(A.shape) < 1:
+        raise ValueError(f"{what} got {A!r}, which is empty, expected an operator of at least one row and column")
 
 
 def as_operator(A, space, what):
@@ -54,7 +72,7 @@ def block_of(space, vectors, what):
     """Vectors as a tree with one more leading axis: of an array (n,) or (n, p), an element, or a tree of p of them."""
     vectors = as_given(space, vectors, what)
     if isinstance(vectors, np.ndarray | jax.Array) and vectors.ndim in (1, 2) and vectors.shape[0] == space.size:
-        columns = vectors.reshape(space.size, -1).T
+        columns = (vectors if vectors.ndim == 2 else vectors[:, None]).T
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *[space.point(column, what) for column in columns])
     leaves, treedef = jax.tree.flatten(vectors)
     shapes = [jnp.shape(leaf) for leaf in leaves]
@@ -89,7 +107,8 @@ def as_columns(space, block):
     """The array of shape (n, k) of a tree of k vectors."""
     with space.scope():
         rows = [
-            leaf.reshape(len(leaf), math.prod(leaf.shape[1:])).astype(space.dtype) for leaf in jax.tree.leaves(block)
+            as_whole(leaf).reshape(len(leaf), math.prod(leaf.shape[1:])).astype(space.dtype)
+            for leaf in jax.tree.leaves(block)
         ]
         return (rows[0] if len(rows) == 1 else jnp.concatenate(rows, axis=1)).T
 

@@ -49,8 +49,9 @@ def _positive_entries(A, M):
     """The diagonal of M, as an element of the domain of A."""
     if not isinstance(M, Diagonal) or M.shape != A.shape:
         raise TypeError(
-            f"eigsh got M={M!r} for {A!r}, expected a linops.Diagonal of its size, whose inverse is known; for another "
-            "one, scipy.sparse.linalg.lobpcg(A, X, B=M) needs no inverse"
+            f"eigsh got M={M!r} for {A!r}, expected a linops.Diagonal of its size, whose inverse is known; another one "
+            "takes scipy.sparse.linalg.eigsh, with sigma=0 and OPinv=linops.inverse(A) for the smallest eigenvalues, "
+            "or Minv=linops.inverse(M)"
         )
     entries = A.domain.unravel(M.domain.ravel(M.entries).astype(A.domain.dtype))
     if not is_traced(entries) and not all(bool(jnp.all(leaf.real > 0)) for leaf in jax.tree.leaves(entries)):

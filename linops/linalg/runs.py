@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import operator
 from typing import Any, ClassVar, NamedTuple
 
@@ -9,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from linops.iterate import compute, iterate, scope_of
-from linops.linalg.operands import with_nan
+from linops.iterate import compute, differentiated, iterate, scope_of
+from linops.linalg.operands import require_dtype, require_rows, with_nan
 from linops.linalg.records import (
     CONVERGED,
     LIMIT,
@@ -29,7 +30,6 @@ from linops.products import is_traced
 from linops.program.settings import full_precision
 from linops.watching import refuse_in_jit, watched
 
-DTYPES = ("float32", "float64", "complex64", "complex128")
 MOST_RESTARTS = 10  # times n, as in ARPACK
 
 
@@ -50,11 +50,8 @@ def counts(A, k, ncv, maxiter, tol, kind):
         raise TypeError(
             f"{kind.name} got k={k!r}, ncv={ncv!r} and maxiter={maxiter!r}, expected integers, static in jit"
         ) from None
-    if str(A.dtype) not in DTYPES:
-        raise TypeError(
-            f"{kind.name} got an operator in {A.dtype}, expected one in {', '.join(DTYPES)}, which LAPACK has: convert "
-            "its point"
-        )
+    require_dtype(kind.name, A)
+    require_rows(kind.name, A)
     n = min(A.shape)
     if not 1 <= k <= n:
         raise ValueError(f"{kind.name} got k={k} for {A!r}, expected 1 <= k <= min(A.shape) = {n}")
@@ -75,9 +72,9 @@ def found(outcome, A, problem, operands, with_vectors, shape, callback, save):
         refuse_in_jit(outcome.kind.name, callback=callback, save=save)
         outcome = dataclasses.replace(outcome, marked=True)
         if with_vectors:
-            values, vectors, record = _all(outcome, problem, operands)
+            values, vectors, record = differentiated(_all, outcome, problem, operands)
             return values, shape(vectors), record
-        values, record = _values(outcome, problem._replace(scale=None), operands)
+        values, record = differentiated(_values, outcome, problem._replace(scale=None), operands)
         return values, None, record
     glance, both = _Glance(outcome.algorithm), outcome.kind.with_adjoint
     state, watch = watched(
@@ -207,8 +204,8 @@ def _require_finite(kind, A, inverse, record):
         raise FloatingPointError(
             f"a product with OPinv, {inverse!r}, was NaN or infinite in {kind.name}, as that of a linops.inverse is "
             "whose solve did not converge; expected finite numbers: OPinv @ v says why for a vector v. Next to an "
-            "eigenvalue float32 has too few digits for most solves: build A in float64, or pass a larger rtol or "
-            "maxiter to linops.inverse, or another sigma"
+            "eigenvalue rounding leaves a larger residual than usual: pass linops.inverse a larger rtol, up to some "
+            f"{math.sqrt(jnp.finfo(A.dtype).eps):.0e}, or maxiter, build A in float64, or take another sigma"
         )
     raise FloatingPointError(
         f"a product with {A!r} was NaN or infinite in {kind.name}, expected finite numbers: multiply by a vector, "

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from linops.krylov import zeros_like
+from linops.krylov import laid, zeros_like
 from linops.linalg.records import CONVERGED, LIMIT, STOPPED, Record
 from linops.linalg.solves import RUNNING, combined, either
 from linops.linalg.systems import Right
@@ -53,7 +53,7 @@ class _Shifted:
 
     def begin(self, operators, rows, shifts, bounds):
         space = operators[0].domain
-        b = jax.tree.map(lambda leaf: leaf[0], rows)
+        b = laid(operators[0], jax.tree.map(lambda leaf: leaf[0], rows))
         size = space.norm(b)
         tolerance = jnp.maximum(bounds.rtol * size, bounds.atol)
         one, none = jnp.ones((), shifts.dtype), jnp.zeros((), jnp.int32)

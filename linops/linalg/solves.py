@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from linops.iterate import compute, finished
+from linops.iterate import compute, differentiated, finished
+from linops.krylov import laid
 from linops.linalg.operands import with_nan
 from linops.linalg.records import (
     BOUNDARY,
@@ -37,6 +38,7 @@ from linops.linalg.records import (
 )
 from linops.products import is_traced
 from linops.program.settings import full_precision
+from linops.space import placed
 from linops.watching import refuse_in_jit, watched
 
 RUNNING = -1
@@ -116,6 +118,7 @@ class Columns:
 
     def _begin(self, operators, limits, b, guess, *more):
         A = self.solver.system(operators[0], *more)
+        b, guess = _laid(A, b, guess)
         size = A.codomain.norm(b)
         scale = jnp.where(size > 0, size, 1)
         unit = A.codomain.scale(1 / scale, b)
@@ -130,6 +133,14 @@ class Columns:
 
     def done(self, operators, state):
         return jnp.all(state[1].code != RUNNING)
+
+
+def _laid(A, b, guess):
+    """A right-hand side and a guess, or None, where products are."""
+    if A.domain == A.codomain:
+        b = laid(A, b)
+        return b, None if guess is None else placed(guess, b)
+    return laid(A @ A.H, b), None if guess is None else laid(A.H @ A, guess)
 
 
 def either(condition, one, other):
@@ -158,8 +169,8 @@ def shifted(A, x, shift):
 
 
 def preconditioned(M, r):
-    """M r, or r."""
-    return r if M is None else M._mv(r)
+    """M r, laid as r is, or r."""
+    return r if M is None else placed(M._mv(r), r)
 
 
 class Certainty(NamedTuple):
@@ -269,7 +280,7 @@ def solve(name, solver, operators, right, guesses, limits, *more, told=None, wit
     operands = right.rows, guesses, limits, *more
     if is_traced((operators, operands)):
         refuse_in_jit(name, callback=told)
-        x, record, details = solutions(algorithm, operators, operands)
+        x, record, details = differentiated(solutions, algorithm, operators, operands)
         return (with_nan(x, record.converged) if marked else x), record, details
     A = operators[0]
     if told is None and not A._listeners():

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from linops.iterate import scope_of
-from linops.linalg.operands import as_columns, as_square, block_of
-from linops.linalg.runs import DTYPES
+from linops.linalg.operands import as_columns, as_square, block_of, require_dtype
 from linops.precision import real_dtype
 from linops.products import is_traced
 
@@ -37,12 +36,6 @@ def preconditioner(name, A, M):
     if M.shape != A.shape:
         raise ValueError(f"{name} got M of shape {M.shape} for {A!r}, expected {A.shape}")
     return M._on(A.domain, A.domain).linearize()
-
-
-def require_dtype(name, A):
-    """An operator in one of the four dtypes."""
-    if str(A.dtype) not in DTYPES:
-        raise TypeError(f"{name} got an operator in {A.dtype}, expected one in {', '.join(DTYPES)}: convert its point")
 
 
 def require_not_negative(name, **values):

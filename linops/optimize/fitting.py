@@ -60,7 +60,7 @@ def least_squares(
         "trf", "dogbox" or "lm", as SciPy has them.
     ftol, xtol, gtol : float or None
         As SciPy has them. "auto" is SciPy's 1e-8, and what the dtype resolves in less than double precision; of gtol,
-        which is absolute, that share of the sum of squares at x0, where that is below one.
+        which is absolute and knows nothing of units, that the gradient is zero, but the 1e-8 of a cosine with "lm".
     x_scale : optional
         As SciPy has it, or a tree like x0. "jac" works also where the Jacobian is not formed: the scale then is the
         inverse of the exact norms of its columns at x0, and stays that.
@@ -80,10 +80,10 @@ def least_squares(
     linops.optimize.Fit
         SciPy's `OptimizeResult`: `x`, `grad` and `active_mask` trees like x0, `fun` one like fun(x), `jac` the
         `linops.Jacobian` at x. `success` asks, beyond SciPy's rule that made it stop, that the linear model at x
-        promises no decrease beyond the tolerance, or beyond rounding. `covariance` and `standard_errors` are those of
-        the parameters, s² (JᵀJ)⁻¹, by QR of the dense Jacobian. For a robust loss s² is that of an M-estimator, for
-        residuals that are alike, whatever `absolute_sigma` says. (`curve_fit` takes the cost for a sum of squares and
-        the weighted Jacobian, with which "arctan" covers .87 where .95 is right.)
+        promises no decrease beyond the tolerance, or beyond rounding, where no gtol was given that is met. `covariance`
+        and `standard_errors` are those of the parameters, s² (JᵀJ)⁻¹, by QR of the dense Jacobian. For a robust loss s²
+        is that of an M-estimator, for residuals that are alike, whatever `absolute_sigma` says. (`curve_fit` takes the
+        cost for a sum of squares and the weighted Jacobian, with which "arctan" covers .87 where .95 is right.)
 
     Raises
     ------
@@ -109,9 +109,9 @@ def least_squares(
     is_dense = _is_dense(residuals, method, tr_solver)
     start = residuals.x0.astype(float)
     _require_within(start, bounds, vectors.space)
-    tolerances = _tolerances({"ftol": ftol, "xtol": xtol, "gtol": gtol}, unit, method, residuals)
+    tolerances = _tolerances({"ftol": ftol, "xtol": xtol, "gtol": gtol}, unit, method)
     with one_blas_thread(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Setting `gtol` below the machine epsilon")  # right of small residuals
+        warnings.filterwarnings("ignore", "Setting `gtol` below the machine epsilon")
         found = scipy.optimize.least_squares(
             residuals.fun,
             start,
@@ -129,7 +129,8 @@ def least_squares(
             **tolerances,
         )
     robust = None if loss == "linear" else (loss, f_scale)
-    return _judged(found, residuals, bounds, tolerances, unit, robust, absolute_sigma)
+    enough = 0 if method == "lm" else tolerances["gtol"] or 0  # of a gradient
+    return _judged(found, residuals, bounds, enough, tolerances["ftol"] or 0, unit, robust, absolute_sigma)
 
 
 def _require_within(start, bounds, space):
@@ -142,12 +143,9 @@ def _require_within(start, bounds, space):
         )
 
 
-def _tolerances(given, unit, method, residuals):
-    fine, share = max(1e-8, ROUNDINGS * unit), 1.0
-    if given["gtol"] == "auto" and method != "lm":  # of "lm" it is a cosine
-        values = residuals.fun(residuals.x0)
-        share = min(1.0, float(values @ values)) or 1.0
-    auto = {"ftol": fine, "xtol": fine, "gtol": 1e-8 * share}
+def _tolerances(given, unit, method):
+    fine = max(1e-8, ROUNDINGS * unit)
+    auto = {"ftol": fine, "xtol": fine, "gtol": 1e-8 if method == "lm" else np.finfo(float).tiny}
     return {name: auto[name] if value == "auto" else value for name, value in given.items()}
 
 
@@ -184,13 +182,13 @@ def _column_norms(J):
     return np.sqrt(squares)
 
 
-def _judged(found, residuals, bounds, tolerances, unit, robust, absolute_sigma):
+def _judged(found, residuals, bounds, enough, ftol, unit, robust, absolute_sigma):
     """SciPy's result as trees; whether it is a success follows from what is computed at x."""
     vectors, x = residuals.vectors, np.asarray(found.x, float)
     jacobian, gradient, held = found.jac, np.asarray(found.grad, float), found.active_mask != 0
     optimality = float(np.abs(projected(gradient, x, bounds)).max(initial=0))
-    if found.success and optimality > (tolerances["gtol"] or 0):
-        limit = max(ROUNDINGS * (tolerances["ftol"] or 0), ROUNDINGS * unit) * found.cost
+    if found.success and optimality > enough:
+        limit = ROUNDINGS * max(ftol, unit) * found.cost
         free = ~held
 
         def product(v):
@@ -201,6 +199,9 @@ def _judged(found, residuals, bounds, tolerances, unit, robust, absolute_sigma):
             found.message += (
                 f" But the linear model promises to reduce the cost by more than {limit:.3g} at x, which is no minimum."
             )
+    if found.success and found.cost < np.finfo(float).tiny and np.any(found.fun):
+        found.success = False
+        found.message += " But the squares of such residuals are zero in double precision: multiply them by a factor."
     found.update(
         x=vectors.tree(x),
         grad=vectors.tree(gradient),

@@ -26,8 +26,10 @@ def is_rounding(values, product, x, unit):
     That is their change along one unit in the last place of each entry of x, with signs at random.
     """
     signs = np.random.default_rng(0).choice([-1.0, 1.0], x.shape)
-    size = np.linalg.norm(values)
-    return bool(np.isfinite(size) and size <= ROUNDINGS * unit * np.linalg.norm(product(signs * abs(x))))
+    change = product(signs * abs(x))
+    largest = max(np.abs(values).max(initial=0), np.abs(change).max(initial=0)) or 1.0  # squares may leave the range
+    size, moved = (np.linalg.norm(part / largest) for part in (values, change))
+    return bool(np.isfinite(size) and size <= ROUNDINGS * unit * moved)
 
 
 def is_at_rest(gradient, product, x, unit, limit):

@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from linops.arrays import brief
 from linops.derivatives.jacobian import Jacobian
 from linops.iterate import scope_of
+from linops.linalg.operands import require_dtype
 from linops.linalg.solves import either
 from linops.linalg.systems import require_counts, require_not_negative
 from linops.optimize.points import matrix, values
 from linops.optimize.results import CONVERGED, LIMIT, NOT_FINITE, PRECISION, RUNNING, STEP, Result, optimized
-from linops.optimize.uncertainty import Fit, errors_of_residuals
+from linops.optimize.uncertainty import Fit, errors_of_residuals, norms
 from linops.optimize.vectors import Vectors
 from linops.precision import real_dtype
 from linops.processes import gathered
@@ -109,6 +111,8 @@ def levenberg_marquardt(
     J = Jacobian(fun, x0, args=args)
     if any_complex(J.domain) or any_complex(J.codomain):
         raise TypeError("levenberg_marquardt got complex residuals, expected real ones: stack real and imaginary parts")
+    _require_some(J, x0)
+    require_dtype("levenberg_marquardt", J, "residuals", "x0, or the data of fun")
     real = real_dtype(J.dtype)
     smallest = float(jnp.finfo(real).eps) ** (2 / 3)
     with scope_of(J).entered():
@@ -125,9 +129,20 @@ def levenberg_marquardt(
     if is_traced(result):
         return result
     # Anew, in double precision: squares of small residuals are 0 in the dtype of the fit.
-    cost = sum(np.sum(np.square(np.asarray(gathered(leaf), float))) for leaf in jax.tree.leaves(result.fun)) / 2
-    errors = errors_of_residuals(J.at(result.x), cost, absolute_sigma)
+    values = np.concatenate([np.ravel(np.asarray(gathered(leaf), float)) for leaf in jax.tree.leaves(result.fun)])
+    errors = errors_of_residuals(J.at(result.x), norms(values), absolute_sigma)
     return Fit.of(result, Vectors.like(x0, J.domain), errors)
+
+
+def _require_some(J, x0):
+    """Refuse to fit nothing, or to nothing."""
+    if not J.shape[1]:
+        raise ValueError(f"levenberg_marquardt got x0={brief(x0)}, expected one number at least")
+    if not J.shape[0]:
+        raise ValueError(
+            f"levenberg_marquardt got fun with no residuals, of shapes {list(J.codomain.shapes)}, expected one at "
+            "least: look at the shapes of the data"
+        )
 
 
 class Bounds(NamedTuple):

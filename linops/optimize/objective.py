@@ -179,7 +179,7 @@ class Objective:
         where = f"its gradient at x0{self.vectors.space.locate(int(wrong[0]))}" if wrong.size else "it"
         raise ValueError(
             f"fun is {point.value} at x0 and {where} is not finite, expected finite numbers to start from: choose "
-            "another x0, or look at fun near it (jax.config.jax_debug_nans shows where)"
+            "another x0, or look at args and data, and at fun near it (jax.config.jax_debug_nans shows where)"
         )
 
 

@@ -66,6 +66,6 @@ class Residuals:
             where = self.of_values.space.locate(int(wrong[0])) or "the value"
             raise ValueError(
                 f"{self.what} got fun with {wrong.size} of {found.size} values not finite at x0, the first at {where}; "
-                "expected finite numbers to start from: choose another x0, or look at fun near it "
+                "expected finite numbers to start from: choose another x0, or look at args, and at fun near it "
                 "(jax.config.jax_debug_nans shows where)"
             )

@@ -73,7 +73,7 @@ def optimized(name, algorithm, operators, operands, to_user, callback=None, save
     if result.status == NOT_FINITE and result.nit == 0:
         raise ValueError(
             f"{name} got a function that is not finite at x0, or whose derivative is not, expected finite numbers: "
-            "begin at another point"
+            "begin at another point, or look at args and data, of which labels out of range, say, make NaN"
         )
     return result
 

@@ -7,6 +7,7 @@ import numpy as np
 import scipy.optimize
 import scipy.sparse.linalg
 
+from linops.arrays import brief
 from linops.blas import one_blas_thread
 from linops.optimize.limits import eps, is_rounding
 from linops.optimize.residuals import Residuals
@@ -67,6 +68,8 @@ def root(fun, x0, args=(), method="krylov", *, tol=None, callback=None, options=
     rows, columns = residuals.jacobian.shape
     if rows != columns:
         raise ValueError(f"root got fun with {rows} values of {columns} numbers, expected as many: least_squares fits")
+    if not columns:
+        raise ValueError(f"root got x0={brief(x0)}, expected one number at least")
     options, start = dict(options or {}), residuals.x0.astype(float)
     before = float(np.abs(residuals.fun(start)).max(initial=0))
     unit = eps(residuals.jacobian.dtype)
@@ -107,16 +110,22 @@ def _krylov(residuals, start, callback, options):
     options["jac_options"] = {"method": solver, "inner_maxiter": solver.maxiter, "inner_M": solver.preconditioner}
     try:
         with np.errstate(invalid="ignore"):  # SciPy divides by what may be zero, where its line search has failed
-            return scipy.optimize.root(residuals.fun, start, method="krylov", callback=follow, options=options)
+            return scipy.optimize.root(solver.values, start, method="krylov", callback=follow, options=options)
     except StopIteration:
         status, message = STOPPED, "`callback` raised `StopIteration`."
     except _InVainError:
         status, message = 3, f"{PATIENCE} steps have made nothing smaller."
+    except ZeroDivisionError:
+        status, message = (
+            3,
+            "SciPy divides by the square of fun, which is 0 in double precision: multiply fun by a factor.",
+        )
     except ValueError as error:
         if "zero vector" not in str(error):
             raise
         status, message = 4, "The linear solver found no step: the Jacobian may be singular."
-    return scipy.optimize.OptimizeResult(x=solver.best, status=status, message=message, nit=solver.steps)
+    found = {"status": status, "message": message, "nit": solver.steps, "nfev": solver.evaluations}
+    return scipy.optimize.OptimizeResult(x=solver.best, **found)
 
 
 class _InVainError(Exception):
@@ -130,6 +139,7 @@ class _Inner:
         if method not in SOLVERS:
             raise ValueError(f"root got the inner method {method!r}, expected one of {', '.join(SOLVERS)}")
         self.residuals, self.point, self.best = residuals, start, start
+        self.evaluations = 0
         self.smallest, self.steps, self.last = math.inf, 0, 0  # the last step that has made something smaller
         self.solve, self.maxiter, self.preconditioner = SOLVERS[method], inner_maxiter, inner_M
         self.options = {name.removeprefix("inner_"): value for name, value in options.items()}
@@ -143,6 +153,10 @@ class _Inner:
         taken = inspect.signature(self.solve).parameters
         if unknown := [name for name in self.options if name not in taken]:
             raise ValueError(f"root got options for {method} that it does not take: {', '.join(unknown)}")
+
+    def values(self, x):
+        self.evaluations += 1
+        return self.residuals.fun(x)
 
     def step_to(self, x, values):
         """Follow to the next point, unless nothing has become smaller for long."""

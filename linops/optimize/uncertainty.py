@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -71,7 +72,7 @@ class Fit(OptimizeResult):
                 "fits memory, for standard errors by a dense factorization: "
                 "linops.estimate.diagonal(result.covariance, key) estimates their squares"
             )
-        return self.vectors.tree(np.where(self.errors.held, np.nan, np.linalg.norm(self._root, axis=1)))
+        return self.vectors.tree(np.where(self.errors.held, np.nan, norms(self._root.T)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,16 +95,16 @@ def inverse_of(A, held):
     return inverse(A, method="cg")
 
 
-def errors_of_residuals(J, cost, absolute_sigma):
-    """Errors by the inverse of JᵀJ, of the Jacobian at the solution, where no parameter is held."""
+def errors_of_residuals(J, size, absolute_sigma):
+    """Errors by the inverse of JᵀJ, of the Jacobian at the solution, where no parameter is held, and of ‖f‖ there."""
     held, unit = np.zeros(J.shape[1], bool), eps(J.dtype)
 
     def root():
-        variance = variance_of_residuals(cost, *J.shape, absolute_sigma)
-        return root_of_jacobian(J.toarray().astype(float), variance, held, unit, J.domain)
+        deviation = deviation_of_residuals(size, *J.shape, absolute_sigma)  # whose square may leave the range
+        return deviation * root_of_jacobian(J.toarray().astype(float), 1.0, held, unit, J.domain)
 
     def whole():
-        return variance_of_residuals(cost, *J.shape, absolute_sigma) * inverse_of(J.T @ J, held)
+        return deviation_of_residuals(size, *J.shape, absolute_sigma) ** 2 * inverse_of(J.T @ J, held)
 
     return Errors(held, J.shape[1] <= MOST_PARAMETERS, root, whole)
 
@@ -130,10 +131,15 @@ def _examples(H):
 
 def variance_of_residuals(cost, rows, count, absolute_sigma):
     """The variance of residuals, half of whose sum of squares is the cost, from what `count` parameters leave free."""
+    return deviation_of_residuals(math.sqrt(2 * cost), rows, count, absolute_sigma) ** 2
+
+
+def deviation_of_residuals(size, rows, count, absolute_sigma):
+    """Their standard deviation, of residuals of a norm."""
     if absolute_sigma:
         return 1.0
     enough = "; with absolute_sigma=True, for residuals in units of their standard deviations, there are enough"
-    return 2 * cost / _freedom(rows, count, enough)
+    return size / math.sqrt(_freedom(rows, count, enough))
 
 
 def _freedom(rows, count, enough=""):
@@ -166,11 +172,18 @@ def variance_of_robust(values, count, loss, f_scale):
     return correction**2 * np.sum((first * values) ** 2) / freedom / slope**2
 
 
+def norms(J):
+    """The norms of the columns of a matrix, or of a vector; in a unit, for squares leave the range of a dtype early."""
+    _, exponent = np.frexp(np.abs(J).max(axis=0, initial=0))
+    unit = np.ldexp(1.0, exponent - 1)
+    return unit * np.linalg.norm(J / unit, axis=0)
+
+
 def root_of_jacobian(J, variance, held, unit, space):
     """B with B Bᵀ = variance (JᵀJ)⁻¹, for the parameters that are not held; by QR of the scaled columns."""
     J = J[:, ~held]
-    norms = np.linalg.norm(J, axis=0)
-    scale = np.where(norms > 0, norms, 1)
+    lengths = norms(J)
+    scale = np.where(lengths > 0, lengths, 1)
     R, order = scipy.linalg.qr(J / scale, mode="r", pivoting=True, check_finite=True)
     count = J.shape[1]
     R = R[:count]

@@ -121,9 +121,10 @@ class Vectors:
                 raise ValueError(f"a tree of structure {treedef}")
             pieces = [np.broadcast_to(np.asarray(leaf), s) for leaf, s in zip(leaves, space.shapes, strict=True)]
         except ValueError as error:
+            missing = "" if default is None else '; None stands for what has no bound, as {"a": None, "b": 0.0}'
             raise ValueError(
                 f"got {what} bounds that are not like x0, {error}; expected a number, or a tree of structure "
-                f"{space.treedef} with leaves that broadcast to shapes {list(space.shapes)}"
+                f"{space.treedef} with leaves that broadcast to shapes {list(space.shapes)}{missing}"
             ) from error
         if self.space.paired:
             raise TypeError(

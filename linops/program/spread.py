@@ -58,7 +58,7 @@ class Spread(Code):
     def of_parts(self, function, arrays, operands):
         """What a function gives of each part, along a leading axis, each where its part lies."""
         if self.mesh is None:
-            rows = [array.reshape(self.shards, -1, *array.shape[1:]) for array in arrays]
+            rows = [array.reshape(self.shards, len(array) // self.shards, *array.shape[1:]) for array in arrays]
             return jax.lax.map(lambda arrays: function(arrays, operands), rows)
 
         def of_part(arrays, operands):

@@ -103,6 +103,21 @@ class Flat:
         return [(inputs if passed else outputs)[i] for passed, i in staged.sources]
 
 
+def jitted(function, static, tree, scope):
+    """`function(static, tree)`, a pytree of arrays, with its derivatives, by one jit for each structure.
+
+    It is for tracers: a loop or a linear solve that JAX differentiates outside of a jit is compiled again at each call.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    cache = _cache_of(tree, treedef)
+    with scope.entered():
+        key = function, static, treedef, jax_settings.current()
+        call = (_jitted if cache is _staged else cache)(
+            key, lambda: jax.jit(lambda *leaves: function(static, treedef.unflatten(leaves)))
+        )
+        return call(*map(jnp.asarray, leaves))
+
+
 _run_once = set()
 
 
@@ -132,12 +147,14 @@ class _Recent:
 
 
 _staged = _Recent(128)  # of trees that hold code only
+_jitted = _Recent(128)  # of the same, with derivatives: what is traced in a jit drops nothing that products need
 _plain = OrderedDict()  # the structures of the last of them, to be known at once
 
 
 def clear_caches():
     """Forget all that is traced and compiled, as `jax.clear_caches` does for JAX, which is to be called beside it."""
     _staged.found.clear()
+    _jitted.found.clear()
     _plain.clear()
     programs.clear_caches()
 

@@ -156,7 +156,7 @@ def test_what_is_no_likelihood_is_refused():
         linops.GaussNewton(model, P, losses.CrossEntropy(), data=data)
     with pytest.raises(ValueError, match="got reduction='max', expected 'mean' or 'sum'"):
         losses.Poisson("max")
-    with pytest.raises(TypeError, match="expected one real array with a row for each example"):
+    with pytest.raises(TypeError, match=r"with a row for each example: for one example add an axis, outputs\[None\]"):
         losses.SquaredError()({"a": jnp.ones(3)}, 0)
     with pytest.raises(TypeError, match="expected real ones: the parameters of likelihoods"):
         linops.Fisher(lambda p, X: model(p, X) * 1j, P, loss, data=data, kind="empirical")

@@ -91,3 +91,17 @@ def test_a_hessian_of_a_rule_with_optimized_rematerialization():
     x = np.linspace(0, 1, 3, dtype=np.float32)
     H = linops.Hessian(lambda x: jnp.sum(sine(x) ** 2), x)
     np.testing.assert_allclose(H.toarray(), np.diag(2 * np.cos(2 * x)), rtol=1e-5, atol=1e-6)
+
+
+class Convex(linops.Hessian):
+    """One of a function that is known to be convex."""
+
+    positive_semidefinite = True
+
+
+def test_a_claim_of_the_user():
+    H = Convex(lambda x, c: jnp.sum(jnp.cosh(c * x)), np.ones(3, np.float32), args=(2.0,))
+    assert H.positive_semidefinite
+    assert linops.inverse(H.at(np.zeros(3, np.float32)), M=linops.Identity(3)).solver == "cg"
+    np.testing.assert_allclose(H.at(np.zeros(3, np.float32)).diagonal(), 4)
+    linops.check(H).raise_if_failed()

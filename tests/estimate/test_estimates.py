@@ -201,6 +201,12 @@ def test_a_false_claim_is_no_number():
         found(operator_of(-np.eye(N)))
 
 
+def test_of_nothing_the_value_is_known():
+    empty = linops.Diagonal(np.zeros(0, np.float32))
+    assert estimate.trace(empty, KEY).value == estimate.frobenius_norm(empty, KEY).value == 0
+    assert repr(estimate.diagonal(empty, KEY)).startswith("<estimates, (0,), standard errors 0 at most")
+
+
 def test_of_one_probe_no_error_is_known():
     A = operator("general", np.float32)
     found = estimate.trace(A, KEY, num_matvecs=1)

@@ -108,11 +108,12 @@ def test_log_determinants_cover_as_they_say():
     exact = estimate.logdet(A, KEY)
     np.testing.assert_allclose(exact.value, true)
     assert int(exact.matvecs) == N
+    assert estimate.logdet(linops.Diagonal(np.zeros(0)), KEY).value == 0
     found = estimate.logdet(A, KEY, steps=8, rtol=0.05)
     assert found.standard_error <= 0.05 * found.value
     assert np.isnan(jax.jit(lambda A: estimate.logdet(A, KEY).value)(operator(-MATRIX)))
     for options in {}, {"steps": 8, "num_matvecs": 16}:
-        seen = "has NaN or Inf, and A a Ritz value of -.*, where log has none to rounding"
+        seen = "has NaN or Inf, because A has a Ritz value of -.*, and so is not positive definite to the digits of .*"
         words = seen + r": expected .* A \+ c \* I has one"
         with pytest.raises(FloatingPointError, match=words):
             estimate.logdet(operator(-MATRIX), KEY, **options)
@@ -134,6 +135,19 @@ def test_brackets_without_bounds_hold_where_convergence_is_slow(f):
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("ends", [(-1, 1), (-1, 3)])
+def test_errors_cover_where_f_is_singular_within_the_spectrum(ends):
+    """Of a symmetric spectrum every other rule has a node there, so that half the steps may change nothing."""
+    values = np.linspace(*ends, N)
+    A, true = linops.Diagonal(values), np.abs(values)
+    absolute = jax.jit(jax.vmap(lambda b: estimate.quadratic_form(jnp.abs, A, b, num_matvecs=20)))
+    vectors = np.random.default_rng(0).normal(size=(100, N))
+    found = absolute(jnp.asarray(vectors))
+    inside = int(np.sum(np.abs(found.value - vectors**2 @ true) <= found.standard_error))
+    assert binomtest(inside, 100, 0.95, alternative="less").pvalue > 1e-3
+
+
+@pytest.mark.usefixtures("x64")
 def test_a_logarithm_of_eight_orders_covers_though_steps_are_few():
     """The rules of Gauss and Radau of 10 and of 20 steps are both off by more than they differ."""
     values = np.logspace(-8, 0, N)
@@ -142,7 +156,7 @@ def test_a_logarithm_of_eight_orders_covers_though_steps_are_few():
         found = determinants(A, 100, steps=steps, num_matvecs=3 * steps)
         inside = int(np.sum(np.abs(found.value - true) <= found.standard_error))
         assert binomtest(inside, 100, 0.6827, alternative="less").pvalue > 1e-3
-    with pytest.raises(FloatingPointError, match="where log has none to rounding"):
+    with pytest.raises(FloatingPointError, match="and so is not positive definite to the digits of"):
         estimate.logdet(operator((Q * (values > 1e-4)) @ Q.conj().T), KEY, steps=16, num_matvecs=32)
 
 
@@ -209,6 +223,8 @@ def test_what_is_refused():
     A, general = linops.Diagonal(jnp.arange(1.0, 41.0)), linops.Matrix(np.ones((3, 3), np.float32))
     b = jnp.ones(40)
     nan = linops.Diagonal(jnp.full(40, jnp.nan))
+    half, empty = linops.Diagonal(jnp.ones(40, jnp.bfloat16)), linops.Diagonal(jnp.ones(0))
+    elementwise = "; expected a function of real numbers in JAX, elementwise on an array of any shape"
     for call, error, words in (
         (
             lambda: estimate.spectral_density(nan, KEY),
@@ -218,6 +234,18 @@ def test_what_is_refused():
         (lambda: estimate.quadratic_form(jnp.log, general, b), ValueError, "does not claim to be Hermitian"),
         (lambda: estimate.logdet(general, KEY), ValueError, "does not claim to be Hermitian"),
         (lambda: estimate.quadratic_form(jnp.log, A, jnp.ones(3)), ValueError, "expected one like"),
+        (lambda: estimate.quadratic_form(jnp.log, half, b), TypeError, "quadratic_form got an operator in bfloat16"),
+        (lambda: estimate.quadratic_form(jnp.log, empty, b[:0]), ValueError, "which is empty, expected an operator"),
+        (lambda: estimate.spectral_density(half, KEY), TypeError, "spectral_density got an operator in bfloat16"),
+        (lambda: estimate.spectral_density(empty, KEY), ValueError, "which is empty, expected an operator of at"),
+        (lambda: estimate.logdet(half, KEY), TypeError, "logdet got an operator in bfloat16, .* which LAPACK has"),
+        (
+            lambda: estimate.quadratic_form(jax.scipy.linalg.expm, A, b),
+            TypeError,
+            "which raises ValueError: .*" + elementwise,
+        ),
+        (lambda: estimate.quadratic_form(jnp.sum, A, b), TypeError, r"makes .*'float32\[\]'.* of fl.*" + elementwise),
+        (lambda: estimate.quadratic_form(np.exp, A, b), TypeError, "raises TracerArrayConversion.*" + elementwise),
         (
             lambda: estimate.quadratic_form(jnp.log, A, b, rtol=0),
             ValueError,

@@ -120,6 +120,10 @@ def test_what_did_not_converge():
         funm_multiply_krylov(inverse_sqrt, singular, b, assume_a="her")
     with pytest.raises(RuntimeError, match=r"the matrix is not Hermitian; .* of any matrix is assume_a='gen'"):
         funm_multiply_krylov(expm, linops.Matrix(GENERAL.astype(np.float32)), b, assume_a="her")
+    # Functions of the entries of a matrix, and one by `eigh` of a matrix that restarts make another kind of.
+    for f, options in (jnp.exp, {}), (jnp.sinh, {}), (sqrt, {"assume_a": "her", "restart_every_m": 6}):
+        with pytest.raises(RuntimeError, match=r"f\(X\) and X do not commute.*Hermitian without restart_every_m"):
+            funm_multiply_krylov(f, A, b, **options)
 
 
 def test_it_is_linear_in_b_and_refused_in_the_operator():
@@ -146,6 +150,10 @@ def refused():
     b = np.ones(3, np.float32)
     yield TypeError, "expected an operator of linops", lambda: expm_multiply("A", b)
     yield ValueError, "expected a square one", lambda: expm_multiply(linops.Matrix(np.ones((2, 3), "f")), b)
+    half, empty = (linops.Matrix(np.eye(n, dtype=d)) for n, d in ((3, jnp.bfloat16), (0, np.float32)))
+    for f in functools.partial(funm_multiply_krylov, expm), expm_multiply:
+        yield TypeError, "multiply.* got an operator in bfloat16, .*, which LAPACK has", functools.partial(f, half, b)
+        yield ValueError, "which is empty, expected an operator of at least", functools.partial(f, empty, b[:0])
     yield ValueError, "got assume_a='sym'", lambda: funm_multiply_krylov(expm, A, b, assume_a="sym")
     yield TypeError, "expected a function of matrices", lambda: funm_multiply_krylov("exp", A, b)
     yield TypeError, "as SciPy's functions of matrices do", lambda: funm_multiply_krylov(scipy.linalg.sqrtm, A, b)

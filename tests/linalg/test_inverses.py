@@ -161,6 +161,11 @@ def test_what_does_not_converge():
             "expected None: it takes",
         ),
         (lambda: linops.inverse(lambda x: x), TypeError, "expected an operator of linops"),
+        (
+            lambda: linops.inverse(linops.Diagonal(jnp.ones(3, jnp.bfloat16))),
+            TypeError,
+            "inverse got an operator in bfloat16, expected float32, .* which LAPACK has",
+        ),
     ],
 )
 def test_refusals(make, error, words):

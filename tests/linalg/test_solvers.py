@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+from counting import compilations
 
 import linops
-from linops.linalg import cg, gmres, lsmr, minres
+from linops.linalg import cg, eigsh, gmres, lsmr, minres
 
 N = 30
 DTYPES = {  # by what is taken, and by precision
@@ -443,6 +444,24 @@ def test_derivatives(case, x64):
     np.testing.assert_allclose(change, sum(np.sum(g * d) for g, d in zip(expected, directions, strict=True)), rtol=1e-7)
 
 
+def test_gradients_outside_of_jit_compile_once(x64):
+    """JAX compiles a loop or a linear solve again whenever it differentiates one outside of a jit."""
+    A, b = jnp.asarray(GENERAL @ GENERAL.T), jnp.ones(5)
+
+    def total(c):
+        H = linops.Hessian(lambda x, A: 0.5 * x @ A @ x, b, args=(c * A,))
+        form = linops.estimate.quadratic_form(jnp.log, H, b)
+        return jnp.sum(cg(H, b, rtol=1e-12)[0]) + eigsh(H, k=1, return_eigenvectors=False)[0] + form.value
+
+    gradient = jax.grad(total)
+    gradient(2.0)
+    with compilations() as count:
+        found = gradient(3.0)
+    assert count() == 0
+    expected = (-jnp.sum(jnp.linalg.solve(A, b)) / 9 + jnp.linalg.eigvalsh(A)[-1] + b @ b / 3).item()
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
 @pytest.mark.parametrize("case", ["lsmr, tall", "lsmr, damped"])
 def test_derivatives_of_derivatives(case, x64):
     *solvers, A, damp = DIFFERENTIATED[case]
@@ -527,6 +546,13 @@ def test_under_vmap():
     b = right_sides(A[0], 1)[:, 0]
     X = jax.jit(jax.vmap(lambda A: minres(linops.Matrix(A), b, maxiter=500)[0]))(A)
     np.testing.assert_allclose(X, np.linalg.solve(A, b[:, None])[..., 0], rtol=1e-2, atol=1e-2)
+
+
+def test_of_no_equations_the_solution_is_empty():
+    A, b = linops.Diagonal(np.zeros(0, np.float32)), np.zeros(0, np.float32)
+    for solver in SOLVERS:
+        assert solver(A, b)[0].shape == (0,)
+    assert linops.inverse(A).matvec(b).shape == (0,)
 
 
 # Bad input.

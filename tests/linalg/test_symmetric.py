@@ -308,7 +308,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, caplog):
     for changed, words in (
         ({"k": 3}, "its k is 4, expected 3; give another file"),
         ({"which": "LA"}, "its which is 'SA', expected 'LA'"),
-        ({"tol": 0.5}, "its tol is 0.0, expected 0.5"),
+        ({"tol": 0.5}, "its tol is 0, expected 0.5;"),
         ({"key": jax.random.key(1)}, "it began with another key"),
         ({"v0": np.ones(N, np.float32)}, "it began with another v0"),
     ):
@@ -319,9 +319,10 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, caplog):
     with pytest.raises(TypeError, match="eigsh got save= within jit, vmap or grad, expected none there"):
         jax.jit(lambda A: eigsh(A, k=2, save=path))(linops.Diagonal(np.ones(5, np.float32)))
     whole = path.read_bytes()
-    path.write_bytes(whole[:-100])
-    with pytest.raises(ValueError, match="is no saved run, or is cut off"):
-        SLOW(save=path)
+    for content in whole[:-100], b"junk" * 50:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="is no saved run, or is cut off; expected a file"):
+            SLOW(save=path)
 
 
 KILLED = """
@@ -393,6 +394,15 @@ def test_files_that_are_not_read(tmp_path, monkeypatch):
         SLOW(save=tmp_path / "nowhere" / "run.npz")
     with pytest.raises(TypeError, match="expected a path, or a pair of one and the seconds between two files"):
         SLOW(save=5)
+    for seconds in -1, np.nan, np.inf:
+        with pytest.raises(ValueError, match="expected seconds between two files that are finite and not negative"):
+            SLOW(save=(tmp_path / "run.npz", seconds))
+
+
+def test_numbers_that_differ_are_told_in_few_digits():
+    few, more = (saving._difference("tol", np.float32(1e-3).item(), tol) for tol in (np.float32(1e-5).item(), 1e-3))
+    assert few == "its tol is 0.001, expected 1e-05"
+    assert more == "its tol is 0.00100000005, expected 0.001"
 
 
 REFUSED = {

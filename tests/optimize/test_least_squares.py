@@ -107,6 +107,27 @@ def test_residuals_of_any_scale(x64, method):
         assert fit.success
         np.testing.assert_allclose(fit.x["k"], unit.x["k"], rtol=1e-5)
         np.testing.assert_allclose(fit.standard_errors["k"], unit.standard_errors["k"], rtol=1e-4)
+    lost = least_squares(lambda p: 1e-200 * (curve(p, T) - DATA), GUESS, method=method)
+    assert not lost.success
+    assert method == "lm" or "are zero in double precision" in lost.message
+
+
+@pytest.mark.parametrize("method", ["trf", "dogbox", "lm"])
+def test_parameters_of_any_scale(x64, method):
+    """An optical line in Hz: the gradient is small for its units, and below SciPy's gtol at x0."""
+    f = np.linspace(-10, 10, 60)
+    data = 1 / (1 + ((f - 1.23) / 2) ** 2) + 0.01 * np.random.default_rng(0).normal(size=60)
+    found = []
+    for unit in 1.0, 1e12:
+        start = {"f0": 0.0 + 500 * unit, "w": 3.0 * unit}
+        fit = least_squares(
+            lambda p, unit: 1 / (1 + ((f * unit - (p["f0"] - 500 * unit)) / p["w"]) ** 2) - data, start, (unit,),
+            method=method,
+        )  # fmt: skip
+        assert fit.success
+        found.append([fit.x["w"] / unit, fit.standard_errors["w"] / unit])
+    np.testing.assert_allclose(*found, rtol=1e-4)
+    np.testing.assert_allclose(found[0][0], 2, atol=3 * found[0][1])
 
 
 def test_held_parameters_and_callbacks(x64):

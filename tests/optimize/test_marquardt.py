@@ -71,6 +71,13 @@ def test_residuals_of_any_scale(scale):
         np.testing.assert_allclose(fit.standard_errors[name], expected.standard_errors[name], rtol=1e-3)
 
 
+@pytest.mark.parametrize("scale", [1e-200, 1e160])
+def test_squares_beyond_the_range_have_errors(scale, x64):
+    expected, fit = (levenberg_marquardt(lambda p, s=s: s * (p * T - 2), 1.0) for s in (1.0, scale))
+    assert fit.success
+    np.testing.assert_allclose(fit.standard_errors, expected.standard_errors)
+
+
 def test_a_first_region_in_which_nothing_is_seen_widens():
     fit = levenberg_marquardt(lambda p: p - jnp.array([2460000.0, 2460000.25, 2460000.0]), np.float32(1))
     assert fit.success
@@ -124,7 +131,10 @@ def test_a_callback_stops_it_and_a_file_goes_on(tmp_path):
 @pytest.mark.parametrize(
     ("fun", "x0", "options", "error", "words"),
     [
-        (jnp.log, [-1.0], {}, ValueError, "not finite at x0, or whose derivative is not"),
+        (jnp.log, [-1.0], {}, ValueError, "not finite at x0, .* begin at another point, or look at args and data"),
+        (lambda x: x[:0], [1.0], {}, ValueError, r"got fun with no residuals, of shapes \[\(0,\)\], expected one at"),
+        (lambda x: jnp.ones(3), [], {}, ValueError, r"marquardt got x0=array\(\[\].*expected one number at least"),
+        (lambda x: jnp.bfloat16(x), [1.0], {}, TypeError, "got residuals in bfloat16, .* convert x0, or the data of f"),
         (lambda x: 1j * x, [1.0], {}, TypeError, "expected real ones: stack real and imaginary parts"),
         (jnp.sin, [1.0], {"xtol": -1.0}, ValueError, "expected a number that is not negative"),
         (jnp.sin, [1.0], {"maxiter": 0}, ValueError, "maxiter=0, expected at least 1"),

@@ -154,7 +154,7 @@ def test_a_preconditioner_makes_products_fewer(x64):
 @pytest.mark.parametrize(
     ("fun", "x0", "options", "error", "words"),
     [
-        (lambda x: jnp.sum(jnp.log(x)), [-1.0], {}, ValueError, "not finite at x0, or whose derivative is not"),
+        (lambda x: jnp.sum(jnp.log(x)), [-1.0], {}, ValueError, "not finite at x0, .* or look at args and data"),
         (lambda x: jnp.sum(x**2), [1j], {}, TypeError, "expected real ones, of which one is the least"),
         (lambda x: jnp.sum(x**2), [1.0], {"gtol": -1.0}, ValueError, "expected a number that is not negative"),
         (lambda x: jnp.sum(x**2), [1.0], {"maxiter": 0}, ValueError, "maxiter=0, expected at least 1"),

@@ -235,7 +235,7 @@ ERRORS = [
     (
         lambda: Objective(quartic, POINT, bounds=({"w": X, "b": 0.0}, 1)),
         ValueError,
-        "with leaves that broadcast to shapes",
+        r'with leaves that broadcast to shapes .*; None stands for what has no bound, as \{"a": None, "b": 0.0\}',
     ),
     (lambda: Objective(jnp.sum, X, bounds=Bounds([0, 0, 0], 1)), ValueError, "got scipy.optimize.Bounds of shape .3,."),
     (
@@ -263,7 +263,7 @@ ERRORS = [
     (
         lambda: (f := Objective(lambda x: jnp.sqrt(x[1] - 1), X)).jac(f.x0),
         ValueError,
-        "is not finite, expected finite numbers",
+        "is not finite, expected finite numbers to start from: .* look at args and data",
     ),
 ]
 

@@ -67,18 +67,28 @@ def test_no_root_of_small_numbers(x64):
     np.testing.assert_allclose(found.x, np.sqrt(2), rtol=1e-6)
 
 
+def test_values_whose_squares_are_zero(x64):
+    found = root(lambda x: 1e-200 * (x**2 - 2), np.ones(2))
+    assert not found.success
+    assert "SciPy divides by the square of fun" in found.message
+
+
 def test_no_root():
     found = root(lambda x: x**2 + 1.0, np.array([1.0], np.float32), options={"maxiter": 30})
     assert not found.success
     assert "the largest entry of fun is" in found.message
     assert found.nit <= 30
+    assert found.nfev > found.nit
 
     def stop(x, f):
         raise StopIteration
 
-    assert not root(system, X0, callback=stop).success
+    stopped = root(system, X0, callback=stop)
+    assert not stopped.success
+    assert stopped.nfev >= 1
     singular = root(lambda x: jnp.zeros(2) * x + 1, np.ones(2, np.float32))
     assert not singular.success
+    assert singular.nfev == 1
 
 
 def test_what_is_refused():
@@ -87,6 +97,8 @@ def test_what_is_refused():
         root(lambda x: x, x, method="broyden1")
     with pytest.raises(ValueError, match="root got fun with 1 values of 2 numbers"):
         root(jnp.sum, x)
+    with pytest.raises(ValueError, match=r"root got x0=array\(\[\].*expected one number at least"):
+        root(lambda x: x, x[:0])
     with pytest.raises(ValueError, match="root got fun with 2 of 2 values not finite"):
         root(lambda x: jnp.log(x - 2), x)
     with pytest.raises(ValueError, match="root got the inner method 'qmr', expected one of"):
