@@ -1,7 +1,6 @@
 """Where batches of data come from: cut from arrays on the device, or from the host, one after another."""
 
 import collections
-import contextlib
 import dataclasses
 import zlib
 
@@ -195,7 +194,7 @@ class Stream(Code):
         if None not in steps:  # the sum of no batches
             steps[None] = compiled(lambda: [zeros for part in no_sum(types) for zeros in part], (), 0)
         state, count, running = steps[None](), 0, collections.deque()
-        for group in _alike(self.batches(several=spans(operands))):
+        for group in self.groups(several=spans(operands)):
             batch, given, step = group[0], group[0], _step
             if _is_small(batch):  # the last one stands in for those that are missing, and is not counted
                 filled = (group + [group[-1]] * TOGETHER)[:TOGETHER]
@@ -215,20 +214,23 @@ class Stream(Code):
         self.count = count
         return _in_all((state[: len(types)], state[len(types) :]), 1 / count if self.is_mean else None)
 
-    def batches(self, several):
-        """The batches of a pass, lists of arrays of the host or of the device; the same in each of `several` processes.
+    def groups(self, several):
+        """The batches of a pass, as `_alike` has them, each a list of arrays of the host or of the device.
 
-        Or they are arrays on devices of all, to which each process brings its part.
+        They are the same in each of `several` processes, or arrays on devices of all, to which each brings its part.
         """
         seen, whole = [], self.checksums
         known, is_first = whole or [self._opening], several and whole is None
-        for batch, checksum in ahead(self._read()):
-            if is_first:
-                require_same(_bits([array.shape if spans(array) else _checksum(array) for array in batch]), self.name)
-            if (whole or not seen) and known[len(seen) : len(seen) + 1] != [checksum]:
-                raise ValueError(self._other(f"another batch {len(seen)}"))
-            seen.append(checksum)
-            yield batch
+        for group, checksums in ahead(_alike(self._read())):
+            for batch, checksum in zip(group, checksums, strict=True):
+                if is_first:
+                    parts = [array.shape if spans(array) else _checksum(array) for array in batch]
+                    require_same(_bits(parts), self.name)
+                if (whole or not seen) and known[len(seen) : len(seen) + 1] != [checksum]:
+                    raise ValueError(self._other(f"another batch {len(seen)}"))
+                seen.append(checksum)
+            if group[0][0].shape[0]:
+                yield group
         if len(seen) < len(known):
             raise ValueError(self._other(f"{len(seen)} batches in place of {len(known)}"))
         if is_first:
@@ -254,10 +256,12 @@ class Stream(Code):
 
     def _checksums(self, leaves):
         """The arrays of a batch, and a checksum of each."""
-        pairs = zip(leaves, self._dtypes, strict=True)
-        is_plain = all(type(leaf) is np.ndarray and leaf.dtype == dtype for leaf, dtype in pairs)
-        with contextlib.nullcontext() if is_plain else jax_settings.entered(self.settings):
-            arrays = [as_batch(leaf, dtype, self.name) for leaf, dtype in zip(leaves, self._dtypes, strict=True)]
+        pairs = list(zip(leaves, self._dtypes, strict=True))
+        if all(type(leaf) is np.ndarray and leaf.dtype == dtype for leaf, dtype in pairs):
+            arrays = [leaf.copy() for leaf in leaves]  # a loader may use its memory again
+        else:
+            with jax_settings.entered(self.settings):
+                arrays = [as_batch(leaf, dtype, self.name) for leaf, dtype in pairs]
         return arrays, tuple(map(_checksum, arrays))
 
     def _require_examples(self, arrays):
@@ -281,10 +285,11 @@ MOST_RUNNING, RUNNING_BYTES = 8, 2**25  # calls that are made before the first i
 
 def _checksum(array):
     """A number that another batch does not have, but by chance; entries in another order are another batch."""
-    if spans(array):
-        return tuple(_checksum(shard.data) for shard in array.addressable_shards)
-    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-        array = jax.random.key_data(array)
+    if isinstance(array, jax.Array):
+        if spans(array):
+            return tuple(_checksum(shard.data) for shard in array.addressable_shards)
+        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+            array = jax.random.key_data(array)
     return zlib.crc32(np.ascontiguousarray(np.asarray(array)).reshape(-1).view(np.uint8)), array.shape
 
 
@@ -336,18 +341,20 @@ def _shapes(batch):
     return tuple(array.shape for array in batch)
 
 
-def _alike(batches):
-    """Small batches of the same shapes, together; of those without examples, as a mean of f may be NaN, none."""
-    group = []
-    for batch in batches:
-        alike = group and _shapes(batch) == _shapes(group[0]) and _is_small(batch) and _is_small(group[0])
+def _alike(pairs):
+    """Batches and their checksums in groups: small ones of the same shapes together, also where these are empty."""
+    group, checksums, are_small = [], [], False
+    for batch, checksum in pairs:
+        is_small = _is_small(batch)
+        alike = are_small and is_small and _shapes(batch) == _shapes(group[0])
         if group and (len(group) == TOGETHER or not alike):
-            yield group
-            group = []
-        if batch[0].shape[0]:
-            group.append(batch)
+            yield group, checksums
+            group, checksums = [], []
+        group.append(batch)
+        checksums.append(checksum)
+        are_small = is_small
     if group:
-        yield group
+        yield group, checksums
 
 
 _in_all = jax.jit(in_all)
