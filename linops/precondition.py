@@ -18,7 +18,7 @@ from linops.estimate.probes import columns, gram, in_blocks, joined, orthonormal
 from linops.estimate.ranges import new_probes
 from linops.estimate.runs import operand, require_square
 from linops.iterate import compute, scope_of
-from linops.krylov import product, rotated
+from linops.krylov import laid, product, rotated
 from linops.linalg.operands import fitting, require_dtype
 from linops.linalg.systems import require_not_negative
 from linops.matrix import Diagonal, Identity, LowRank
@@ -241,7 +241,7 @@ def _rest(A, w, U, key):
         v = space.add(A._mv(v), space.scale(-1, found))
         return v, space.norm(v)
 
-    v = space.draw(jax.random.fold_in(key, space.size))
+    v = laid(A, space.draw(jax.random.fold_in(key, space.size)))
     return jax.lax.fori_loop(0, POWERS, step, (v, space.norm(v)))[1]
 
 

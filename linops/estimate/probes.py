@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from linops.krylov import appended, rows_of
+from linops.krylov import appended, rows_of, zeros_like
 from linops.precision import real_dtype
 from linops.space import contracted
 
@@ -97,7 +97,7 @@ def joined(first, second):
 def orthonormal(space, V, basis=None):
     """An orthonormal basis of a block of independent columns, of which `basis` is that of the first ones."""
     done = columns(basis)
-    rows = joined(basis, jax.tree.map(lambda leaf: jnp.zeros_like(leaf[done:]), V))
+    rows = joined(basis, jax.tree.map(lambda leaf: zeros_like(leaf[done:]), V))
     return appended(space, rows, done, jax.tree.map(lambda leaf: leaf[done:], V), jnp.zeros(2, jnp.uint32))
 
 

@@ -55,14 +55,15 @@ def rule_and_changes(A, f, krylov: Krylov, is_bounded):
     """The Gauss rule of a space, and for `truncation` how its steps have changed the integral of f.
 
     These are what the second half of the steps has changed, what the fourth before it has, the most that the last of
-    them have, and rounding, zeros where bounds of the spectrum say more. The rules are made by one call of LAPACK: two
-    at once, in a vmap on two cores, block each other in JAX 0.10.
+    them have, and rounding, zeros where bounds of the spectrum say more. The rules are made one after the other:
+    batched calls of LAPACK, two at once or on several devices, block each other on two cores in JAX 0.10.
     """
     if is_bounded:
         rule = gauss(A, krylov)
         return rule, jnp.zeros(4, rule.nodes.dtype)
     shares, last = -(-krylov.size // jnp.array([1, 2, 4])), krylov.size - jnp.arange(1, LAST + 1)
-    rules = jax.vmap(lambda size: gauss(A, krylov._replace(size=size)))(jnp.maximum(jnp.append(shares, last), 1))
+    sizes = jnp.maximum(jnp.append(shares, last), 1)
+    rules = jax.lax.map(lambda size: gauss(A, krylov._replace(size=size)), sizes)
     rule = jax.tree.map(lambda leaf: leaf[0], rules)
     rounding = ROUNDINGS * jnp.finfo(rule.nodes.dtype).eps * integral(lambda t: jnp.abs(f(t)), rule.nodes, rule.weights)
     values = integral(f, rules.nodes, rules.weights)
@@ -111,7 +112,7 @@ def radau(rule, ends):
         wide = wide.at[count, count].set(rule.matrix[0, 0]).at[size, size].set(corner)
         return wide.at[size, size - 1].set(rule.coupling).at[size - 1, size].set(rule.coupling)
 
-    nodes, vectors = jnp.linalg.eigh(jax.vmap(matrix)(jnp.stack(ends)))  # one call of LAPACK, after the one of Gauss
+    nodes, vectors = jax.lax.map(lambda end: tuple(jnp.linalg.eigh(matrix(end))), jnp.stack(ends))
     return nodes, vectors[:, 0] ** 2
 
 
