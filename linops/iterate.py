@@ -48,7 +48,10 @@ def compute(function, A, *operands, donated=0):
 
 
 def differentiated(function, algorithm, A, *operands):
-    """`function(algorithm, A, *operands)`; what is traced by one jit for each structure, with derivatives."""
+    """`function(algorithm, A, *operands)`; what is traced by one jit for each structure, with derivatives.
+
+    An algorithm is code of linops: a function of the user's in it would be held, and seen as it was.
+    """
     if not is_traced((A, operands)):
         return function(algorithm, A, *operands)
     return jitted(_spread, (function, algorithm), (A, operands), scope_of(A))

@@ -26,9 +26,7 @@ class Node:
 
     def __init_subclass__(cls):
         super().__init_subclass__()
-        # With no field of its own it is constructed as its base is: of a Hessian with a claim more, from a function.
-        has_own = inspect.get_annotations(cls) or not getattr(cls, "__dataclass_fields__", None)
-        dataclasses.dataclass(frozen=True, eq=False, repr=False, init=bool(has_own))(cls)
+        dataclasses.dataclass(frozen=True, eq=False, repr=False, init=not _is_constructed_as_its_base(cls))(cls)
         is_static = {field.name: "static" in field.metadata for field in dataclasses.fields(cls)}
         data = tuple(name for name, no in is_static.items() if not no)
         code = tuple(name for name, yes in is_static.items() if yes)
@@ -90,6 +88,14 @@ def _unpickle(cls, fields, name, wide):
             'call jax.config.update("jax_enable_x64", True) before loading it'
         )
     return cls._make(**fields)
+
+
+def _is_constructed_as_its_base(cls):
+    """Whether a class adds no field to the base whose constructor it has, as a Hessian with a claim more."""
+    own = [name for name, kind in inspect.get_annotations(cls).items() if "ClassVar" not in str(kind)]
+    fields = set().union(*(getattr(base, "__dataclass_fields__", ()) for base in cls.__bases__))
+    base = next(base for base in cls.__mro__[1:] if "__init__" in vars(base))
+    return not own and bool(fields) and fields == set(getattr(base, "__dataclass_fields__", ()))
 
 
 def _is_node(value):

@@ -22,10 +22,11 @@ from linops.estimate.quadrature import (
 )
 from linops.estimate.result import Estimate
 from linops.estimate.runs import DEFAULT_MATVECS, operand, require_hermitian, require_whole
-from linops.iterate import compute, differentiated
+from linops.iterate import compute
 from linops.linalg.operands import require_dtype, require_rows
 from linops.precision import real_dtype
 from linops.products import is_traced
+from linops.program.closures import as_code
 
 STRIDE = 8  # steps between two looks at the bracket
 
@@ -79,8 +80,8 @@ def quadratic_form(f, A, b, *, bounds=(None, None), rtol=None, num_matvecs=None)
     if not is_traced(rtol) and not rtol > 0:
         raise ValueError(f"quadratic_form got rtol={rtol!r}, expected the share of the value that its bracket may be")
     most = require_whole("quadratic_form", allowed(A._listeners(), min(most, A.shape[1])))
-    form = _Form(f, most, width)
-    found = differentiated(compute, form, A, b, require_bounds(bounds), rtol)
+    form = _Form(as_code(f), most, width)
+    found = compute(form, A, b, require_bounds(bounds), rtol)
     told(A._listeners(), found.matvecs)
     return found
 

@@ -55,20 +55,34 @@ def rule_and_changes(A, f, krylov: Krylov, is_bounded):
     """The Gauss rule of a space, and for `truncation` how its steps have changed the integral of f.
 
     These are what the second half of the steps has changed, what the fourth before it has, the most that the last of
-    them have, and rounding, zeros where bounds of the spectrum say more. The rules are made one after the other:
-    batched calls of LAPACK, two at once or on several devices, block each other on two cores in JAX 0.10.
+    them have, zeros where bounds of the spectrum say more; and what rounding makes of the integral, and of nodes. The
+    rules are made one after the other: batched calls of LAPACK, two at once or on several devices, block each other on
+    two cores in JAX 0.10.
     """
     if is_bounded:
         rule = gauss(A, krylov)
-        return rule, jnp.zeros(4, rule.nodes.dtype)
+        return rule, jnp.array([0, 0, 0, *_rounding(A, f, rule)])
     shares, last = -(-krylov.size // jnp.array([1, 2, 4])), krylov.size - jnp.arange(1, LAST + 1)
-    sizes = jnp.maximum(jnp.append(shares, last), 1)
+    sizes = jnp.append(shares, jnp.maximum(last, shares[1]))
     rules = jax.lax.map(lambda size: gauss(A, krylov._replace(size=size)), sizes)
     rule = jax.tree.map(lambda leaf: leaf[0], rules)
-    rounding = ROUNDINGS * jnp.finfo(rule.nodes.dtype).eps * integral(lambda t: jnp.abs(f(t)), rule.nodes, rule.weights)
     values = integral(f, rules.nodes, rules.weights)
     swing = jnp.max(jnp.abs(values[0] - values[3:]))
-    return rule, jnp.array([*jnp.abs(jnp.diff(values[:3])), swing, rounding])
+    last, before = jnp.abs(jnp.diff(values[:3]))
+    changes = jnp.array([jnp.where(krylov.size > 1, last, jnp.inf), before, swing])
+    is_whole = (krylov.size == A.shape[0]) | (rule.coupling == 0)  # nothing is left beyond the space
+    return rule, jnp.array([*jnp.where(is_whole, 0, changes), *_rounding(A, f, rule)])
+
+
+def _rounding(A, f, rule):
+    """What sums round, and what f makes of nodes that are off as products are: more where it is steep, or jumps."""
+    by = ROUNDINGS * off_by(A, rule.nodes)
+
+    def moved(t):
+        return functools.reduce(jnp.fmax, (jnp.abs(f(t + step) - f(t)) for step in (by, -by)))
+
+    sums = ROUNDINGS * jnp.finfo(rule.nodes.dtype).eps * integral(lambda t: jnp.abs(f(t)), rule.nodes, rule.weights)
+    return sums, integral(moved, rule.nodes, rule.weights)
 
 
 def truncation(changes):
@@ -77,11 +91,11 @@ def truncation(changes):
     Where it converges faster, as geometric ones do, it is the next term but one, times ten; infinite where they grow.
     It is no less than the last steps have changed: next to a point where f is singular nodes come and go.
     """
-    last, before, swing, rounding = changes
+    last, before, swing, rounding, moved = changes
     ratio = last / jnp.where(before > 0, before, 1)
     rest = last * ratio * jnp.minimum(1, 10 * ratio) / jnp.where(ratio < 1, 1 - ratio, 1)
     rest = jnp.where(last <= rounding, 0, jnp.where((before > 0) & (ratio < 1), rest, jnp.inf))
-    return jnp.maximum(rest, jnp.where(swing <= rounding, 0, swing))
+    return jnp.maximum(moved, jnp.maximum(rest, jnp.where(swing <= rounding, 0, swing)))
 
 
 def tridiagonal(diagonal, below):

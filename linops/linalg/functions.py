@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from linops.iterate import differentiated, scope_of
+from linops.iterate import scope_of
 from linops.krylov import rows_of
 from linops.linalg.growth import Growth, Products, differentiable, together
 from linops.linalg.operands import as_columns, as_given, as_square, block_of, fitting, require_dtype, require_rows
 from linops.linalg.records import NO_FUNCTION, NOT_FINITE, NOT_SYMMETRIC, STOPPED, NoConvergence
 from linops.precision import is_complex, real_dtype
 from linops.products import is_traced
+from linops.program.closures import as_code
 from linops.program.function import UNTRACEABLE
 
 MOST = 400  # vectors of a basis that is not restarted, as many products as SciPy makes at most
@@ -107,7 +108,7 @@ def funm_multiply_krylov(
         raise ValueError(f"funm_multiply_krylov got assume_a={assume_a!r}, expected one of {', '.join(KINDS)}")
     if not callable(f):
         raise TypeError(f"funm_multiply_krylov got f={f!r}, expected a function of matrices")
-    plan = Growth(f, KINDS[assume_a], *_sizes(A, restart_every_m, max_restarts))
+    plan = Growth(as_code(f), KINDS[assume_a], *_sizes(A, restart_every_m, max_restarts))
     b = as_given(A.domain, b, "b")
     try:
         y, record = _applied(plan, A.linearize(), block_of(A.domain, b, "b"), (t, atol, rtol), "funm_multiply_krylov")
@@ -225,7 +226,7 @@ def _applied(plan, A, block, numbers, name):
     traced = is_traced((A, block, numbers))
     product = Products(plan, traced, at_once=fitting([A.domain] * (plan.capacity + 1), rows_of(block), 1))
     if traced:
-        return differentiated(differentiable, product, A, block, numbers)
+        return differentiable(product, A, block, numbers)
     y, record = product(A, block, numbers)
     if not np.all(record.converged):
         raise NoConvergence(

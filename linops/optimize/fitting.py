@@ -22,6 +22,7 @@ from linops.optimize.uncertainty import (
 
 DENSE_OPERATIONS = 1e9  # of a factorization, up to which the dense Jacobian is taken
 DENSE_SHARE = 1 / 16  # of memory, for a dense Jacobian
+SMALLEST = 1e-150  # residual at x0, with digits in its square
 COLUMNS = 64  # of a block of the identity
 
 
@@ -109,6 +110,13 @@ def least_squares(
     is_dense = _is_dense(residuals, method, tr_solver)
     start = residuals.x0.astype(float)
     _require_within(start, bounds, vectors.space)
+    values = residuals.fun(start)
+    largest = np.abs(values).max(initial=0)
+    if 0 < largest < SMALLEST:
+        raise ValueError(
+            f"least_squares got residuals of {largest:.3g} at most at x0, whose squares double precision does not "
+            f"hold, expected {SMALLEST:.0e} at least: multiply them by a factor"
+        )
     tolerances = _tolerances({"ftol": ftol, "xtol": xtol, "gtol": gtol}, unit, method)
     with one_blas_thread(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Setting `gtol` below the machine epsilon")
@@ -130,7 +138,11 @@ def least_squares(
         )
     robust = None if loss == "linear" else (loss, f_scale)
     enough = 0 if method == "lm" else tolerances["gtol"] or 0  # of a gradient
-    return _judged(found, residuals, bounds, enough, tolerances["ftol"] or 0, unit, robust, absolute_sigma)
+    # Of a cost of zero there is no share: what is left of that at x0 by rounding counts as zero.
+    limit = ROUNDINGS * max(tolerances["ftol"] or 0, unit) * max(found.cost, unit * float(values @ values) / 2)
+    if robust:  # whose cost is rounded as 1 is, in units of f_scale
+        limit += ROUNDINGS * unit * f_scale**2 * len(values)
+    return _judged(found, residuals, bounds, enough, limit, unit, robust, absolute_sigma)
 
 
 def _require_within(start, bounds, space):
@@ -182,13 +194,12 @@ def _column_norms(J):
     return np.sqrt(squares)
 
 
-def _judged(found, residuals, bounds, enough, ftol, unit, robust, absolute_sigma):
+def _judged(found, residuals, bounds, enough, limit, unit, robust, absolute_sigma):
     """SciPy's result as trees; whether it is a success follows from what is computed at x."""
     vectors, x = residuals.vectors, np.asarray(found.x, float)
     jacobian, gradient, held = found.jac, np.asarray(found.grad, float), found.active_mask != 0
     optimality = float(np.abs(projected(gradient, x, bounds)).max(initial=0))
     if found.success and optimality > enough:
-        limit = ROUNDINGS * max(ftol, unit) * found.cost
         free = ~held
 
         def product(v):
@@ -199,9 +210,6 @@ def _judged(found, residuals, bounds, enough, ftol, unit, robust, absolute_sigma
             found.message += (
                 f" But the linear model promises to reduce the cost by more than {limit:.3g} at x, which is no minimum."
             )
-    if found.success and found.cost < np.finfo(float).tiny and np.any(found.fun):
-        found.success = False
-        found.message += " But the squares of such residuals are zero in double precision: multiply them by a factor."
     found.update(
         x=vectors.tree(x),
         grad=vectors.tree(gradient),

@@ -99,7 +99,25 @@ class Convex(linops.Hessian):
     positive_semidefinite = True
 
 
+class Scale(linops.Operator):
+    scale: jax.Array
+
+    domain = codomain = property(lambda self: linops.Space.of(self.scale))
+
+
+class Shift(linops.Operator):
+    shift: jax.Array
+
+
+class Both(Scale, Shift):
+    """The fields of two bases: no constructor of one of them makes it."""
+
+    def _mv(self, v):
+        return self.scale * v + self.shift * v
+
+
 def test_a_claim_of_the_user():
+    np.testing.assert_allclose(Both(scale=np.ones(2, np.float32), shift=np.ones(2, np.float32)).diagonal(), 2)
     H = Convex(lambda x, c: jnp.sum(jnp.cosh(c * x)), np.ones(3, np.float32), args=(2.0,))
     assert H.positive_semidefinite
     assert linops.inverse(H.at(np.zeros(3, np.float32)), M=linops.Identity(3)).solver == "cg"

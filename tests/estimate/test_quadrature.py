@@ -1,11 +1,13 @@
 """What Lanczos sees of a spectrum: quadratic forms between brackets, log-determinants, densities."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from counting import compilations
 from processes import in_subprocess
 from scipy.stats import binomtest
 
@@ -145,6 +147,38 @@ def test_errors_cover_where_f_is_singular_within_the_spectrum(ends):
     found = absolute(jnp.asarray(vectors))
     inside = int(np.sum(np.abs(found.value - vectors**2 @ true) <= found.standard_error))
     assert binomtest(inside, 100, 0.95, alternative="less").pvalue > 1e-3
+
+
+@pytest.mark.usefixtures("x64")
+def test_functions_are_what_they_read_now():
+    """A NumPy array that is changed in place, an object's attribute, by a closure and by a method."""
+    kept, A, b = np.ones(1), linops.Diagonal(np.array([1.0, 2.0])), np.array([1.0, 2.0])
+    powers = types.SimpleNamespace(number=1.0)
+    method = types.MethodType(lambda self, t: self.number * t, powers)
+
+    def value(f, b=b):
+        return estimate.quadratic_form(f, A, b).value
+
+    for f in (lambda t: kept[0] * t), (lambda t: powers.number * t), method:
+        of_f = functools.partial(value, f)
+        for factor in 1.0, 3.0:
+            kept[0] = powers.number = factor
+            found, change = jax.jvp(of_f, (b,), (b,))
+            np.testing.assert_allclose([of_f(), found, change], [9 * factor, 9 * factor, 18 * factor])
+    value(jnp.sin)
+    with compilations() as count:
+        value(jnp.sin)
+    assert count() == 0
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_whole_space_is_exact_and_one_step_says_nothing():
+    A, b = operator(np.array([[2.0, 1.0], [1.0, 3.0]])), np.array([1.0, 2.0])
+    found = estimate.quadratic_form(jnp.exp, A, b)
+    w, V = np.linalg.eigh(A.toarray())
+    assert abs(found.value - (V.T @ b) ** 2 @ np.exp(w)) < 1e-11
+    assert found.standard_error < 1e-10
+    assert np.isinf(estimate.quadratic_form(jnp.exp, A, b, num_matvecs=1).standard_error)
 
 
 @pytest.mark.usefixtures("x64")
