@@ -227,9 +227,10 @@ class _Outcome:
     def __call__(self, A, state):
         y, (noise, is_function), is_as_assumed = _of_columns(functools.partial(self._found, A), state, AXES)
         size = length(state.result, axis=1)
-        allowed = jnp.where(noise <= jnp.sqrt(jnp.finfo(size.dtype).eps) * size, noise, 0)
-        error, tolerance = state.error + noise, state.tolerance + allowed
-        converged = (error <= tolerance) & is_function
+        is_allowed = noise <= jnp.sqrt(jnp.finfo(size.dtype).eps) * size
+        error, tolerance = state.error + noise, state.tolerance + jnp.where(is_allowed, noise, 0)
+        # Not of the sums, which XLA may round in two ways.
+        converged = jnp.where(is_allowed, state.error <= state.tolerance, error <= tolerance) & is_function
         if self.marked:
             y = with_nan(y, converged)
         ends = [(~jnp.all(is_as_assumed), NOT_SYMMETRIC), (~jnp.all(is_function), NO_FUNCTION)]
