@@ -55,13 +55,14 @@ def rule_and_changes(A, f, krylov: Krylov, is_bounded):
     """The Gauss rule of a space, and for `truncation` how its steps have changed the integral of f.
 
     These are what the second half of the steps has changed, what the fourth before it has, the most that the last of
-    them have, zeros where bounds of the spectrum say more; and what rounding makes of the integral, and of nodes. The
+    them have, and rounding; zeros where bounds of the spectrum say more. Of a space that is all there is they are zero,
+    and what f makes of nodes that are off by rounding is the last of them, which elsewhere is less than the others. The
     rules are made one after the other: batched calls of LAPACK, two at once or on several devices, block each other on
     two cores in JAX 0.10.
     """
     if is_bounded:
         rule = gauss(A, krylov)
-        return rule, jnp.array([0, 0, 0, *_rounding(A, f, rule)])
+        return rule, jnp.zeros(5, rule.nodes.dtype)
     shares, last = -(-krylov.size // jnp.array([1, 2, 4])), krylov.size - jnp.arange(1, LAST + 1)
     sizes = jnp.append(shares, jnp.maximum(last, shares[1]))
     rules = jax.lax.map(lambda size: gauss(A, krylov._replace(size=size)), sizes)
@@ -70,8 +71,10 @@ def rule_and_changes(A, f, krylov: Krylov, is_bounded):
     swing = jnp.max(jnp.abs(values[0] - values[3:]))
     last, before = jnp.abs(jnp.diff(values[:3]))
     changes = jnp.array([jnp.where(krylov.size > 1, last, jnp.inf), before, swing])
-    is_whole = (krylov.size == A.shape[0]) | (rule.coupling == 0)  # nothing is left beyond the space
-    return rule, jnp.array([*jnp.where(is_whole, 0, changes), *_rounding(A, f, rule)])
+    is_all = krylov.size == A.shape[0]
+    sums, moved = _rounding(A, f, rule)
+    is_whole = is_all | (rule.coupling == 0)  # nothing is left beyond the space
+    return rule, jnp.array([*jnp.where(is_whole, 0, changes), sums, jnp.where(is_all, moved, 0)])
 
 
 def _rounding(A, f, rule):
