@@ -15,7 +15,7 @@ from linops.estimate.norms import WIDENING
 from linops.estimate.result import FEW, ROUNDINGS, WIDENED, Estimate
 from linops.estimate.runs import operand, require_operator, require_square, require_whole
 from linops.linalg.lanczos import SYMMETRIC, of_each_end
-from linops.linalg.operands import block_of, require_dtype, require_rows
+from linops.linalg.operands import block_of, require_matrix
 from linops.linalg.records import CONVERGED, REASONS, STOPPED, Interrupted, NoConvergence
 from linops.linalg.symmetric import MORE, eigsh
 from linops.matrix import Matrix
@@ -107,8 +107,7 @@ def spectrum(
     A = Matrix(A) if isinstance(A, np.ndarray | jax.Array) else A
     require_operator(A, "spectrum")
     require_square(A, "spectrum")
-    require_dtype("spectrum", A)
-    require_rows("spectrum", A)
+    require_matrix("spectrum", A)
     if is_traced(A):
         raise TypeError(
             f"spectrum got {A!r}, which belongs to a jit, vmap or grad in progress; expected arrays, since a report is "

@@ -54,12 +54,7 @@ def differentiated(function, algorithm, A, *operands):
     """
     if not is_traced((A, operands)):
         return function(algorithm, A, *operands)
-    return jitted(_spread, (function, algorithm), (A, operands), scope_of(A))
-
-
-def _spread(static, tree):
-    (function, algorithm), (A, operands) = static, tree
-    return function(algorithm, A, *operands)
+    return jitted(function, algorithm, (A, *operands), scope_of(A))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +75,11 @@ def scope_of(A):
     There a program may take none of these arrays, the beginning of a solver say, and place what was given on the host.
     """
     scope = Scope.around([operator._scope for operator in operators_of(A)])
+    if scope.mesh is not None:
+        return scope
     arrays = (leaf for leaf in jax.tree.leaves(A) if isinstance(leaf, jax.Array) and not is_traced(leaf))
-    meshes = [leaf.sharding.mesh for leaf in arrays if jax.typeof(leaf).sharding.mesh.explicit_axes]
-    return scope if scope.mesh is not None or not meshes else dataclasses.replace(scope, mesh=meshes[0])
+    mesh = next((leaf.sharding.mesh for leaf in arrays if jax.typeof(leaf).sharding.mesh.explicit_axes), None)
+    return scope if mesh is None else dataclasses.replace(scope, mesh=mesh)
 
 
 def operators_of(A):

@@ -17,7 +17,7 @@ from linops.estimate.result import mean_of
 from linops.estimate.runs import operand, require_hermitian, require_whole
 from linops.iterate import compute
 from linops.krylov import is_hermitian, seed_of
-from linops.linalg.operands import require_dtype, require_rows
+from linops.linalg.operands import require_matrix
 from linops.precision import real_dtype
 from linops.products import concrete, is_traced
 from linops.watching import refuse_in_jit, watched
@@ -103,8 +103,7 @@ def spectral_density(
     require_hermitian(A, "spectral_density")
     listeners = A._listeners()
     A, columns = operand(A, "spectral_density")
-    require_dtype("spectral_density", A)
-    require_rows("spectral_density", A)
+    require_matrix("spectral_density", A)
     if method not in METHODS:
         raise ValueError(f"spectral_density got method={method!r}, expected one of {', '.join(map(repr, METHODS))}")
     if width is not None and method == "kpm":

@@ -23,7 +23,7 @@ from linops.estimate.quadrature import (
 from linops.estimate.result import Estimate
 from linops.estimate.runs import DEFAULT_MATVECS, operand, require_hermitian, require_whole
 from linops.iterate import compute
-from linops.linalg.operands import require_dtype, require_rows
+from linops.linalg.operands import require_matrix
 from linops.precision import real_dtype
 from linops.products import is_traced
 from linops.program.closures import as_code
@@ -70,8 +70,7 @@ def quadratic_form(f, A, b, *, bounds=(None, None), rtol=None, num_matvecs=None)
     """
     require_hermitian(A, "quadratic_form")
     A, width = operand(A, "quadratic_form")
-    require_dtype("quadratic_form", A)
-    require_rows("quadratic_form", A)
+    require_matrix("quadratic_form", A)
     _require_elementwise(f, A)
     most = DEFAULT_MATVECS if num_matvecs is None else require_whole("quadratic_form", num_matvecs)
     b = A.domain.point(b, "b")

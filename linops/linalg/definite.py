@@ -122,7 +122,7 @@ def cg(
     (True, 0)
     """
     A, M = operators = square_system("cg", A, M, space)
-    bounds = limits("cg", A, rtol, atol, max(1, 10 * A.shape[0]) if maxiter is None else maxiter)
+    bounds = limits("cg", A, rtol, atol, maxiter, 10 * A.shape[0])
     right = Right.of(A.domain, b, "cg")
     guesses = right.beginning(A.domain, x0, "cg")
     spent = 0, 0

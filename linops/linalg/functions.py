@@ -9,7 +9,7 @@ import numpy as np
 from linops.iterate import scope_of
 from linops.krylov import rows_of
 from linops.linalg.growth import Growth, Products, differentiable, together
-from linops.linalg.operands import as_columns, as_given, as_square, block_of, fitting, require_dtype, require_rows
+from linops.linalg.operands import as_columns, as_given, as_square, block_of, fitting, require_matrix
 from linops.linalg.records import NO_FUNCTION, NOT_FINITE, NOT_SYMMETRIC, STOPPED, NoConvergence
 from linops.precision import is_complex, real_dtype
 from linops.products import is_traced
@@ -103,7 +103,7 @@ def funm_multiply_krylov(
     Array([1., 2., 3.], dtype=float32)
     """
     A = as_square(A, space, "funm_multiply_krylov")
-    _require(A, "funm_multiply_krylov")
+    require_matrix("funm_multiply_krylov", A)
     if assume_a not in KINDS:
         raise ValueError(f"funm_multiply_krylov got assume_a={assume_a!r}, expected one of {', '.join(KINDS)}")
     if not callable(f):
@@ -167,7 +167,7 @@ def expm_multiply(A, B, start=None, stop=None, num=None, endpoint=None, traceA=N
            [-1.,  0.]], dtype=float32)
     """
     A = as_square(A, space, "expm_multiply")
-    _require(A, "expm_multiply")
+    require_matrix("expm_multiply", A)
     is_complex_time = jnp.iscomplexobj(start) or jnp.iscomplexobj(stop)
     hermitian = bool(A.hermitian or (A.symmetric and not is_complex(A.dtype))) and not is_complex_time
     plan = Growth(_hermitian_expm if hermitian else jax.scipy.linalg.expm, hermitian, *_sizes(A))
@@ -199,11 +199,6 @@ def expm_multiply(A, B, start=None, stop=None, num=None, endpoint=None, traceA=N
 
 
 # What is asked for.
-
-
-def _require(A, name):
-    require_dtype(name, A)
-    require_rows(name, A)
 
 
 def _hermitian_expm(X):

@@ -122,8 +122,7 @@ def gmres(
     A, M = operators = square_system("gmres", A, M, space)
     restart = _restart(A, restart)
     kind = _kind(callback, callback_type)
-    count = max(1, 10 * A.shape[0]) if maxiter is None else maxiter
-    bounds = limits("gmres", A, rtol, atol, count)
+    bounds = limits("gmres", A, rtol, atol, maxiter, 10 * A.shape[0])
     if kind != "legacy":
         bounds = bounds._replace(iterations=restart * bounds.iterations)
     right = Right.of(A.domain, b, "gmres")

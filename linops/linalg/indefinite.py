@@ -129,7 +129,7 @@ def minres(
     """
     refuse_show("minres", show)
     A, M = operators = square_system("minres", A, M, space)
-    bounds = limits("minres", A, rtol, atol, max(1, 5 * A.shape[0]) if maxiter is None else maxiter)
+    bounds = limits("minres", A, rtol, atol, maxiter, 5 * A.shape[0])
     right = Right.of(A.domain, b, "minres")
     guesses = right.beginning(A.domain, x0, "minres")
     shifts, told = _shifts(A, right, shift), Told.of(callback, right, A)

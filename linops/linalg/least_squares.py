@@ -123,7 +123,7 @@ def lsmr(
     require_dtype("lsmr", A)
     refuse_show("lsmr", show)
     atol, btol, conlim = _numbers(atol, btol, conlim)
-    bounds = limits("lsmr", A, btol, 0.0, max(1, min(A.shape)) if maxiter is None else maxiter)
+    bounds = limits("lsmr", A, btol, 0.0, maxiter, min(A.shape))
     solver, right = MinimalGradients(_window(A, window)), Right.of(A.codomain, b, "lsmr")
     start, reference, spent = right.beginning(A.domain, x0, "lsmr"), None, (0, 0)
     damps, is_sequence = _damps(A, right, damp)

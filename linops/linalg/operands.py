@@ -30,8 +30,9 @@ def require_dtype(what, A, given="an operator", remedy="its point"):
         )
 
 
-def require_rows(what, A):
-    """Refuse an operator of no rows, where nothing is to be found."""
+def require_matrix(what, A):
+    """Refuse an operator that LAPACK does not compute with, or of no rows, where nothing is to be found."""
+    require_dtype(what, A)
     if min(A.shape) < 1:
         raise ValueError(f"{what} got {A!r}, which is empty, expected an operator of at least one row and column")
 

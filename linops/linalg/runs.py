@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from linops.iterate import compute, differentiated, iterate, scope_of
-from linops.linalg.operands import require_dtype, require_rows, with_nan
+from linops.linalg.operands import require_matrix, with_nan
 from linops.linalg.records import (
     CONVERGED,
     LIMIT,
@@ -50,8 +50,7 @@ def counts(A, k, ncv, maxiter, tol, kind):
         raise TypeError(
             f"{kind.name} got k={k!r}, ncv={ncv!r} and maxiter={maxiter!r}, expected integers, static in jit"
         ) from None
-    require_dtype(kind.name, A)
-    require_rows(kind.name, A)
+    require_matrix(kind.name, A)
     n = min(A.shape)
     if not 1 <= k <= n:
         raise ValueError(f"{kind.name} got k={k} for {A!r}, expected 1 <= k <= min(A.shape) = {n}")

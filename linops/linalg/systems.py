@@ -58,8 +58,9 @@ def refuse_show(name, show):
         raise ValueError(f"{name} got show=True, expected False: with linops.monitor(A) in place of A a bar is shown")
 
 
-def limits(name, A, rtol, atol, maxiter):
-    """The limits as arrays."""
+def limits(name, A, rtol, atol, maxiter, default):
+    """The limits as arrays; `default` iterations where none are asked for, and one of a system without rows."""
+    maxiter = max(1, default) if maxiter is None else maxiter
     require_not_negative(name, rtol=rtol, atol=atol)
     require_counts(name, maxiter=maxiter)
     real = real_dtype(A.dtype)

@@ -20,16 +20,21 @@ def projected(gradient, x, bounds):
     return np.clip(gradient, x - bounds.ub, x - bounds.lb)  # x - clip(x - gradient), that does not cancel far away
 
 
+def norms(J):
+    """The norms of the columns of a matrix, or of a vector; in a unit, for squares leave the range of a dtype early."""
+    _, exponent = np.frexp(np.abs(J).max(axis=0, initial=0))
+    unit = np.ldexp(1.0, exponent - 1)
+    return unit * np.linalg.norm(J / unit, axis=0)
+
+
 def is_rounding(values, product, x, unit):
     """Whether values are what rounding in x makes of zeros, of products with the matrix of their derivative.
 
     That is their change along one unit in the last place of each entry of x, with signs at random.
     """
     signs = np.random.default_rng(0).choice([-1.0, 1.0], x.shape)
-    change = product(signs * abs(x))
-    largest = max(np.abs(values).max(initial=0), np.abs(change).max(initial=0)) or 1.0  # squares may leave the range
-    size, moved = (np.linalg.norm(part / largest) for part in (values, change))
-    return bool(np.isfinite(size) and size <= ROUNDINGS * unit * moved)
+    size = norms(values)
+    return bool(np.isfinite(size) and size <= ROUNDINGS * unit * norms(product(signs * abs(x))))
 
 
 def is_at_rest(gradient, product, x, unit, limit):

@@ -13,9 +13,10 @@ from linops.iterate import scope_of
 from linops.linalg.operands import require_dtype
 from linops.linalg.solves import either
 from linops.linalg.systems import require_counts, require_not_negative
+from linops.optimize.limits import norms
 from linops.optimize.points import matrix, values
 from linops.optimize.results import CONVERGED, LIMIT, NOT_FINITE, PRECISION, RUNNING, STEP, Result, optimized
-from linops.optimize.uncertainty import Fit, errors_of_residuals, norms
+from linops.optimize.uncertainty import Fit, errors_of_residuals
 from linops.optimize.vectors import Vectors
 from linops.precision import real_dtype
 from linops.processes import gathered
@@ -129,8 +130,8 @@ def levenberg_marquardt(
     if is_traced(result):
         return result
     # Anew, in double precision: squares of small residuals are 0 in the dtype of the fit.
-    values = np.concatenate([np.ravel(np.asarray(gathered(leaf), float)) for leaf in jax.tree.leaves(result.fun)])
-    errors = errors_of_residuals(J.at(result.x), norms(values), absolute_sigma)
+    residuals = np.concatenate([np.ravel(np.asarray(gathered(leaf), float)) for leaf in jax.tree.leaves(result.fun)])
+    errors = errors_of_residuals(J.at(result.x), norms(residuals), absolute_sigma)
     return Fit.of(result, Vectors.like(x0, J.domain), errors)
 
 

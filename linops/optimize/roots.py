@@ -116,10 +116,8 @@ def _krylov(residuals, start, callback, options):
     except _InVainError:
         status, message = 3, f"{PATIENCE} steps have made nothing smaller."
     except ZeroDivisionError:
-        status, message = (
-            3,
-            "SciPy divides by the square of fun, which is 0 in double precision: multiply fun by a factor.",
-        )
+        status = 3
+        message = "SciPy divides by the square of fun, which is 0 in double precision: multiply fun by a factor."
     except ValueError as error:
         if "zero vector" not in str(error):
             raise

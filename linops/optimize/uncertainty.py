@@ -12,7 +12,7 @@ from scipy.optimize import OptimizeResult
 from linops.algebra.operator import Gram
 from linops.linalg.inverses import inverse
 from linops.matrix import Matrix
-from linops.optimize.limits import eps
+from linops.optimize.limits import eps, norms
 from linops.space import Space
 
 # The first and second derivatives of SciPy's losses rho(z).
@@ -170,13 +170,6 @@ def variance_of_robust(values, count, loss, f_scale):
         )
     correction = 1 + count / values.size * np.var(slopes) / slope**2
     return correction**2 * np.sum((first * values) ** 2) / freedom / slope**2
-
-
-def norms(J):
-    """The norms of the columns of a matrix, or of a vector; in a unit, for squares leave the range of a dtype early."""
-    _, exponent = np.frexp(np.abs(J).max(axis=0, initial=0))
-    unit = np.ldexp(1.0, exponent - 1)
-    return unit * np.linalg.norm(J / unit, axis=0)
 
 
 def root_of_jacobian(J, variance, held, unit, space):

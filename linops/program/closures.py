@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from linops.precision import say_digits
+from linops.program.jaxpr.structure import Same
 
 MOST = 2**16  # entries of an array that are looked at
 
@@ -35,7 +36,7 @@ def _held(f):
 
 
 @dataclasses.dataclass(frozen=True)
-class Code:
+class _AsRead:
     """A function of the user's as a part of what is compiled: equal to itself as long as all that it reads is the same.
 
     What may have changed in place, such as a NumPy array or an object, is never the same.
@@ -49,8 +50,8 @@ class Code:
 
 
 def as_code(f):
-    """A function as `Code`."""
-    return Code(f, (_identity(f, set()),))
+    """A function as a part of what is compiled, which is another one where what it reads may be."""
+    return _AsRead(f, (_identity(f, set()),))
 
 
 def _identity(value, seen):
@@ -60,23 +61,10 @@ def _identity(value, seen):
     if isinstance(value, functools.partial) and not value.keywords:
         return tuple(_identity(part, seen) for part in (value.func, *value.args))
     if isinstance(value, jax.Array) or type(value).__module__.split(".")[0] in ("jax", "jaxlib"):
-        return _Same(value)
+        return Same(value)
     if not isinstance(value, types.FunctionType):
-        return _Same(object())
+        return Same(object())
     if value in seen or (value.__module__ or "").split(".")[0] in ("jax", "numpy", "linops"):
         return value
     seen.add(value)
     return value, *(pair for name, held in _held(value).items() for pair in (name, _identity(held, seen)))
-
-
-class _Same:
-    """Equal to what is of the very same object."""
-
-    def __init__(self, value):
-        self.value = value
-
-    def __eq__(self, other):
-        return isinstance(other, _Same) and self.value is other.value
-
-    def __hash__(self):
-        return id(self.value)

@@ -103,17 +103,17 @@ class Flat:
         return [(inputs if passed else outputs)[i] for passed, i in staged.sources]
 
 
-def jitted(function, static, tree, scope):
-    """`function(static, tree)`, a pytree of arrays, with its derivatives, by one jit for each structure.
+def jitted(function, static, trees, scope):
+    """`function(static, *trees)`, a pytree of arrays, with its derivatives, by one jit for each structure.
 
     It is for tracers: a loop or a linear solve that JAX differentiates outside of a jit is compiled again at each call.
     """
-    leaves, treedef = jax.tree.flatten(tree)
-    cache = _cache_of(tree, treedef)
+    leaves, treedef = jax.tree.flatten(trees)
+    cache = _cache_of(trees, treedef)
     with scope.entered():
         key = function, static, treedef, jax_settings.current()
         call = (_jitted if cache is _staged else cache)(
-            key, lambda: jax.jit(lambda *leaves: function(static, treedef.unflatten(leaves)))
+            key, lambda: jax.jit(lambda *leaves: function(static, *treedef.unflatten(leaves)))
         )
         return call(*map(jnp.asarray, leaves))
 
