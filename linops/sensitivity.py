@@ -10,6 +10,7 @@ from linops.algebra.operator import Operator
 from linops.derivatives.hessian import Hessian
 from linops.derivatives.jacobian import Jacobian
 from linops.derivatives.mixed import MixedDerivative
+from linops.iterate import differentiated
 from linops.linalg.inverses import inverse
 from linops.linalg.operands import with_nan
 from linops.products import is_traced
@@ -120,8 +121,13 @@ def _solution(S, p):
 def _(primals, tangents):
     (S, p), (_, v) = primals, tangents
     once = 1 + sum(_once(leaf) for leaf in jax.tree.leaves(p))
-    _, change = jax.jvp(S._mv, (jax.tree.map(jnp.zeros_like, v),), (v,))  # by the rules of solvers, which transpose
+    change = differentiated(_change, None, S, v)
     return S.x, jax.tree.map(lambda leaf: once.astype(leaf.dtype) * leaf, change)
+
+
+def _change(_, S, v):
+    """S v by the rules of solvers, which transpose."""
+    return jax.jvp(S._mv, (jax.tree.map(jnp.zeros_like, v),), (v,))[1]
 
 
 @jax.custom_jvp
