@@ -263,6 +263,15 @@ def is_scalar(value):
     return isinstance(value, numbers.Number) or (isinstance(value, np.ndarray | jax.Array) and value.ndim == 0)
 
 
+def is_list_of_numbers(node):
+    """Whether a part of a tree is a list with numbers alone, or their types, where an array may be meant."""
+
+    def is_one(entry):
+        return is_scalar(entry) or getattr(entry, "shape", None) == () or is_list_of_numbers(entry)
+
+    return isinstance(node, list) and bool(node) and all(map(is_one, node))
+
+
 def as_number(value):
     """A scalar that a user gives: an array without dimensions, on the device where it is there, in double precision."""
     if isinstance(value, jax.Array):

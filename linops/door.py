@@ -113,9 +113,9 @@ class Door:
         where = self.codomain.locate(int(rows[0])) or "the value"
         return (
             f"a product with {self.name} has NaN or Inf: {len(rows)} of {self.rows} rows, the first at {where}; "
-            "expected finite numbers: look whether the point and args are finite, and at the function near its point "
-            "(jax.config.jax_debug_nans shows where), or "
-            "pass check_finite=False"
+            "expected finite numbers: look whether the point, args and data are finite, whether targets are those that "
+            "a loss is for, and at the function near its point (jax.config.jax_debug_nans shows where), or pass "
+            "check_finite=False"
         )
 
 

@@ -128,7 +128,8 @@ class CrossEntropy(Loss):
 class BinaryCrossEntropy(Loss):
     """The cross-entropy of logits with targets between 0 and 1: a Bernoulli distribution for each output.
 
-    A target beyond these makes NaN of the value and of its derivatives.
+    A target beyond these makes NaN of the value and of its derivatives: in place of labels -1 and 1 pass
+    (labels + 1) / 2.
 
     >>> round(float(BinaryCrossEntropy()(jnp.zeros((2, 1)), jnp.array([[0.0], [1.0]]))) / math.log(2), 5)
     1.0

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from linops.arrays import brief, to_device
+from linops.arrays import brief, is_list_of_numbers, to_device
 from linops.budget import RESIDUAL_SHARE, log, memory_budget
 from linops.losses import REDUCTIONS
 from linops.precision import SaidTogether
@@ -21,7 +21,7 @@ from linops.program.arguments import as_tuple
 from linops.program.jaxpr.evaluate import struct
 from linops.program.jaxpr.graph import live_bytes
 from linops.program.over_data import OverData
-from linops.program.sources import Examples, Stream
+from linops.program.sources import TUPLE, Examples, Stream
 from linops.program.spread import Spread, can_be_spread, layout
 
 TIMES = 4  # of the memory of a function, that of a product with its derivatives
@@ -42,7 +42,8 @@ class Data:
         if not all(map(_is_pair, self.batches)):
             raise TypeError(
                 f"{operator} got data whose batches are {brief(jax.tree.structure(self.batches[0]))}, "
-                "expected pairs, (inputs, targets): f(x, inputs) and loss(outputs, targets)"
+                f"expected pairs, (inputs, targets): f(x, inputs) and loss(outputs, targets)"
+                f"{'; ' * bool(self._hint)}{self._hint}"
             )
         arrays = self.arrays or (None, None)
         return [
@@ -94,6 +95,20 @@ class Data:
 
         Each device goes over its own examples where it can, by a function that was traced as for one device.
         """
+        try:
+            return self._each_traced(trace, x)
+        except Exception as error:
+            if self._hint:
+                error.add_note(self._hint)
+            raise
+
+    @property
+    def _hint(self):
+        """What to pass where a list of arrays was meant for one set of data, if it may have been."""
+        is_meant = isinstance(getattr(self.source, "data", None), list) and jax.tree.structure(0) == self.source.treedef
+        return f"data is a list of arrays: {TUPLE}" if is_meant else ""
+
+    def _each_traced(self, trace, x):
         data = self._by_device()
         if data and can_be_spread(trace(batch=data.batches[0])[0], x, data.source, jax.tree.leaves(self.arrays)):
             *parts, whole = data.batches
@@ -158,10 +173,7 @@ def read(data, batch_size, reduction):
         )
     if batch_size is not None and not (isinstance(batch_size, numbers.Integral) and batch_size >= 1):
         raise ValueError(f"got batch_size={batch_size!r}, expected a number of examples >= 1")
-    if isinstance(data, str | os.PathLike | np.lib.npyio.NpzFile):
-        raise TypeError(
-            f"got data={data!r}, expected arrays: np.load(path, mmap_mode='r') of a file for each, in a tuple or dict"
-        )
+    _require_arrays(data)
     is_mean = reduction == "mean"
     if not is_of_arrays(data):
         return _of_batches(data, batch_size, is_mean)
@@ -176,6 +188,23 @@ def read(data, batch_size, reduction):
     source = Examples(count, count, is_mean, laid[-1] if laid else 1)
     chunked = _chunked(arrays, count if batch_size is None else operator.index(batch_size), source)
     return Data(arrays=arrays, **chunked, is_free=batch_size is None)
+
+
+def _require_arrays(data):
+    """Refuse what users have in the place of an array: the name of its file, and a list of its numbers."""
+
+    def is_leaf(node):
+        return isinstance(node, Iterator) or is_list_of_numbers(node)
+
+    for path, leaf in jax.tree_util.tree_flatten_with_path(data, is_leaf=is_leaf)[0]:
+        name = f"data{jax.tree_util.keystr(path)}"
+        if isinstance(leaf, str | os.PathLike | np.lib.npyio.NpzFile):
+            raise TypeError(
+                f"got {name}={leaf!r}, expected arrays: np.load(path, mmap_mode='r') of a file for each, in a tuple or "
+                "dict"
+            )
+        if is_list_of_numbers(leaf):
+            raise TypeError(f"got {name}, a list of numbers, expected an array: np.asarray({name})")
 
 
 def _chunked(arrays, size, whole):
@@ -196,7 +225,7 @@ def _count(leaves):
     counts = {np.shape(leaf)[:1] for leaf in leaves}
     if len(counts) != 1 or counts == {()}:
         raise ValueError(
-            f"got data of arrays of shapes {[np.shape(leaf) for leaf in leaves]}, expected a common leading axis, of "
+            f"got data of arrays of shapes {brief(list(map(np.shape, leaves)))}, expected a common leading axis, of "
             "examples; what is not of each example goes to args="
         )
     ((count,),) = counts

@@ -12,6 +12,7 @@ from linops.derivatives.batches import read
 from linops.derivatives.linearized import tangents
 from linops.derivatives.map import Derived, Map
 from linops.node import static
+from linops.program.function import PART
 from linops.program.holomorphy import has_complex_derivative
 from linops.program.missing import MissingRule
 from linops.program.staged import Flat
@@ -191,6 +192,7 @@ def require_scalar(function, what, operator, remedy):
     """Refuse a function that is not scalar."""
     if function.codomain.shapes != ((),):
         shapes = list(function.codomain.shapes)
+        remedy = PART if len(shapes) > 1 and shapes[0] == () else remedy
         raise TypeError(
             f"{operator} got {what} with values of shapes {shapes}, expected a scalar (shape ()); sum or squeeze the "
             f"value, or {remedy}"

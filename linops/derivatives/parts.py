@@ -26,10 +26,10 @@ def selected(x, wrt, operator):
             "and the leaf; for a block between two parts, linops.MixedDerivative(f, x, wrt=(rows, columns))"
         )
     if not any(found):
-        known = listed([keys for keys, _ in paths])
+        known = f"x has {listed([keys for keys, _ in paths])}" if paths[0][0] else "x is one array, which has no parts"
         raise ValueError(
             f"{operator} got wrt={brief(wrt)}, which selects nothing of x; expected the path of a leaf, or of what "
-            f"holds some, or a callable that is true for some: x has {known}"
+            f"holds some, or a callable that is true for some: {known}"
         )
     return found
 

@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from linops.derivatives.hessian import Hessian
+from linops.derivatives.batches import read
+from linops.derivatives.hessian import Hessian, require_scalar
+from linops.derivatives.map import Map
 from linops.iterate import iterate, scope_of
 from linops.krylov import row
 from linops.linalg import records
@@ -131,10 +133,12 @@ def newton_cg(
     require_counts("newton_cg", maxiter=maxiter, max_matvecs=max_matvecs)
     if radius is not None and not is_traced(radius) and not (np.ndim(radius) == 0 and radius > 0):
         raise ValueError(f"newton_cg got radius={radius!r}, expected a positive number")
-    H = Hessian(fun, x0, args=args, data=data, batch_size=batch_size, reduction=reduction, products=products)
-    M = preconditioner("newton_cg", H, M)
-    if any_complex(H.domain):
+    traced = Map.trace(fun, x0, args, what="fun", data=read(data, batch_size, reduction), operator="newton_cg")
+    if any_complex(traced.points) or any_complex(traced.values) or traced.values.paired is not None:
         raise TypeError("newton_cg got a function with complex values, expected real ones, of which one is the least")
+    require_scalar(traced.function, "fun", "newton_cg", "for residuals use linops.optimize.levenberg_marquardt")
+    H = Hessian._of_map(traced, products, "newton_cg")
+    M = preconditioner("newton_cg", H, M)
     bounds = _bounds(H, gtol, maxiter, max_matvecs, radius)
 
     def to_user(result):

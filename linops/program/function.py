@@ -12,9 +12,9 @@ from importlib import import_module
 import jax
 import numpy as np
 
-from linops.arrays import place_like, to_device
+from linops.arrays import is_list_of_numbers, place_like, to_device
 from linops.program import settings as jax_settings
-from linops.program.arguments import Arguments, as_tuple, merge
+from linops.program.arguments import Arguments, as_tuple, is_data, merge
 from linops.program.jaxpr.evaluate import apply_frugally, is_inexact, is_loop_of_steps, struct
 from linops.program.jaxpr.primitives import is_reference
 from linops.program.jaxpr.private import is_called_by_cloudpickle
@@ -206,7 +206,7 @@ class Function:
             with jax_settings.entered(settings):
                 x = domain.struct if like is None else jax.tree.map(lambda leaf: struct(jax.typeof(leaf)), like)
                 given = data if batch is None or like is not None else [*map(unlaid, map(jax.typeof, data))]
-                closed, value = _make_jaxpr(flat, what)(x, batch, given)
+                closed, value = _make_jaxpr(flat, what, args)(x, batch, given)
                 program, consts = program_of(closed, keep_rules=True, points=len(jax.tree.leaves(x)), settle=True)
             for const in consts:
                 _require_value(const, what)
@@ -272,12 +272,10 @@ def _unpickle_function(source, consts, args, codomain, fingerprint):
     return function.replaced(consts=consts, codomain=codomain)
 
 
-def _make_jaxpr(f, what):
+def _make_jaxpr(f, what, args):
     """`jax.make_jaxpr` for a user's function; what JAX says of a function that cannot be traced, said with a remedy."""
 
     def make(x, *others):
-        is_list = isinstance(x, list) and all(np.ndim(leaf) == 0 for leaf in jax.tree.leaves(x))
-        hint = f"x is a list, a tree of {len(x)} numbers: for a vector pass np.array(x). " if is_list else ""
         try:
             return jax.make_jaxpr(f, return_shape=True)(x, *others)
         except UNTRACEABLE as error:
@@ -285,17 +283,29 @@ def _make_jaxpr(f, what):
                 f"{what} could not be traced: it turned a traced array into a NumPy array or a Python value; expected "
                 "a function of jax.numpy operations: use jax.numpy for numpy, and jax.lax.cond, jnp.where or "
                 "jax.lax.while_loop for branches on values; a number that tells f what to do is not for args= but for "
-                f"functools.partial. {hint}JAX said: {str(error).splitlines()[0]}"
+                f"functools.partial. {''.join(_hints(x, args))}JAX said: {str(error).splitlines()[0]}"
             ) from error
         except Exception as error:
-            if hint:
+            for hint in _hints(x, args):
                 error.add_note(hint)
             raise
 
     return make
 
 
-_PART = "for a function that gives (value, aux), pass lambda x: f(x)[0]"
+def _hints(x, args):
+    """What is no array of all that f was given, where one may be meant."""
+    for what, tree in ("x", x), ("args", as_tuple(args)):
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_list_of_numbers)[0]:
+            name = f"{what}{jax.tree_util.keystr(path)}"
+            if is_list_of_numbers(leaf):
+                count = len(jax.tree.leaves(leaf))
+                yield f"{name} is a list, a tree of {count} numbers: for a vector pass np.array({name}). "
+            elif hasattr(type(leaf), "__array__") and not is_data(leaf):
+                yield f"{name} is of type {type(leaf).__name__}, which is code: for an array pass np.asarray({name}). "
+
+
+PART = "for a function that gives (value, aux), pass lambda x: f(x)[0]"
 
 
 def _check_value(value, what):
@@ -303,10 +313,10 @@ def _check_value(value, what):
         if not isinstance(leaf, jax.Array):
             raise TypeError(
                 f"{what} returned {type(leaf).__name__}{' at ' * bool(path)}{jax.tree_util.keystr(path)}, expected "
-                f"jax.Array: compute it with jax.numpy from the argument, or leave it out of the value: {_PART}"
+                f"jax.Array: compute it with jax.numpy from the argument, or leave it out of the value: {PART}"
             )
         if not is_inexact(jax.typeof(leaf)):
             raise TypeError(
                 f"the value of {what}{jax.tree_util.keystr(path)} has dtype {leaf.dtype}, expected floating point, "
-                f"since a derivative is taken of it; convert it with .astype(float), or leave it out: {_PART}"
+                f"since a derivative is taken of it; convert it with .astype(float), or leave it out: {PART}"
             )

@@ -10,6 +10,10 @@ class MissingRule(TypeError):  # noqa: N818 - users see a TypeError
     """A product needs a derivative rule that the function does not have."""
 
 
+class OtherBatchError(TypeError):
+    """A function that was traced for the first batch of data fails for one of other shapes."""
+
+
 @contextlib.contextmanager
 def differentiating(mode, origin):
     """Take a derivative of a Function, under the settings of its origin; say which rule is missing.
@@ -20,7 +24,7 @@ def differentiating(mode, origin):
     try:
         with settings.entered(origin.settings):
             yield
-    except (MissingRule, ManyOperatorsError):
+    except (MissingRule, ManyOperatorsError, OtherBatchError):
         raise
     except (TypeError, ValueError, NotImplementedError, AssertionError, AttributeError) as error:
         if "Sharding" in type(error).__name__ or "Tracer" in type(error).__name__:

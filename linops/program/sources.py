@@ -14,6 +14,7 @@ from linops.processes import require_same, spans
 from linops.program import settings as jax_settings
 from linops.program.jaxpr.code import Code
 from linops.program.jaxpr.evaluate import struct
+from linops.program.missing import OtherBatchError
 from linops.program.prefetch import ahead
 
 # Sums of many terms lose no digits: what each addition rounds away is summed beside it, and added in the end (Knuth,
@@ -53,6 +54,9 @@ def in_all(state, factor=None):
 
 def _real(array):
     return jnp.finfo(array.dtype).dtype
+
+
+TUPLE = "a list is one of batches, and a data set of several arrays a tuple, (X, y)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,8 +183,15 @@ class Stream(Code):
         if key not in self._parts:
             source = self._sources[first.program]
             source = dataclasses.replace(source, domain=domain or source.domain)
-            with jax.ensure_compile_time_eval():  # it is kept: arrays, not tracers of a step that is traced now
-                self._parts[key] = source.trace(first.args, tuple(map(struct, types)))
+            try:
+                with jax.ensure_compile_time_eval():  # it is kept: arrays, not tracers of a step that is traced now
+                    self._parts[key] = source.trace(first.args, tuple(map(struct, types)))
+            except (TypeError, ValueError) as error:
+                shapes = [[aval.shape for aval in avals] for avals in (types, self.types)]
+                raise OtherBatchError(
+                    f"{source.what} fails for a batch of arrays of shapes {shapes[0]}, after a first one of "
+                    f"{shapes[1]}; expected one that takes all batches: {TUPLE}. It said: {error}"
+                ) from error
         return self._parts[key].replaced(args=first.args)
 
     # A pass.

@@ -6,6 +6,7 @@ import time
 import weakref
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -385,6 +386,11 @@ def test_what_is_no_data_is_refused():
         (iter(pieces(X)), {}, TypeError, "an iterator that is used up after one pass"),
         ((X, Y[:5]), {}, ValueError, "expected a common leading axis, of examples"),
         (5, {}, TypeError, "expected arrays with a common leading axis in a tuple"),
+        ({"x": "X.npy"}, {}, TypeError, r"got data\['x'\]='X.npy', expected arrays: np.load\(path, mmap_mode='r'\)"),
+        ((X, Path("y.npy")), {"batch_size": 2}, TypeError, r"expected arrays: np.load\(path, mmap_mode='r'\)"),
+        ((X, [0] * COUNT), {}, TypeError, r"got data\[1\], a list of numbers, expected an array: np.asarray"),
+        ([X, Y], {}, TypeError, r"f fails for a batch of arrays of shapes \[\(23, 2\)\], after .* a tuple, \(X, y\)"),
+        ([Y, X], {}, TypeError, r"data is a list of arrays: a list is one of batches, and a data set of several"),
         (X, {"batch_size": 0}, ValueError, "expected a number of examples >= 1"),
         (X, {"reduction": "max"}, ValueError, "expected 'mean' or 'sum'"),
         (pieces(X), {"batch_size": 5}, ValueError, "data that are batches already"),

@@ -164,6 +164,8 @@ def test_errors():
             ValueError, match=r"Hessian got wrt=.*, which selects nothing of x; .* x has 'act', 'count'"
         ):
             linops.Hessian(loss, p, wrt=wrt)
+    with pytest.raises(ValueError, match="x is one array, which has no parts"):
+        linops.Hessian(jnp.sum, np.ones(3, np.float32), wrt="a")
     for wrt in (3, ("layers/0", "layers/1")):
         with pytest.raises(TypeError, match=r"Jacobian got wrt=.*, expected a path of keys such as .layers/0., or a c"):
             linops.Jacobian(network, p, wrt=wrt)

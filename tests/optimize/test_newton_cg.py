@@ -160,7 +160,8 @@ def test_a_preconditioner_makes_products_fewer(x64):
         (lambda x: jnp.sum(x**2), [1.0], {"maxiter": 0}, ValueError, "maxiter=0, expected at least 1"),
         (lambda x: jnp.sum(x**2), [1.0], {"radius": 0.0}, ValueError, "expected a positive number"),
         (lambda x: jnp.sum(x**2), [1.0], {"M": linops.Identity(2)}, ValueError, "newton_cg got M of shape"),
-        (lambda x: x**2, [1.0, 2.0], {}, (TypeError, ValueError), "scalar"),
+        (lambda x: x**2, [1.0, 2.0], {}, TypeError, "newton_cg got fun .* or for residuals use linops.optimize.lev"),
+        (lambda x: (jnp.sum(x), x), [1.0, 2.0], {}, TypeError, r"newton_cg got fun .*\(value, aux\), pass lambda x: f"),
     ],
 )
 def test_what_is_refused(fun, x0, options, error, words):

@@ -9,6 +9,13 @@ from counting import compilations
 import linops
 
 
+class Column:
+    """Of a package of tables, as pandas has them."""
+
+    def __array__(self, dtype=None, copy=None):
+        return np.ones(2, dtype)
+
+
 def test_args_that_are_equal_and_of_another_type_are_others():
     def f(x, n):
         return x**2 if n is True else x
@@ -16,6 +23,18 @@ def test_args_that_are_equal_and_of_another_type_are_others():
     J = linops.Jacobian(f, np.ones(2, np.float32), args=(1,))
     with pytest.raises(ValueError, match="expected args like those that f was traced"):
         J.at(np.ones(2, np.float32), args=(True,))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (([1.0, 2.0],), r"args\[0\] is a list, a tree of 2 numbers: for a vector pass np.array\(args\[0\]\)"),
+        ((Column(),), r"args\[0\] is of type Column, which is code: for an array pass np.asarray\(args\[0\]\)"),
+    ],
+)
+def test_what_is_no_array_is_said_where_f_fails(given, words):
+    with pytest.raises(TypeError, match=words):
+        linops.Jacobian(lambda x, a: x * a, np.ones(2, np.float32), args=given)
 
 
 def _scaled(x, a, *_):
