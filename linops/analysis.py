@@ -167,7 +167,7 @@ def _sampled(A, described, key, asked, probing, width, callback, files):
     try:
         report = _beside(A, report, jax.random.fold_in(key, 2), probing, width, stops, files[1])
     except KeyboardInterrupt:
-        raise SpectrumInterrupted(report) from None
+        raise SpectrumInterrupted(_stopped(report)) from None
     return _or_interrupted(report, stops)
 
 

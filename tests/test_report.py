@@ -86,7 +86,7 @@ def test_products_are_counted(sampled):
 def test_text_and_json(sampled):
     report, _, _ = sampled
     text = str(report)
-    assert text.startswith("Spectrum of <700x700 Monitored with dtype=float32>")
+    assert text.startswith("Spectrum of <700x700 Matrix with dtype=float32>")
     for part in (
         f"{report.matvecs} products, of 12 random",
         f"{report.largest[0]:.6g}   ",
@@ -100,7 +100,7 @@ def test_text_and_json(sampled):
     assert found["trace"] == {"value": report.trace.value, "standard_error": report.trace.standard_error}
     assert found["density"]["grid"] == report.density.grid.tolist()
     assert found["matvecs"] == report.matvecs
-    assert repr(report).startswith("<Report on <700x700 Monitored")
+    assert repr(report).startswith("<Report on <700x700 Matrix")
 
 
 def test_signs_of_what_was_found_are_told():
@@ -193,6 +193,9 @@ def test_stopped_and_interrupted(monkeypatch):
         linops.spectrum(LINE, 2, callback=interrupted, **FEW)
     assert np.sum(caught.value.report.is_found) == 2
     assert linops.spectrum(linops.monitor(LINE, progress=False, max_matvecs=90), 2, **FEW).reason == reason
+    monkeypatch.setattr(analysis, "watched", compiling)
+    with pytest.raises(SpectrumInterrupted, match="4 of 4 eigenvalues are known: it was stopped"):
+        linops.spectrum(linops.Diagonal(jnp.arange(N, dtype=np.float32)), 2, ncv=20, tol=0.1)
     monkeypatch.setattr(analysis, "eigsh", compiling)
     with pytest.raises(SpectrumInterrupted, match="0 of 4 eigenvalues are known"):
         linops.spectrum(LINE, 2, **FEW)
@@ -222,7 +225,12 @@ class Unchecked(linops.Operator):
 @pytest.mark.parametrize(
     ("A", "options", "error", "message"),
     [
-        (np.triu(np.ones((5, 5), np.float32)), {}, ValueError, "whose matrix is not Hermitian; expected a Hermitian"),
+        (
+            np.triu(np.ones((5, 5), np.float32)),
+            {},
+            ValueError,
+            "got <5x5 Matrix .*is not Hermitian; expected a Hermitian",
+        ),
         (Unchecked(), {}, FloatingPointError, "has NaN or infinite entries, expected finite"),
         (np.triu(np.full((5, 5), 1e-25, np.float32)), {}, ValueError, "whose matrix is not Hermitian"),
         (lambda v: v, {}, TypeError, "spectrum got <function .* expected a linops operator"),
