@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import importlib
 import importlib.metadata
+import inspect
 import json
 import operator
 import os
@@ -111,7 +112,10 @@ def _spectrum(options):
             report = spectrum(H, options.k, key=key, progress=True, **asked)
         except SpectrumInterrupted as interrupt:
             _show(f"Hessian of {title}\n{interrupt.report}")
-            _say("interrupted; no report was written" if options.json or options.plot else "interrupted")
+            ends = ["interrupted", *["no report was written"] * bool(options.json or options.plot)]
+            if options.save and os.path.exists(options.save):
+                ends.append(f"the same call goes on from {options.save}")
+            _say("; ".join(ends))
             return INTERRUPTED
         cost = {
             "seconds": time.perf_counter() - start,
@@ -137,8 +141,13 @@ def _spectrum(options):
 def _user_problem(options):
     """The name, the function and the point that a user gives."""
     f, x = _load(options.target), _load(options.at)
-    if not callable(f):
-        raise CallError(f"{options.target} is {type(f).__name__}, expected a function")
+    if not callable(f) or inspect.isclass(f):
+        raise CallError(f"{options.target} is {'a class' if callable(f) else type(f).__name__}, expected a function")
+    if len(needed := _needed(f)) > 1:
+        raise CallError(
+            f"{options.target} needs {', '.join(needed)}, expected a function of the point alone, which --at names: "
+            "write one that hands over the data, def loss(x): return f(x, *data)"
+        )
     if not callable(x):
         return options.target, f, x
     try:
@@ -147,6 +156,14 @@ def _user_problem(options):
         if error.__traceback__.tb_next:  # raised in it
             raise
         raise CallError(f"{options.at}: {error}; expected a pytree, or a function of nothing that returns it") from None
+
+
+def _needed(f):
+    """The names of the arguments that a function cannot do without, as far as Python knows them."""
+    with contextlib.suppress(ValueError):
+        parameters = inspect.signature(f).parameters.values()
+        return [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return []
 
 
 def _load(name):

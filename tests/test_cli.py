@@ -39,6 +39,7 @@ WIDE = {'v': np.ones(30)}
 def logarithm(x): return jnp.sum(jnp.log(-x['v']))
 GAP = {'v': np.full(30, np.nan, np.float32)}
 def make_small(): return np.float32([1, 2, 3])
+class Model: pass
 def make_nothing(): return missing
 """
 
@@ -121,12 +122,14 @@ def test_embedded_problem(capsys):
         (["my/net.py:f", "--at", "mine:POINT"],
          "'my/net.py:f', expected MODULE:ATTRIBUTE, as Python imports it, such as my.net:f"),
         (["mine:POINT", "--at", "mine:POINT"], "mine:POINT is dict, expected a function"),
+        (["mine:Model", "--at", "mine:POINT"], "mine:Model is a class, expected a function"),
         (["mine:vector", "--at", "mine:POINT"], "Hessian got f with values of shapes"),
         (["mine:f", "--at", "mine:f"], "argument: 'x'; expected a pytree, or a function of nothing"),
         (["mine:f", "--at", "np.ones(3)"], "expected MODULE:ATTRIBUTE, as Python imports it, such as model:"),
         (["mine:f", "--at", "mine:GAP"], "the point has NaN or infinite entries, expected finite"),
         (["mine:logarithm", "--at", "mine:POINT"], "mine:logarithm is nan at the point, expected a finite"),
-        (["mine:of_two", "--at", "mine:POINT"], "missing 1 required positional argument: 'y'"),
+        (["mine:of_two", "--at", "mine:POINT"],
+         "mine:of_two needs x, y, expected a function of the point alone, which --at names"),
         (["mine:on_a_line", "--at", "mine:LINE", "--tol", "2"], "eigsh got tol=2.0, expected 0 <= tol < 1"),
         (["mine:f", "--at", "mine:POINT", "--json", "no/such/folder.json"],
          "no/such/folder.json cannot be written: No such file"),
@@ -236,10 +239,10 @@ def test_interrupted(module, capsys, monkeypatch):
         raise cli.SpectrumInterrupted(report)
 
     monkeypatch.setattr(cli, "spectrum", interrupted)
-    assert main([*arguments, "mine:f"]) == 130
+    assert main([*arguments, "mine:f", "--save", "mine.py"]) == 130
     printed, said = capsys.readouterr()
     assert str(report) in printed
-    assert said == "linops: interrupted; no report was written\n"
+    assert said == "linops: interrupted; no report was written; the same call goes on from mine.py\n"
     assert (module / "out.json").read_text() == "of last week"
 
 
