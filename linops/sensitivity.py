@@ -1,7 +1,9 @@
 """How a solution moves with parameters: the implicit function theorem as an operator."""
 
+import dataclasses
 import functools
 import operator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from linops.iterate import differentiated
 from linops.linalg.inverses import inverse
 from linops.linalg.operands import with_nan
 from linops.products import is_traced
+from linops.space import Space
 
 
 class Sensitivity(Operator):
@@ -59,15 +62,14 @@ class Sensitivity(Operator):
         if minimizer:
             in_x, in_p = Hessian(F, x, args=(p, *args)), MixedDerivative(F, x, p, args=args)
         else:
-            in_x, in_p = (
-                Jacobian(F, x, args=(p, *args)),
-                Jacobian(lambda p, x, *args: F(x, p, *args), p, args=(x, *args)),
-            )
+            in_x, in_p = _jacobians(F, x, p, args)
         if in_x.shape[0] != in_x.shape[1]:
             raise ValueError(
                 f"Sensitivity got F with {in_x.shape[0]} values for x with {in_x.shape[1]} entries, expected as many; "
                 "with minimizer=True F is a scalar that x minimizes"
             )
+        if in_x.codomain.layout != in_x.domain.layout:
+            in_x, in_p = _jacobians(_Shaped(F, in_x.codomain, in_x.domain), x, p, args)
         vars(self).update(inverse=inverse(in_x, **options), partial=in_p, x=in_x.x, p=in_p.x)
 
     domain = property(lambda self: self.partial.domain)
@@ -109,6 +111,23 @@ class Sensitivity(Operator):
         if not is_traced(is_here) and not is_here:
             raise ValueError("Sensitivity.solution got another p than its own, expected that, or S.at(x, p) there")
         return with_nan(_solution(self, p), is_here)
+
+
+def _jacobians(F, x, p, args):
+    """The derivatives of F by x, and by p."""
+    return Jacobian(F, x, args=(p, *args)), Jacobian(lambda p, x, *args: F(x, p, *args), p, args=(x, *args))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shaped:
+    """A function whose values are handed on as elements like x."""
+
+    F: Callable
+    values: Space
+    domain: Space
+
+    def __call__(self, x, p, *args):
+        return self.domain.unravel(self.values.ravel(self.F(x, p, *args)))
 
 
 @jax.custom_jvp

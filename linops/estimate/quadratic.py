@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -17,6 +16,7 @@ from linops.estimate.quadrature import (
     expanded,
     integral,
     krylov_space,
+    off_by_rounding,
     rule_and_changes,
     truncation,
 )
@@ -26,7 +26,9 @@ from linops.iterate import compute
 from linops.linalg.operands import require_matrix
 from linops.precision import real_dtype
 from linops.products import is_traced
-from linops.program.closures import as_code
+from linops.program.function import Function
+from linops.program.settings import full_precision
+from linops.space import Space
 
 STRIDE = 8  # steps between two looks at the bracket
 
@@ -79,8 +81,10 @@ def quadratic_form(f, A, b, *, bounds=(None, None), rtol=None, num_matvecs=None)
     if not is_traced(rtol) and not rtol > 0:
         raise ValueError(f"quadratic_form got rtol={rtol!r}, expected the share of the value that its bracket may be")
     most = require_whole("quadratic_form", allowed(A._listeners(), min(most, A.shape[1])))
-    form = _Form(as_code(f), most, width)
-    found = compute(form, A, b, require_bounds(bounds), rtol)
+    one = Space(jax.tree.structure(0), ((1,),), (real_dtype(A.domain.dtype),))
+    with full_precision():
+        numbers = Function.trace(f, one)
+    found = compute(_Form(most, width), (A, numbers), b, require_bounds(bounds), rtol)
     told(A._listeners(), found.matvecs)
     return found
 
@@ -117,6 +121,12 @@ def require_bounds(bounds):
     return low, high
 
 
+def _elementwise(f):
+    """A function of arrays of any shape, by one that was traced for an array of one number."""
+    each = jax.vmap(lambda t: f(t[None])[0])
+    return lambda t: each(t.ravel()).reshape(t.shape)
+
+
 class _State(NamedTuple):
     krylov: object
     rule: Rule
@@ -127,14 +137,14 @@ class _State(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Form:
-    f: Callable
     most: int
     width: int
 
-    def __call__(self, A, b, bounds, rtol):
-        fixed, vector = jax.lax.stop_gradient((A, b))
+    def __call__(self, pair, b, bounds, rtol):
+        (A, f), vector = (pair[0], _elementwise(pair[1])), jax.lax.stop_gradient(b)
+        fixed = jax.lax.stop_gradient(A)
         begun = krylov_space(fixed, vector, self.most, jnp.zeros(2, jnp.uint32))
-        like = jax.eval_shape(self.step, fixed, bounds, begun)
+        like = jax.eval_shape(lambda begun: self.step(fixed, f, bounds, begun), begun)
         state = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), like)._replace(
             krylov=begun, brackets=jnp.full_like(like.brackets, jnp.inf)
         )
@@ -143,16 +153,17 @@ class _Form:
             error = jnp.maximum(jnp.max(jnp.abs(state.brackets - state.value)), state.left)
             return (state.krylov.size < self.most) & ~(error <= rtol * jnp.abs(state.value))
 
-        state = jax.lax.while_loop(goes_on, lambda state: self.step(fixed, bounds, state.krylov), state)
+        state = jax.lax.while_loop(goes_on, lambda state: self.step(fixed, f, bounds, state.krylov), state)
         square = A.domain.norm(vector) ** 2
-        value = differentiable(self.f, A, b, state.krylov.basis, state.rule, self.width)
-        left = jnp.where(square > 0, state.left, 0)  # which may be infinite
+        value = differentiable(f, A, b, state.krylov.basis, state.rule, self.width)
+        rounding = sum(jax.lax.stop_gradient(off_by_rounding(A, f, state.rule)))
+        left = jnp.where(square > 0, jnp.maximum(state.left, rounding), 0)  # which may be infinite
         rules = square * jnp.append(state.brackets, state.value + jnp.stack([-left, left]))
         error = jnp.max(jnp.abs(rules - jax.lax.stop_gradient(value)))
         return Bracketed(value, error, state.krylov.size, jnp.min(rules), jnp.max(rules))
 
-    def step(self, A, bounds, krylov):
+    def step(self, A, f, bounds, krylov):
         krylov = expanded(A, krylov, STRIDE)
-        rule, changes = rule_and_changes(A, self.f, krylov, all(bound is not None for bound in bounds))
-        found = integral(self.f, rule.nodes, rule.weights), bracket(A, self.f, rule, bounds), truncation(changes)
+        rule, changes = rule_and_changes(A, f, krylov, all(bound is not None for bound in bounds))
+        found = integral(f, rule.nodes, rule.weights), bracket(A, f, rule, bounds), truncation(changes)
         return _State(krylov, rule, *jax.lax.stop_gradient(found))  # what f closes over has no derivative here

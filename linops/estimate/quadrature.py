@@ -72,12 +72,12 @@ def rule_and_changes(A, f, krylov: Krylov, is_bounded):
     last, before = jnp.abs(jnp.diff(values[:3]))
     changes = jnp.array([jnp.where(krylov.size > 1, last, jnp.inf), before, swing])
     is_all = krylov.size == A.shape[0]
-    sums, moved = _rounding(A, f, rule)
+    sums, moved = off_by_rounding(A, f, rule)
     is_whole = is_all | (rule.coupling == 0)  # nothing is left beyond the space
     return rule, jnp.array([*jnp.where(is_whole, 0, changes), sums, jnp.where(is_all, moved, 0)])
 
 
-def _rounding(A, f, rule):
+def off_by_rounding(A, f, rule):
     """What sums round, and what f makes of nodes that are off as products are: more where it is steep, or jumps."""
     by = ROUNDINGS * off_by(A, rule.nodes)
 

@@ -8,13 +8,14 @@ import numpy as np
 
 from linops.iterate import scope_of
 from linops.krylov import rows_of
-from linops.linalg.growth import Growth, Products, differentiable, together
+from linops.linalg.growth import Growth, Problem, Products, differentiable, together
 from linops.linalg.operands import as_columns, as_given, as_square, block_of, fitting, require_matrix
 from linops.linalg.records import NO_FUNCTION, NOT_FINITE, NOT_SYMMETRIC, STOPPED, NoConvergence
 from linops.precision import is_complex, real_dtype
 from linops.products import is_traced
-from linops.program.closures import as_code
-from linops.program.function import UNTRACEABLE
+from linops.program.function import UNTRACEABLE, Function
+from linops.program.settings import full_precision
+from linops.space import Space
 
 MOST = 400  # vectors of a basis that is not restarted, as many products as SciPy makes at most
 _REMEDIES = {
@@ -108,17 +109,10 @@ def funm_multiply_krylov(
         raise ValueError(f"funm_multiply_krylov got assume_a={assume_a!r}, expected one of {', '.join(KINDS)}")
     if not callable(f):
         raise TypeError(f"funm_multiply_krylov got f={f!r}, expected a function of matrices")
-    plan = Growth(as_code(f), KINDS[assume_a], *_sizes(A, restart_every_m, max_restarts))
+    plan = Growth(KINDS[assume_a], *_sizes(A, restart_every_m, max_restarts))
     b = as_given(A.domain, b, "b")
-    try:
-        y, record = _applied(plan, A.linearize(), block_of(A.domain, b, "b"), (t, atol, rtol), "funm_multiply_krylov")
-    except UNTRACEABLE as error:
-        raise TypeError(
-            f"funm_multiply_krylov got f={f!r}, which asks JAX for NumPy arrays or Python values, as SciPy's functions "
-            "of matrices do; expected a function of jax.numpy operations, of a matrix and not of its entries: w, Q = "
-            "jnp.linalg.eigh(X); return (Q * g(w)) @ Q.conj().T for any function g, where A is Hermitian with "
-            "assume_a='her'; jax.scipy.linalg has expm"
-        ) from error
+    problem = Problem(A.linearize(), _of_small_matrices(f, plan.most, A.dtype))
+    y, record = _applied(plan, problem, block_of(A.domain, b, "b"), (t, atol, rtol), "funm_multiply_krylov")
     y = _like(A.domain, b, y)
     return (y, record) if full_output else y
 
@@ -170,11 +164,11 @@ def expm_multiply(A, B, start=None, stop=None, num=None, endpoint=None, traceA=N
     require_matrix("expm_multiply", A)
     is_complex_time = jnp.iscomplexobj(start) or jnp.iscomplexobj(stop)
     hermitian = bool(A.hermitian or (A.symmetric and not is_complex(A.dtype))) and not is_complex_time
-    plan = Growth(_hermitian_expm if hermitian else jax.scipy.linalg.expm, hermitian, *_sizes(A))
-    rtol, linear = 64 * float(jnp.finfo(A.dtype).eps), A.linearize()
+    plan, rtol = Growth(hermitian, *_sizes(A)), 64 * float(jnp.finfo(A.dtype).eps)
+    problem = Problem(A.linearize(), jax.tree_util.Partial(_expm))
 
     def after(t, block):
-        return _applied(plan, linear, block, (t, 0.0, rtol), "expm_multiply")
+        return _applied(plan, problem, block, (t, 0.0, rtol), "expm_multiply")
 
     B = as_given(A.domain, B, "B")
     block = block_of(A.domain, B, "B")
@@ -201,10 +195,28 @@ def expm_multiply(A, B, start=None, stop=None, num=None, endpoint=None, traceA=N
 # What is asked for.
 
 
-def _hermitian_expm(X):
-    """By eigenvalues: of a tridiagonal matrix of norm 60 Padé's approximant and its squares lose four digits."""
-    w, Q = jnp.linalg.eigh(X)
-    return jnp.matmul(Q * jnp.exp(w), Q.conj().T, precision="highest")
+def _expm(X):
+    """By squares of JAX's, which is right up to a norm of 3.9: beyond, JAX 0.10 to 0.12 halve once too few."""
+    halvings = jnp.maximum(0, jnp.ceil(jnp.log2(jnp.linalg.norm(X, 1) / 3.9))).astype(jnp.int32)
+    small = jax.scipy.linalg.expm(X / 2.0 ** halvings.astype(X.real.dtype))
+    return jax.lax.fori_loop(0, halvings, lambda _, E: jnp.matmul(E, E, precision="highest"), small)
+
+
+def _of_small_matrices(f, size, dtype):
+    """A function of matrices of this size in JAX, as code and the arrays that it closes over."""
+    like = Space(jax.tree.structure(0), ((size, size),), (dtype,))
+    try:
+        with full_precision():
+            return Function.trace(f, like)
+    except TypeError as error:
+        if not isinstance(error.__cause__, UNTRACEABLE):
+            raise
+        raise TypeError(
+            f"funm_multiply_krylov got f={f!r}, which asks JAX for NumPy arrays or Python values, as SciPy's functions "
+            "of matrices do; expected a function of jax.numpy operations, of a matrix and not of its entries: w, Q = "
+            "jnp.linalg.eigh(X); return (Q * g(w)) @ Q.conj().T for any function g, where A is Hermitian with "
+            "assume_a='her'; jax.scipy.linalg has expm"
+        ) from error
 
 
 def _sizes(A, restart_every_m=None, max_restarts=20):
@@ -220,17 +232,17 @@ def _sizes(A, restart_every_m=None, max_restarts=20):
     return capacity, capacity * max_restarts
 
 
-def _applied(plan, A, block, numbers, name):
+def _applied(plan, problem, block, numbers, name):
     """f(t A) b for the rows b of a tree, and the record."""
-    real, t = real_dtype(A.dtype), numbers[0]
+    A, real, t = problem.A, real_dtype(problem.A.dtype), numbers[0]
     with scope_of(A).entered():
         t = jnp.asarray(t, A.dtype if jnp.iscomplexobj(t) else real)
         numbers = t, *(jnp.asarray(number, real) for number in numbers[1:])
-    traced = is_traced((A, block, numbers))
+    traced = is_traced((problem, block, numbers))
     product = Products(plan, traced, at_once=fitting([A.domain] * (plan.capacity + 1), rows_of(block), 1))
     if traced:
-        return differentiable(product, A, block, numbers)
-    y, record = product(A, block, numbers)
+        return differentiable(product, problem, block, numbers)
+    y, record = product(problem, block, numbers)
     if not np.all(record.converged):
         raise NoConvergence(
             f"{name} of {A!r} did not converge: {record.reason}; the error is about "

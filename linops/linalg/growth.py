@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +33,13 @@ from linops.watching import watched
 STRIDE = 5  # products between two looks, at least
 COMMUTING = 1e-3  # relative to ‖F‖ ‖X‖, by which X F and F X differ at most
 FLOOR = 16  # times eps of the norm of the result, beside sums of random sign: less is rounding
+
+
+class Problem(NamedTuple):
+    """An operator, and a function of small matrices of JAX, a tree of code and the arrays that it closes over."""
+
+    A: Any
+    f: Any
 
 
 class _State(NamedTuple):
@@ -77,18 +83,17 @@ def _along(change, axes, x):
 class Growth:
     """The Krylov spaces of rows b, grown until f of their small matrices, times e1, stands still."""
 
-    f: Callable
     hermitian: bool
     capacity: int
     most: int
 
-    def begin(self, A, rows, numbers):
-        return _of_columns(lambda b: self._begun(A, b, numbers), rows, 0, AXES)
+    def begin(self, problem, rows, numbers):
+        return _of_columns(lambda b: self._begun(problem.A, b, numbers), rows, 0, AXES)
 
-    def step(self, A, state):
-        return _of_columns(lambda state: self._grown(A, state), state, AXES, AXES)
+    def step(self, problem, state):
+        return _of_columns(lambda state: self._grown(*problem, state), state, AXES, AXES)
 
-    def done(self, A, state):
+    def done(self, problem, state):
         return jnp.all(_is_done(state)) | (self.total(state) >= self.most)
 
     def _begun(self, A, b, numbers):
@@ -101,14 +106,14 @@ class Growth:
         y = krylov.zeros_like(b)
         return _State(grown, small, jnp.zeros((), jnp.int32), y, small[:, 0], inf, error, 0 * norm, norm, numbers)
 
-    def _grown(self, A, state):
+    def _grown(self, A, f, state):
         if self.capacity < self.most:
             state = maybe(state.space.size == self.capacity, lambda state: self._restarted(A, state), state)
         until = jnp.minimum(self.capacity, state.space.size + jnp.maximum(STRIDE, self.total(state) // 8))
         grown = jax.lax.while_loop(
             lambda space: space.size < until, lambda space: krylov.expand(A._mv, A.domain, space), state.space
         )
-        return self._judged(A, state._replace(space=grown))
+        return self._judged(A, f, state._replace(space=grown))
 
     def product(self, A, state):
         """What the coefficients stand for."""
@@ -137,7 +142,7 @@ class Growth:
             y=self.product(A, state),
         )
 
-    def _judged(self, A, state):
+    def _judged(self, A, f, state):
         """With the result of now, and what its error is likely to be.
 
         That is believed where the result has settled to a half at least, or the space is invariant: of a steep f, as
@@ -149,7 +154,7 @@ class Growth:
             block = (block + block.conj().T) / 2
         small = jax.lax.dynamic_update_slice(state.small, block, (state.before, state.before))
         state = state._replace(small=small)
-        used, _, F = self._of_small(state)
+        used, _, F = self._of_small(f, state)
         result = self._coefficients(A, state, used, F)
         moved, size = length(result - state.result), length(result)
         floor = rounding(A, FLOOR) * size
@@ -173,15 +178,15 @@ class Growth:
         """Whether A is Hermitian where the small matrices are taken to be."""
         return krylov.is_hermitian(A, krylov.projected(state.space)) if self.hermitian else jnp.bool_(True)
 
-    def noise(self, A, state):
+    def noise(self, A, f, state):
         """How far the result moves when the small matrix does in its last digits, and whether f is of matrices."""
         small = state.small
         noise = krylov.noise(Space.of(small.real), state.space.seed)
         noise = math.sqrt(3) * jnp.finfo(small.dtype).eps * jnp.max(abs(small)) * (noise + noise.T)  # of variance 1
-        used, X, F = self._of_small(state._replace(small=small + noise))
+        used, X, F = self._of_small(f, state._replace(small=small + noise))
         return length(self._coefficients(A, state, used, F) - state.result), _commute(X, F)
 
-    def _of_small(self, state):
+    def _of_small(self, f, state):
         """Which places of the small matrix are in use, the matrix X, and F, f of t X.
 
         Where the matrix is not in use it has a number of the field of values of A, for which f is made.
@@ -190,7 +195,7 @@ class Growth:
         filled = jnp.diag(jnp.where(used, 0, state.small[0, 0]))
         X = jnp.where(used[:, None] & used, state.small, filled)
         # Column after column, for of branches of f, as in expm, vmap takes all.
-        return used, X, sequential_vmap(lambda t, X: self.f(t * X))(state.numbers[0], X)
+        return used, X, sequential_vmap(lambda t, X: f(t * X))(state.numbers[0], X)
 
     def _coefficients(self, A, state, used, F):
         """Of the result in the bases: F times e1 and the norm of b."""
@@ -224,8 +229,8 @@ class _Outcome:
     growth: Growth
     marked: bool  # what is not converged as NaN
 
-    def __call__(self, A, state):
-        y, (noise, is_function), is_as_assumed = _of_columns(functools.partial(self._found, A), state, AXES)
+    def __call__(self, problem, state):
+        y, (noise, is_function), is_as_assumed = _of_columns(functools.partial(self._found, *problem), state, AXES)
         size = length(state.result, axis=1)
         is_allowed = noise <= jnp.sqrt(jnp.finfo(size.dtype).eps) * size
         error, tolerance = state.error + noise, state.tolerance + jnp.where(is_allowed, noise, 0)
@@ -239,8 +244,9 @@ class _Outcome:
         code = jnp.select([is_so for is_so, _ in ends], [code for _, code in ends], STOPPED).astype(jnp.int32)
         return y, self.growth.record(state, converged, code, error, tolerance)
 
-    def _found(self, A, state):
-        return tuple(what(A, state) for what in (self.growth.product, self.growth.noise, self.growth.is_as_assumed))
+    def _found(self, A, f, state):
+        growth = self.growth
+        return growth.product(A, state), growth.noise(A, f, state), growth.is_as_assumed(A, state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,7 +255,7 @@ class _Glance:
 
     growth: Growth
 
-    def __call__(self, A, state):
+    def __call__(self, problem, state):
         return self.growth.record(state, _is_done(state), jnp.int32(STOPPED), state.error, state.tolerance)
 
 
@@ -261,13 +267,13 @@ class Products:
     marked: bool
     at_once: int
 
-    def __call__(self, A, rows, numbers):
+    def __call__(self, problem, rows, numbers):
         parts = []
         for start in range(0, krylov.rows_of(rows), self.at_once):
             part = jax.tree.map(lambda leaf, start=start: leaf[start : start + self.at_once], rows)
-            heard = [] if self.marked else A._listeners()
-            state, watch = watched(self.growth, A, (part, numbers), _Glance(self.growth), heard)
-            parts.append(compute(_Outcome(self.growth, self.marked), A, state))
+            heard = [] if self.marked else problem.A._listeners()
+            state, watch = watched(self.growth, problem, (part, numbers), _Glance(self.growth), heard)
+            parts.append(compute(_Outcome(self.growth, self.marked), problem, state))
             if self.marked:
                 continue
             watch.report(parts[-1][1])
@@ -275,7 +281,7 @@ class Products:
                 raise KeyboardInterrupt
             if not np.all(parts[-1][1].converged):
                 break
-        with scope_of(A).entered():
+        with scope_of(problem.A).entered():
             return parts[0] if len(parts) == 1 else together(parts, jnp.concatenate)
 
 
@@ -291,26 +297,27 @@ def together(parts, join):
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def differentiable(product, A, rows, numbers):
+def differentiable(product, problem, rows, numbers):
     """The products, which are linear in the rows."""
-    return product(A, rows, numbers)
+    return product(problem, rows, numbers)
 
 
 @full_precision()
 def _derivative(product, primals, tangents):
-    A, rows, numbers = primals
+    problem, rows, numbers = primals
     if not all(isinstance(tangent, SymbolicZero) for tangent in jax.tree.leaves((tangents[0], tangents[2]))):
         raise TypeError(
-            "a function of an operator times a vector was differentiated in the operator, or in t, where it has no "
-            "derivative here; expected the vector alone to depend on what is differentiated: jax.lax.stop_gradient"
+            "a function of an operator times a vector was differentiated in the operator, in t or in what the function "
+            "closes over, where it has no derivative here; expected the vector alone to depend on what is "
+            "differentiated: jax.lax.stop_gradient"
         )
     change = jax.lax.custom_linear_solve(  # whose solution has a transpose: the only part of it that is asked for
         lambda rows: rows,
         jax.tree.map(_instantiated, tangents[1]),
-        solve=lambda _, rows: product(A, rows, numbers)[0],
-        transpose_solve=lambda _, rows: product(A.T, rows, numbers)[0],
+        solve=lambda _, rows: product(problem, rows, numbers)[0],
+        transpose_solve=lambda _, rows: product(problem._replace(A=problem.A.T), rows, numbers)[0],
     )
-    y, record = product(A, rows, numbers)
+    y, record = product(problem, rows, numbers)
     return (y, record), (change, jax.tree.map(no_tangent, record))
 
 

@@ -168,7 +168,11 @@ class Inverse(Operator):
 
     def _mv(self, v):
         x, record = self.solve(v)
-        return with_nan(x, record.converged)
+        return with_nan(self._element(x), record.converged)
+
+    def _element(self, x):
+        """The solution for an element as one: for a vector, which an element may be, solvers give a vector."""
+        return self.codomain.unravel(x) if self.domain.is_flat else x
 
     def _mv_transposed(self, w):
         return self._transposed()._mv(w)
@@ -224,7 +228,7 @@ class Solving(Door):
 
     def tree_product(self, v):
         """The solution for an element, a tree of device arrays."""
-        return self._solved(v, solution_of_leaves, *jax.tree.leaves(v))
+        return self._inverse._element(self._solved(v, solution_of_leaves, *jax.tree.leaves(v)))
 
     def _solved(self, b, function, *arrays):
         heard = self._is_heard

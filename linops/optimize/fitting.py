@@ -8,7 +8,7 @@ import scipy.optimize
 
 from linops.blas import one_blas_thread
 from linops.budget import memory_budget
-from linops.optimize.limits import ROUNDINGS, eps, is_at_rest, projected
+from linops.optimize.limits import ROUNDINGS, eps, is_at_rest, norms, projected
 from linops.optimize.residuals import Residuals
 from linops.optimize.uncertainty import (
     MOST_PARAMETERS,
@@ -24,6 +24,7 @@ DENSE_OPERATIONS = 1e9  # of a factorization, up to which the dense Jacobian is 
 DENSE_SHARE = 1 / 16  # of memory, for a dense Jacobian
 SMALLEST = 1e-150  # residual at x0, with digits in its square
 COLUMNS = 64  # of a block of the identity
+PROBES = 16  # of the norms of columns
 
 
 def least_squares(
@@ -194,6 +195,16 @@ def _column_norms(J):
     return np.sqrt(squares)
 
 
+def _about_the_scale(jacobian):
+    """The inverse of the norms of the columns, of a Jacobian that is not formed as a few random vectors see them."""
+    if isinstance(jacobian, np.ndarray):
+        found = norms(jacobian)
+    else:
+        signs = np.random.default_rng(0).choice([-1.0, 1.0], (jacobian.shape[0], PROBES)).astype(jacobian.dtype)
+        found = norms(jacobian.rmatmat(signs).T.astype(float))
+    return 1 / np.where(found > 0, found, 1)
+
+
 def _judged(found, residuals, bounds, enough, limit, unit, robust, absolute_sigma):
     """SciPy's result as trees; whether it is a success follows from what is computed at x."""
     vectors, x = residuals.vectors, np.asarray(found.x, float)
@@ -205,10 +216,12 @@ def _judged(found, residuals, bounds, enough, limit, unit, robust, absolute_sigm
         def product(v):
             return jacobian.T @ (jacobian @ (v * free)) * free
 
-        found.success = is_at_rest(gradient * free, product, x * free, unit, limit)
+        found.success = is_at_rest(gradient * free, product, x * free, unit, limit, _about_the_scale(jacobian))
         if not found.success:
             found.message += (
-                f" But the linear model promises to reduce the cost by more than {limit:.3g} at x, which is no minimum."
+                f" But the linear model promises to reduce the cost by more than {limit:.3g} at x, which is no "
+                "minimum: of parameters in units far apart x_scale takes the sizes, a tree like x0, or 'jac'; "
+                "levenberg_marquardt needs none."
             )
     found.update(
         x=vectors.tree(x),

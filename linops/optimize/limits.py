@@ -37,17 +37,19 @@ def is_rounding(values, product, x, unit):
     return bool(np.isfinite(size) and size <= ROUNDINGS * unit * norms(product(signs * abs(x))))
 
 
-def is_at_rest(gradient, product, x, unit, limit):
+def is_at_rest(gradient, product, x, unit, limit, scale=1.0):
     """Whether a quadratic model, of a gradient and of products with a matrix, promises no more than `limit`.
 
-    It does not either where the gradient is what rounding in x makes of one.
+    It does not either where the gradient is what rounding in x makes of one. A `scale` makes the entries of x alike:
+    what is left of a gradient in the largest of them hides what is promised along the others.
     """
     if is_rounding(gradient, product, x, unit):
         return True
+    gradient = scale * gradient
     promised, residual = 0.0, -gradient
     direction, square = residual, residual @ residual
     for _ in range(min(MOST_PRODUCTS, 10 * x.size)):
-        image = product(direction)
+        image = scale * product(scale * direction)
         curvature = direction @ image
         if curvature <= 0:
             return False

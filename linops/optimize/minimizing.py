@@ -75,7 +75,8 @@ def minimize(
     options = dict(options or {})
     asked = options.get("gtol", tol) if name != "newton-cg" else None
     gtol = _gtol(name, unit) if asked is None else asked
-    options = {**_defaults(name, unit, gtol, tol), **options}
+    is_within = objective.bounds is not None or bool(objective.constraints)
+    options = {**_defaults(name, unit, gtol, tol, is_within), **options}
     watch = _Watch(objective.vectors.callback(callback), name in TRUST_REGION, unit)
     with one_blas_thread():
         found = scipy.optimize.minimize(
@@ -117,15 +118,17 @@ def _gtol(name, unit):
     return max(1e-4 if name in TRUST_REGION else 1e-8 if name == "trust-constr" else 1e-5, math.sqrt(unit))
 
 
-def _defaults(name, unit, gtol, tol):
+def _defaults(name, unit, gtol, tol, is_within):
     """Options, where a user gives none: of steps and values nothing is asked, so that the gradient decides.
 
-    A `tol` SciPy makes others of. The gradient that trust-constr looks at is that of a problem with a barrier.
+    A `tol` SciPy makes others of. The gradient that trust-constr looks at is that of a problem with a barrier, which
+    keeps x away from bounds and constraints: within them the barrier and the steps decide.
     """
     if name in TRUST_REGION:
         return {"gtol": gtol, "max_trust_radius": math.inf}
     if name == "trust-constr":
-        return {} if tol is not None else {"xtol": max(1e-8, ROUNDINGS * unit)}
+        found = {"xtol": max(1e-8, ROUNDINGS * unit)} | ({"gtol": 0.0} if is_within else {})
+        return {} if tol is not None else found
     steps = {"newton-cg": {"xtol": ROUNDINGS * unit}, "l-bfgs-b": {"ftol": 0.0}, "tnc": {"ftol": 0.0}}
     steps["slsqp"] = {"ftol": unit**2}
     found = {} if tol is not None else steps.get(name, {})
@@ -232,8 +235,10 @@ def _held(x, gradient, bounds):
 
 def _is_rounding(objective, x, gradient, unit):
     """Whether no step within bounds makes fun smaller by more than its rounding."""
-    free = ~_held(x, gradient, objective.bounds)
-    limit = ROUNDINGS * unit * abs(objective.fun(x))
+    held = _held(x, gradient, objective.bounds)
+    free, limit = ~held, ROUNDINGS * unit * abs(objective.fun(x))
+    if held.any() and gradient[held] @ projected(gradient, x, objective.bounds)[held] > limit:
+        return False  # what steps to the bounds promise
     try:
         return is_at_rest(gradient * free, lambda v: objective.hessp(x, v * free) * free, x * free, unit, limit)
     except (MissingRule, FloatingPointError):

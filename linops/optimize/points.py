@@ -8,6 +8,7 @@ import numpy as np
 
 from linops.budget import RESIDUAL_SHARE, memory_budget
 from linops.compiled import Compiled
+from linops.iterate import scope_of
 from linops.products import shorter_dense_matrix, vector_product
 from linops.program.jaxpr.evaluate import place
 from linops.program.jaxpr.primitives import is_fused
@@ -89,7 +90,7 @@ class Evaluated:
 
     def __init__(self, function, A, *sizes):
         self.given = function, A, *sizes
-        self.flat = Flat(A, A._scope)
+        self.flat = Flat(A, scope_of(A))
         self.vectors = [jax.ShapeDtypeStruct((size,), dtype) for size, dtype in sizes]
         self.function = function
 
@@ -159,7 +160,8 @@ class Moved:
     @functools.cached_property
     def operator(self):
         A = self.moving.A
-        moved, form = at_point(A, *self.vectors), self.moving.treedef.unflatten(self.leaves)
+        with scope_of(A).entered():
+            moved, form = at_point(A, *self.vectors), self.moving.treedef.unflatten(self.leaves)
         vars(moved).update(_door=self.door, _linearized=None if A.keep is False else form)
         if not A._equals_transpose:
             vars(moved).update(_transposed_door=self.moving.door(self.leaves, True))

@@ -12,7 +12,7 @@ from scipy.optimize import OptimizeResult
 from linops.algebra.operator import Gram
 from linops.linalg.inverses import inverse
 from linops.matrix import Matrix
-from linops.optimize.limits import eps, norms
+from linops.optimize.limits import ROUNDINGS, eps, norms
 from linops.space import Space
 
 # The first and second derivatives of SciPy's losses rho(z).
@@ -162,11 +162,11 @@ def variance_of_robust(values, count, loss, f_scale):
     first, second = np.asarray(loss(z))[1:] if callable(loss) else SLOPES[loss](z)
     slopes = first + 2 * z * second
     slope = np.mean(slopes)
-    if not slope > 0:
+    if not slope > ROUNDINGS * eps(float) * np.mean(np.abs(first) + 2 * z * np.abs(second)):
         raise np.linalg.LinAlgError(
             f"the cost is not convex at the solution, as far as residuals tell: the loss {loss!r} with f_scale="
-            f"{f_scale} has a mean second derivative of {slope:.3g} there; expected a positive one, as of a larger "
-            "f_scale"
+            f"{f_scale} has a mean second derivative of {slope:.3g} there; expected a positive one, as at a minimum "
+            "most of whose residuals are within f_scale"
         )
     correction = 1 + count / values.size * np.var(slopes) / slope**2
     return correction**2 * np.sum((first * values) ** 2) / freedom / slope**2

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from counting import compilations
+from counting import collect, compilations
 from processes import in_subprocess
 from scipy.stats import binomtest
 
@@ -151,24 +151,36 @@ def test_errors_cover_where_f_is_singular_within_the_spectrum(ends):
 
 @pytest.mark.usefixtures("x64")
 def test_functions_are_what_they_read_now():
-    """A NumPy array that is changed in place, an object's attribute, by a closure and by a method."""
+    """An array that is changed in place, attributes, by closures, methods, functions in others, and default values."""
     kept, A, b = np.ones(1), linops.Diagonal(np.array([1.0, 2.0])), np.array([1.0, 2.0])
-    powers = types.SimpleNamespace(number=1.0)
+    powers = type("Powers", (), {"number": 1.0})
     method = types.MethodType(lambda self, t: self.number * t, powers)
+    inner = jax.vmap(lambda t: powers.number * t)
 
     def value(f, b=b):
         return estimate.quadratic_form(f, A, b).value
 
-    for f in (lambda t: kept[0] * t), (lambda t: powers.number * t), method:
+    for f in (
+        (lambda t: kept[0] * t),
+        method,
+        (lambda t: inner(t.ravel()).reshape(t.shape)),
+        (lambda t, c=kept: c[0] * t),
+    ):
         of_f = functools.partial(value, f)
         for factor in 1.0, 3.0:
             kept[0] = powers.number = factor
             found, change = jax.jvp(of_f, (b,), (b,))
             np.testing.assert_allclose([of_f(), found, change], [9 * factor, 9 * factor, 18 * factor])
     value(jnp.sin)
+    large = [jnp.full(4321, 1.0 + i) for i in range(3)]
+    value(lambda t, c=large[0]: c[0] * t)
     with compilations() as count:
         value(jnp.sin)
+        assert [value(lambda t, c=c: c[0] * t) for c in large] == [9, 18, 27]
     assert count() == 0
+    del large
+    collect()
+    assert all(array.size != 4321 for array in jax.live_arrays())
 
 
 @pytest.mark.usefixtures("x64")
