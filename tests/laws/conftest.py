@@ -23,11 +23,11 @@ def _parameters(item):
     return getattr(getattr(item, "callspec", None), "params", {})
 
 
-# Laws of what is made of operators, and of what judges them: they go over one operator of each kind, that of dense
-# matrices over all.
+# Laws of what is made of operators, of how they are called, and of what judges them: they go over one operator of each
+# kind, that of dense matrices over all.
 OF_KINDS = {
     "test_combinations", "test_power", "test_argument_of_jit", "test_argument_of_vmap", "test_argument_of_grad",
-    "test_check",
+    "test_check", "test_another_point", "test_no_transfer_to_the_host", "test_complex_vector", "test_foreign_operands",
 }  # fmt: skip
 BOTH = {"test_vector", "test_wider_vectors_are_narrowed_with_one_warning"}  # precisions
 

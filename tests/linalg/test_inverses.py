@@ -61,6 +61,14 @@ def test_products(make, dense, method, solver):
     np.testing.assert_allclose(inverse.T @ B[:n, 0], expected.T @ B[:n, 0], atol=1e-8)
 
 
+def test_an_element_that_is_a_vector_has_a_tree_for_a_solution():
+    x = {"u": np.array([2.0, 4.0]), "v": np.array([1.0])}
+    J = linops.Jacobian(lambda x: jnp.concatenate([x["u"] ** 2, x["v"], x["u"] * x["v"]]), x)
+    expected = np.linalg.pinv(J.toarray()) @ np.arange(5.0)
+    found = linops.inverse(J, "lsmr").mv(jnp.arange(5.0))
+    np.testing.assert_allclose(np.r_[found["u"], found["v"]], expected, atol=1e-9)
+
+
 def test_pushed_through_the_shorter_side():
     J = linops.Matrix(GENERAL[:5])
     A = J.T @ J + 0.5 * linops.Identity(N)

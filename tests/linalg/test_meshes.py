@@ -55,6 +55,9 @@ if sys.argv[1] == "Explicit":  # where the type of an array says how it is laid
     found |= {"minres": minres(A, x, x0=host)[0], "gmres": gmres(A, x, x0=host, M=nystrom)[0]}
 for name, tree in found.items():
     np.testing.assert_allclose(tree["w"], 1 / (1 + factors), rtol=1e-3, err_msg=name)
+if sys.argv[1] == "Explicit":
+    fit = linops.optimize.least_squares(lambda x: {"w": x["w"] ** 2 + x["w"] - factors}, x, max_nfev=1, tr_solver="lsmr")
+    assert fit.jac.shape == (3072, 3072)
 found["newton_cg"] = linops.optimize.newton_cg(lambda x: jnp.sum(jnp.cosh(x["w"] - factors)), x).x
 np.testing.assert_allclose(found["newton_cg"]["w"], factors, atol=1e-3)
 for name, tree in found.items():

@@ -173,6 +173,15 @@ def test_success_is_what_the_linear_model_says(x64):
     assert not early.success
     assert "linear model promises to reduce" in early.message
     assert not least_squares(misra, START, (X, Y), max_nfev=2).success
+    # What is left of the gradient in the first parameter is more than all that the second, of a small unit, promises.
+    for method in "trf", "dogbox":
+        for tr_solver in "exact", "lsmr":
+            units = least_squares(
+                lambda x: jnp.array([x[0] + x[0] ** 2 / 10 - 1, 1e-12 * x[1] - 1, x[0] / 100]), np.array([3.0, 1.0]),
+                method=method, tr_solver=tr_solver,
+            )  # fmt: skip
+            assert not units.success
+            assert units.cost > 0.4
 
 
 def test_no_errors_where_there_are_none(x64):
@@ -193,9 +202,10 @@ def test_what_is_refused():
         least_squares(lambda x: x, np.array([1.0, np.nan], np.float32))
     many = least_squares(lambda x: x - 1, np.ones(5_001, np.float32), absolute_sigma=True)
     np.testing.assert_allclose(many.covariance @ many.x, many.x, rtol=1e-5)
-    far = least_squares(lambda x: x - jnp.array([0.0, 9, 9, 9]), np.ones(1, np.float32), loss="cauchy", max_nfev=1)
-    with pytest.raises(np.linalg.LinAlgError, match="the cost is not convex at the solution, as far as"):
-        _ = far.covariance
+    for loss in "cauchy", "huber":  # whose slopes are negative, and zero but for rounding
+        far = least_squares(lambda x: x - jnp.array([7.0, 9, 9, 9.3]), np.ones(1, np.float32), loss=loss, max_nfev=1)
+        with pytest.raises(np.linalg.LinAlgError, match="the cost is not convex at the solution, as far as"):
+            _ = far.covariance
     held = least_squares(lambda x: x - 2, np.ones(5_001, np.float32), bounds=(0, 1.5), absolute_sigma=True)
     with pytest.raises(ValueError, match="are at bounds, expected none: leave these"):
         _ = held.covariance
