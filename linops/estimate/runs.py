@@ -50,7 +50,7 @@ def require_hermitian(A, what):
     if isinstance(A, LinearMap) and not A._equals_adjoint:
         raise ValueError(
             f"{what} got {A!r}, which does not claim to be Hermitian; expected one that does, as a Hessian, J.T @ J or "
-            "a class with symmetric = True or hermitian = True"
+            "a class with symmetric = True or hermitian = True: class Covariance(linops.Matrix): symmetric = True"
         )
 
 

@@ -64,7 +64,7 @@ def least_squares(
         As SciPy has them. "auto" is SciPy's 1e-8, and what the dtype resolves in less than double precision; of gtol,
         which is absolute and knows nothing of units, that the gradient is zero, but the 1e-8 of a cosine with "lm".
     x_scale : optional
-        As SciPy has it, or a tree like x0. "jac" works also where the Jacobian is not formed: the scale then is the
+        The sizes of parameters: a number, like x0 (a vector of a vector, else a tree), or "jac", which works also where the Jacobian is not formed: the scale then is the
         inverse of the exact norms of its columns at x0, and stays that.
     tr_solver : {"exact", "lsmr"}, optional
         "exact" forms the Jacobian, "lsmr" multiplies by it. By default it is formed where it is small enough for its
@@ -178,7 +178,7 @@ def _scale(scale, residuals, is_dense, start):
     if isinstance(scale, str):
         norms = _column_norms(residuals.jac(start))
         return 1 / np.where(norms > 0, norms, 1)
-    return scale if isinstance(scale, numbers.Real) else residuals.vectors.bound(scale, "x_scale as", None)
+    return scale if isinstance(scale, numbers.Real) else residuals.vectors.bound(scale, "x_scale", None)
 
 
 def _column_norms(J):

@@ -91,7 +91,7 @@ class Vectors:
                 f"got bounds {brief(given)}, expected (lower, upper), each a number, None or a tree like x0, or "
                 "scipy.optimize.Bounds" + (", or for a vector x0 a pair for each entry" if pairs else "")
             )
-        return Bounds(self.bound(given[0], "lower", -np.inf), self.bound(given[1], "upper", np.inf))
+        return Bounds(self.bound(given[0], "lower bounds", -np.inf), self.bound(given[1], "upper bounds", np.inf))
 
     def _are_pairs(self, given):
         """Whether bounds are as SciPy has them, a pair for each entry; a pair of arrays is (lower, upper)."""
@@ -123,12 +123,12 @@ class Vectors:
         except ValueError as error:
             missing = "" if default is None else '; None stands for what has no bound, as {"a": None, "b": 0.0}'
             raise ValueError(
-                f"got {what} bounds that are not like x0, {error}; expected a number, or a tree of structure "
+                f"got {what} that are not like x0, {error}; expected a number, or a tree of structure "
                 f"{space.treedef} with leaves that broadcast to shapes {list(space.shapes)}{missing}"
             ) from error
         if self.space.paired:
             raise TypeError(
-                f"got {what} bounds as a tree for complex parameters, expected numbers, for real and imaginary parts "
+                f"got {what} as a tree for complex parameters, expected numbers, for real and imaginary parts "
                 "alike: bound a pair of real and imaginary parts instead"
             )
         return np.concatenate([piece.ravel() for piece in pieces]).astype(float)

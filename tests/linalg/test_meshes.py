@@ -56,7 +56,8 @@ if sys.argv[1] == "Explicit":  # where the type of an array says how it is laid
 for name, tree in found.items():
     np.testing.assert_allclose(tree["w"], 1 / (1 + factors), rtol=1e-3, err_msg=name)
 if sys.argv[1] == "Explicit":
-    fit = linops.optimize.least_squares(lambda x: {"w": x["w"] ** 2 + x["w"] - factors}, x, max_nfev=1, tr_solver="lsmr")
+    squares = lambda x: {"w": x["w"] ** 2 + x["w"] - factors}
+    fit = linops.optimize.least_squares(squares, x, max_nfev=1, tr_solver="lsmr")
     assert fit.jac.shape == (3072, 3072)
 found["newton_cg"] = linops.optimize.newton_cg(lambda x: jnp.sum(jnp.cosh(x["w"] - factors)), x).x
 np.testing.assert_allclose(found["newton_cg"]["w"], factors, atol=1e-3)
