@@ -64,8 +64,8 @@ def least_squares(
         As SciPy has them. "auto" is SciPy's 1e-8, and what the dtype resolves in less than double precision; of gtol,
         which is absolute and knows nothing of units, that the gradient is zero, but the 1e-8 of a cosine with "lm".
     x_scale : optional
-        The sizes of parameters: a number, like x0 (a vector of a vector, else a tree), or "jac", which works also where the Jacobian is not formed: the scale then is the
-        inverse of the exact norms of its columns at x0, and stays that.
+        The sizes of parameters: a number, like x0 (a vector of a vector, else a tree), or "jac" as SciPy has it. Where
+        the Jacobian is not formed that is the inverse of the exact norms of its columns at x0, and stays that.
     tr_solver : {"exact", "lsmr"}, optional
         "exact" forms the Jacobian, "lsmr" multiplies by it. By default it is formed where it is small enough for its
         factorization to take no more than some 1e9 operations.
