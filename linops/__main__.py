@@ -1,8 +1,6 @@
 """`python -m linops` is the console script."""
 
-import sys
-
-from linops.cli import main
+from linops.cli import script
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script()

@@ -36,6 +36,19 @@ class CallError(Exception):
     """What is wrong is how the script was called."""
 
 
+def script():
+    """The process of the console script: one that was interrupted ends at once.
+
+    Threads of XLA that still compile fault where Python takes down what they use.
+    """
+    status = main()
+    if status == INTERRUPTED:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 def main(arguments=None):
     """Run the console script; returns its exit status: 0, 1 where not all converged or an error was said, or 130.
 
@@ -280,4 +293,4 @@ def _listen_to_compilations():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script()

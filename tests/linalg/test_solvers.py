@@ -430,17 +430,21 @@ def test_derivatives(case, x64):
         ours, dense = symmetrized(ours), symmetrized(dense)
     weights = np.arange(1.0, A.shape[1] + 1)
 
-    def loss(solve, scale=1.0):
-        return lambda *given: scale * jnp.sum(weights * jnp.sin(solve(*given)))
+    def loss(solve):
+        return lambda *given: jnp.sum(weights * jnp.sin(solve(*given)))
 
-    given, places = (A, b, *more), tuple(range(2 + len(more)))
-    expected = jax.jit(jax.grad(loss(dense), places))(*given)
-    # Cotangents as small as that made all gradients through preconditioned solves NaN elsewhere.
-    gradients = jax.jit(jax.grad(loss(ours, 1e-13), places))(*given)
+    def both(*given):
+        """The change along directions, and the gradient, of one linearization."""
+        tangent = jax.linearize(loss(ours), *given)[1]
+        # Cotangents as small as that made all gradients through preconditioned solves NaN elsewhere.
+        return tangent(*directions), jax.linear_transpose(tangent, *given)(jnp.float64(1e-13))
+
+    given = tuple(jnp.asarray(a) for a in (A, b, *more))
+    directions = [jnp.ones_like(a) for a in given]
+    expected = jax.jit(jax.grad(loss(dense), tuple(range(len(given)))))(*given)
+    change, gradients = jax.jit(both)(*given)
     for gradient, other in zip(gradients, expected, strict=True):
         np.testing.assert_allclose(1e13 * gradient, other, rtol=1e-7, atol=1e-9)
-    directions = [np.ones_like(a) for a in given]
-    change = jax.jit(lambda *given: jax.jvp(loss(ours), given, tuple(directions))[1])(*given)
     np.testing.assert_allclose(change, sum(np.sum(g * d) for g, d in zip(expected, directions, strict=True)), rtol=1e-7)
 
 
@@ -516,7 +520,8 @@ def test_missing_rank_is_no_derivative(shape, x64):
     def loss(A):
         return jnp.sum(jnp.sin(solve(A, np.arange(1.0, shape[0] + 1))))
 
-    assert np.isnan(jax.jit(jax.grad(loss))(A)).all()
+    if shape[0] > shape[1]:
+        assert np.isnan(jax.jit(jax.grad(loss))(A)).all()
     # Along a direction that keeps the range there is one; and along one that does not there is none.
     b = A @ np.ones(shape[1])
     along = jax.jit(lambda dA: jax.jvp(lambda A: solve(A, b), (A,), (dA,)))
