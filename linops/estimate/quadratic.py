@@ -26,9 +26,7 @@ from linops.iterate import compute
 from linops.linalg.operands import require_matrix
 from linops.precision import real_dtype
 from linops.products import is_traced
-from linops.program.function import Function
-from linops.program.settings import full_precision
-from linops.space import Space
+from linops.program.function import function_of_array
 
 STRIDE = 8  # steps between two looks at the bracket
 
@@ -81,9 +79,7 @@ def quadratic_form(f, A, b, *, bounds=(None, None), rtol=None, num_matvecs=None)
     if not is_traced(rtol) and not rtol > 0:
         raise ValueError(f"quadratic_form got rtol={rtol!r}, expected the share of the value that its bracket may be")
     most = require_whole("quadratic_form", allowed(A._listeners(), min(most, A.shape[1])))
-    one = Space(jax.tree.structure(0), ((1,),), (real_dtype(A.domain.dtype),))
-    with full_precision():
-        numbers = Function.trace(f, one)
+    numbers = function_of_array(f, (1,), real_dtype(A.domain.dtype))
     found = compute(_Form(most, width), (A, numbers), b, require_bounds(bounds), rtol)
     told(A._listeners(), found.matvecs)
     return found

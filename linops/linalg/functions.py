@@ -13,9 +13,7 @@ from linops.linalg.operands import as_columns, as_given, as_square, block_of, fi
 from linops.linalg.records import NO_FUNCTION, NOT_FINITE, NOT_SYMMETRIC, STOPPED, NoConvergence
 from linops.precision import is_complex, real_dtype
 from linops.products import is_traced
-from linops.program.function import UNTRACEABLE, Function
-from linops.program.settings import full_precision
-from linops.space import Space
+from linops.program.function import UNTRACEABLE, function_of_array
 
 MOST = 400  # vectors of a basis that is not restarted, as many products as SciPy makes at most
 _REMEDIES = {
@@ -197,17 +195,15 @@ def expm_multiply(A, B, start=None, stop=None, num=None, endpoint=None, traceA=N
 
 def _expm(X):
     """By squares of JAX's, which is right up to a norm of 3.9: beyond, JAX 0.10 to 0.12 halve once too few."""
-    halvings = jnp.maximum(0, jnp.ceil(jnp.log2(jnp.linalg.norm(X, 1) / 3.9))).astype(jnp.int32)
-    small = jax.scipy.linalg.expm(X / 2.0 ** halvings.astype(X.real.dtype))
+    halvings = jnp.clip(jnp.ceil(jnp.log2(jnp.linalg.norm(X, 1) / 3.9)), 0, jnp.finfo(X.dtype).maxexp)
+    small, halvings = jax.scipy.linalg.expm(X / 2.0**halvings), halvings.astype(jnp.int32)
     return jax.lax.fori_loop(0, halvings, lambda _, E: jnp.matmul(E, E, precision="highest"), small)
 
 
 def _of_small_matrices(f, size, dtype):
     """A function of matrices of this size in JAX, as code and the arrays that it closes over."""
-    like = Space(jax.tree.structure(0), ((size, size),), (dtype,))
     try:
-        with full_precision():
-            return Function.trace(f, like)
+        return function_of_array(f, (size, size), dtype)
     except TypeError as error:
         if not isinstance(error.__cause__, UNTRACEABLE):
             raise

@@ -174,7 +174,8 @@ def _damps(A, right, damp):
     if isinstance(damp, numbers.Real) and damp == 0:
         return None, False
     require = damp if is_traced(damp) else np.asarray(damp)
-    if jnp.ndim(require) > 1 or jnp.iscomplexobj(require) or (not is_traced(damp) and not (require >= 0).all()):
+    is_real = jnp.issubdtype(require.dtype, jnp.number) and not jnp.iscomplexobj(require)
+    if jnp.ndim(require) > 1 or not is_real or (not is_traced(damp) and not (require >= 0).all()):
         raise ValueError(f"lsmr got damp={damp!r}, expected a number >= 0, or a sequence of them")
     with A.domain.scope():
         damps = jnp.asarray(damp, real_dtype(A.dtype))

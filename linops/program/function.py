@@ -222,6 +222,12 @@ class Function:
         return made
 
 
+def function_of_array(f, shape, dtype):
+    """A user's function of one array: what it reads now, as code and as the arrays that it closes over."""
+    with jax_settings.full_precision():
+        return Function.trace(f, Space(jax.tree.structure(0), (shape,), (np.dtype(dtype),)))
+
+
 def unlaid(aval):
     """The type of an array that does not say where it lies."""
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=getattr(aval, "weak_type", False))

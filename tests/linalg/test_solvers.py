@@ -596,7 +596,8 @@ def refused():
     yield ValueError, "expected at least 1, the vectors", lambda: gmres(A, b, restart=0)
     yield ValueError, "expected 'x', 'pr_norm' or 'legacy'", lambda: gmres(A, b, callback_type="y")
     yield ValueError, "lsmr got show=True, expected False", lambda: lsmr(A, b, show=True)
-    yield ValueError, "lsmr got damp=-1.0, expected a number >= 0", lambda: lsmr(A, b, -1.0)
+    for damp in -1.0, None, "0.1":
+        yield ValueError, f"lsmr got damp={damp!r}, expected a number >= 0", functools.partial(lsmr, A, b, damp)
     yield ValueError, "expected some damps with one right-hand side", lambda: lsmr(A, np.eye(4, dtype="f"), [1.0, 2.0])
     yield ValueError, "expected how many vectors, an integer >= 0", lambda: lsmr(A, b, window=-1)
     yield ValueError, "lsmr got conlim=-1, expected a number that is", lambda: lsmr(A, b, conlim=-1)
