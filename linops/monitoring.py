@@ -57,7 +57,7 @@ def monitor(A, progress=True, max_matvecs=None, callback=None):
         raise ValueError(f"monitor got max_matvecs={max_matvecs!r}, expected a number of products >= 0, or None")
     if not (callback is None or callable(callback)):
         raise TypeError(f"monitor got callback={brief(callback)}, expected a function of the record, or None")
-    record = Tally(progress, max_matvecs, callback, repr(A))
+    record = Tally(progress, max_matvecs, callback)
     if isinstance(A, LinearMap):
         return Monitored._make(operator=A, record=record)
     if (foreign := as_foreign(A)) is None:
@@ -100,11 +100,10 @@ class Tally:
     - `iterate`: a copy of what the solver last handed to `keep`, or None.
     """
 
-    def __init__(self, progress=False, max_matvecs=None, callback=None, name=None):
+    def __init__(self, progress=False, max_matvecs=None, callback=None):
         self.matvecs = self.rmatvecs = 0
         self.seconds = 0.0
         self.max_matvecs = max_matvecs
-        self.name = name  # of the operator, as its user knows it
         self.vector = self.product = self.iterate = None
         self._callback = callback
         self._last = collections.deque(maxlen=1000)  # seconds of a product, for the median
@@ -280,7 +279,7 @@ class Monitored(_Recorded, Operator):
         return self._replace(operator=self.operator.at(*point, **options))
 
     def __repr__(self):
-        return super().__repr__() if self.is_adjoint or self.record.name is None else self.record.name
+        return super().__repr__().replace("Monitored", f"Monitored {type(self.operator).__name__}", 1)
 
     def _points(self):
         return self.operator._points()

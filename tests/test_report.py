@@ -86,7 +86,7 @@ def test_products_are_counted(sampled):
 def test_text_and_json(sampled):
     report, _, _ = sampled
     text = str(report)
-    assert text.startswith("Spectrum of <700x700 Matrix with dtype=float32>")
+    assert text.startswith("Spectrum of <700x700 Monitored Matrix with dtype=float32>")
     for part in (
         f"{report.matvecs} products, of 12 random",
         f"{report.largest[0]:.6g}   ",
@@ -100,7 +100,7 @@ def test_text_and_json(sampled):
     assert found["trace"] == {"value": report.trace.value, "standard_error": report.trace.standard_error}
     assert found["density"]["grid"] == report.density.grid.tolist()
     assert found["matvecs"] == report.matvecs
-    assert repr(report).startswith("<Report on <700x700 Matrix")
+    assert repr(report).startswith("<Report on <700x700 Monitored Matrix")
 
 
 def test_signs_of_what_was_found_are_told():
@@ -229,7 +229,7 @@ class Unchecked(linops.Operator):
             np.triu(np.ones((5, 5), np.float32)),
             {},
             ValueError,
-            "got <5x5 Matrix .*is not Hermitian; expected a Hermitian",
+            "got <5x5 Monitored Matrix .*is not Hermitian; expected a Hermitian",
         ),
         (Unchecked(), {}, FloatingPointError, "has NaN or infinite entries, expected finite"),
         (np.triu(np.full((5, 5), 1e-25, np.float32)), {}, ValueError, "whose matrix is not Hermitian"),

@@ -112,7 +112,7 @@ class _Sample:
         krylov = expanded(fixed, krylov_space(fixed, w, self.steps, seed_of(more)), self.steps)
         rule, changes = rule_and_changes(fixed, jnp.log, krylov, bounds[0] is not None)
         distance = jnp.abs(bracket(fixed, jnp.log, rule, bounds) - integral(jnp.log, rule.nodes, rule.weights))
-        value = differentiable(jnp.log, A, w, krylov.basis, rule, 1)
+        value = differentiable(jax.tree_util.Partial(jnp.log), A, w, krylov.basis, rule, 1)
         value = jnp.where(rule.nodes[0] > off_by(A, rule.nodes), value, jnp.nan)
         return value, *jax.lax.stop_gradient((A.shape[0] * jnp.max(distance), A.shape[0] * changes))
 

@@ -71,7 +71,7 @@ def quadratic_form(f, A, b, *, bounds=(None, None), rtol=None, num_matvecs=None)
     require_hermitian(A, "quadratic_form")
     A, width = operand(A, "quadratic_form")
     require_matrix("quadratic_form", A)
-    _require_elementwise(f, A)
+    f = _elementwise(f, A)
     most = DEFAULT_MATVECS if num_matvecs is None else require_whole("quadratic_form", num_matvecs)
     b = A.domain.point(b, "b")
     eps = float(jnp.finfo(A.domain.dtype).eps)
@@ -79,30 +79,35 @@ def quadratic_form(f, A, b, *, bounds=(None, None), rtol=None, num_matvecs=None)
     if not is_traced(rtol) and not rtol > 0:
         raise ValueError(f"quadratic_form got rtol={rtol!r}, expected the share of the value that its bracket may be")
     most = require_whole("quadratic_form", allowed(A._listeners(), min(most, A.shape[1])))
-    numbers = function_of_array(f, (1,), real_dtype(A.domain.dtype))
-    found = compute(_Form(most, width), (A, numbers), b, require_bounds(bounds), rtol)
+    found = compute(_Form(most, width), (A, f), b, require_bounds(bounds), rtol)
     told(A._listeners(), found.matvecs)
     return found
 
 
-def _require_elementwise(f, A):
-    """Refuse a function that makes of a traced array of real numbers anything but one number for each."""
-    cause = None
+def _elementwise(f, A):
+    """A function as code and data, of arrays of any shape; refused where it does not make a number of each entry."""
+    dtype = real_dtype(A.domain.dtype)
     with A.domain.scope():
-        like = jax.ShapeDtypeStruct((2, 3), real_dtype(A.domain.dtype))  # not square: no function of matrices takes it
-        try:
-            results = jax.eval_shape(lambda t: f(t), like)
-        except (TypeError, ValueError) as error:
-            cause, does = error, f"raises {type(error).__name__}: {str(error).splitlines()[0].rstrip('.')}"
-        else:
-            made = jax.tree.leaves(results)
-            if len(made) == 1 and made[0].shape == like.shape and jnp.issubdtype(made[0].dtype, jnp.inexact):
-                return
-            does = f"makes {brief(list(map(_type, made)))} of {_type(like)}"
-    raise TypeError(
-        f"quadratic_form got f={f!r}, which {does}; expected a function of real numbers in JAX, elementwise on an "
-        "array of any shape, as jnp.exp, and not of matrices, as jax.scipy.linalg.expm"
-    ) from cause
+        for shape in (2, 3), (1,):  # the first is not square: no function of matrices takes it
+            like, cause = jax.ShapeDtypeStruct(shape, dtype), None
+            try:
+                made = jax.tree.leaves(jax.eval_shape(lambda t: f(t), like))
+            except (TypeError, ValueError) as error:
+                cause, does = error, f"raises {type(error).__name__}: {str(error).splitlines()[0].rstrip('.')}"
+            else:
+                if len(made) == 1 and made[0].shape == shape and jnp.issubdtype(made[0].dtype, jnp.inexact):
+                    continue
+                does = f"makes {brief(list(map(_type, made)))} of {_type(like)}"
+            raise TypeError(
+                f"quadratic_form got f={f!r}, which {does}; expected a function of real numbers in JAX, elementwise on "
+                "an array of any shape, as jnp.exp, and not of matrices, as jax.scipy.linalg.expm"
+            ) from cause
+    return jax.tree_util.Partial(_each, function_of_array(f, (1,), dtype))
+
+
+def _each(f, t):
+    """A function of an array of one number at each of the entries of another."""
+    return jax.vmap(lambda entry: f(entry[None])[0])(t.ravel()).reshape(t.shape)
 
 
 def _type(array):
@@ -115,12 +120,6 @@ def require_bounds(bounds):
     if not is_traced(bounds) and low is not None and high is not None and not low <= high:
         raise ValueError(f"got bounds={bounds!r} of the spectrum, expected the lower one first, each a number or None")
     return low, high
-
-
-def _elementwise(f):
-    """A function of arrays of any shape, by one that was traced for an array of one number."""
-    each = jax.vmap(lambda t: f(t[None])[0])
-    return lambda t: each(t.ravel()).reshape(t.shape)
 
 
 class _State(NamedTuple):
@@ -137,8 +136,7 @@ class _Form:
     width: int
 
     def __call__(self, pair, b, bounds, rtol):
-        (A, f), vector = (pair[0], _elementwise(pair[1])), jax.lax.stop_gradient(b)
-        fixed = jax.lax.stop_gradient(A)
+        (A, f), (fixed, vector) = pair, jax.lax.stop_gradient((pair[0], b))
         begun = krylov_space(fixed, vector, self.most, jnp.zeros(2, jnp.uint32))
         like = jax.eval_shape(lambda begun: self.step(fixed, f, bounds, begun), begun)
         state = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), like)._replace(

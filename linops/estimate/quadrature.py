@@ -79,13 +79,16 @@ def rule_and_changes(A, f, krylov: Krylov, is_bounded):
 
 def off_by_rounding(A, f, rule):
     """What sums round, and what f makes of nodes that are off as products are: more where it is steep, or jumps."""
-    by = ROUNDINGS * off_by(A, rule.nodes)
+    by, nodes, weights = ROUNDINGS * off_by(A, rule.nodes), rule.nodes, rule.weights
 
     def moved(t):
         return functools.reduce(jnp.fmax, (jnp.abs(f(t + step) - f(t)) for step in (by, -by)))
 
-    sums = ROUNDINGS * jnp.finfo(rule.nodes.dtype).eps * integral(lambda t: jnp.abs(f(t)), rule.nodes, rule.weights)
-    return sums, integral(moved, rule.nodes, rule.weights)
+    gaps = jnp.diff(nodes)  # vectors of close nodes turn into each other
+    turned = jnp.minimum(1, by / jnp.where(gaps > 0, gaps, by)) * jnp.sqrt(weights[1:] * weights[:-1])
+    turned = jnp.sum(jnp.where(turned > 0, turned * jnp.abs(jnp.diff(f(nodes))), 0))
+    sums = ROUNDINGS * jnp.finfo(nodes.dtype).eps * integral(lambda t: jnp.abs(f(t)), nodes, weights)
+    return sums, integral(moved, nodes, weights) + turned
 
 
 def truncation(changes):
@@ -163,8 +166,8 @@ def differentiable(f, A, b, basis, rule, width):
     nodes, Y = jax.lax.stop_gradient((rule.nodes, rule.vectors))
     values = f(nodes)
     c = Y.T @ gram(A.domain, V, b)
-    D = jax.lax.stop_gradient(c.conj()[:, None] * c * divided_differences(f, nodes))
-    return jnp.sum(jnp.abs(c) ** 2 * values) + _tilt(width, A, V, Y, D)
+    tilt = _tilt(width, A, *jax.lax.stop_gradient((f, V, Y, nodes, c)))
+    return jnp.sum(jnp.abs(c) ** 2 * values) + tilt
 
 
 def divided_differences(f, nodes):
@@ -177,20 +180,21 @@ def divided_differences(f, nodes):
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _tilt(width, A, V, Y, D):
-    """0, with the derivative by A of the sum of D * Yᵀ Vᴴ A V Y.
+def _tilt(width, A, f, V, Y, nodes, c):
+    """0, with the derivative by A of the sum of D * Yᵀ Vᴴ A V Y, D that of f as c weighs it.
 
-    The products are made where a derivative is taken, and only there, and so is what D, which may be infinite, takes.
+    The products are made where a derivative is taken, and only there, and so is D, which may be infinite.
     """
-    return jnp.zeros((), D.real.dtype)
+    return jnp.zeros((), nodes.dtype)
 
 
 @_tilt.defjvp
 @full_precision()
 def _(width, primals, tangents):
-    A, V, Y, D = primals
+    A, f, V, Y, nodes, c = primals
+    D = c.conj()[:, None] * c * divided_differences(f, nodes)
 
     def tilt(A):
         return jnp.real(jnp.sum(D * (Y.T @ gram(A.domain, V, in_blocks(A._mv, V, width)) @ Y)))
 
-    return _tilt(width, *primals), jax.jvp(tilt, (A,), (tangents[0],))[1].astype(D.real.dtype)
+    return _tilt(width, *primals), jax.jvp(tilt, (A,), (tangents[0],))[1].astype(nodes.dtype)

@@ -95,7 +95,8 @@ def cg(
         began. -4: x is on the boundary of the trust region.
     record : Record
         With `full_output`: `converged`, `reason`, `iterations`, `matvecs`, `residual_norms`, `tolerance`; and
-        `direction`, like x: where info is -1 a d of length 1 with dᴴ A d <= 0, as it was computed, else zero.
+        `direction`, like x: where info is -1 a d of length 1 with dᴴ A d <= 0, as it was computed, or next to none
+        where A is singular; else zero.
 
     Raises
     ------
@@ -213,13 +214,16 @@ class ConjugateGradients(Solver):
         space = A.domain
         multiplied = either(s.checks, s.x, s.p)
         product = self.product(A, multiplied, s.shift)
-        curvature = space.inner(s.p, product).real
+        curvature, eps = space.inner(s.p, product).real, jnp.finfo(s.norm.dtype).eps
         length, region, fault = self._length(s, curvature)
         x = combined(space, length, s.p, s.x)
         anew = space.add(s.b, space.scale(-1, product))
         r = either(s.checks, anew, combined(space, -length, product, s.r))
         z = preconditioned(M, r)
         rho, norm = space.inner(r, z).real, space.norm(r)
+        # In exact arithmetic it grows by less than the root of the condition number.
+        is_singular = ~s.checks & (fault == NONE) & (eps * norm > jnp.where(jnp.isfinite(s.checked), s.checked, 1))
+        x, fault = either(is_singular, s.x, x), jnp.where(is_singular, NOT_DEFINITE, fault)
         # The direction keeps what it knows when the residual is replaced.
         beta = jnp.where(s.checks, 1, rho / jnp.where(s.rho > 0, s.rho, 1))
         fresh = either(s.checks, space.add(z, space.scale(-1, s.z)), z)

@@ -157,7 +157,7 @@ class Growth:
         used, _, F = self._of_small(f, state)
         result = self._coefficients(A, state, used, F)
         moved, size = length(result - state.result), length(result)
-        floor = rounding(A, FLOOR) * size
+        floor = rounding(A, FLOOR) * jnp.where(jnp.isfinite(size), size, 0)
         ratio = moved / state.moved  # of a geometric series
         still = jnp.where(ratio < 1, moved * jnp.maximum(1, ratio / (1 - ratio)), jnp.inf)
         error = jnp.where((moved <= floor) | (moved == 0), moved, still)
@@ -165,7 +165,10 @@ class Growth:
         is_invariant = jnp.any((couplings == 0) & (jnp.arange(couplings.size) < state.space.size))
         error = jnp.where((moved < size / 2) | is_invariant, error, jnp.inf)
         error = jnp.where(state.space.size == A.shape[0], 0, error)
-        error = jnp.where(jnp.isnan(moved) | ~self.is_as_assumed(A, state), jnp.nan, error)
+        # An f that is not finite on a space may be so on a larger one, as of a nilpotent matrix.
+        is_last = (state.space.size == A.shape[0]) | (self.total(state) >= self.most)
+        is_lost = ~jnp.isfinite(size) & (is_last | ~jnp.all(jnp.isfinite(state.small)))
+        error = jnp.where(is_lost | ~self.is_as_assumed(A, state), jnp.nan, error)
         tolerance = jnp.maximum(jnp.maximum(rtol * state.norm, atol), floor)
         found = result, moved, jnp.maximum(error, floor), tolerance
         before = state.result, state.moved, state.error, state.tolerance

@@ -209,14 +209,19 @@ def _judged(found, residuals, bounds, enough, limit, unit, robust, absolute_sigm
     """SciPy's result as trees; whether it is a success follows from what is computed at x."""
     vectors, x = residuals.vectors, np.asarray(found.x, float)
     jacobian, gradient, held = found.jac, np.asarray(found.grad, float), found.active_mask != 0
-    optimality = float(np.abs(projected(gradient, x, bounds)).max(initial=0))
+    step = projected(gradient, x, bounds)
+    optimality = float(np.abs(step).max(initial=0))
     if found.success and optimality > enough:
-        free = ~held
+        blocked = held & (step != gradient)  # and not only close to a bound
+        free = ~blocked
 
         def product(v):
             return jacobian.T @ (jacobian @ (v * free)) * free
 
-        found.success = is_at_rest(gradient * free, product, x * free, unit, limit, _about_the_scale(jacobian))
+        scale = _about_the_scale(jacobian)
+        found.success = bool(gradient[blocked] @ step[blocked] <= limit) and is_at_rest(
+            gradient * free, product, x * free, unit, limit, scale
+        )
         if not found.success:
             found.message += (
                 f" But the linear model promises to reduce the cost by more than {limit:.3g} at x, which is no "

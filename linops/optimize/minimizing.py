@@ -127,7 +127,7 @@ def _defaults(name, unit, gtol, tol, is_within):
     if name in TRUST_REGION:
         return {"gtol": gtol, "max_trust_radius": math.inf}
     if name == "trust-constr":
-        found = {"xtol": max(1e-8, ROUNDINGS * unit)} | ({"gtol": 0.0} if is_within else {})
+        found = {"xtol": max(1e-8, ROUNDINGS * unit)} | ({"gtol": np.finfo(float).tiny} if is_within else {})
         return {} if tol is not None else found
     steps = {"newton-cg": {"xtol": ROUNDINGS * unit}, "l-bfgs-b": {"ftol": 0.0}, "tnc": {"ftol": 0.0}}
     steps["slsqp"] = {"ftol": unit**2}
@@ -211,6 +211,8 @@ def _judged(found, objective, name, gtol, is_asked, unit, watch):
         found.status, message = 2, "The trust region has shrunk to nothing without a better point."
     elif found.status == STOPPED or (name == "trust-constr" and found.status == 3):
         success = False
+    elif success and name == "trust-constr" and found.status == 4:  # of a violation that is rounding
+        found.status, message = 2, "`xtol` termination condition is satisfied"
     found.update(
         x=vectors.tree(x),
         jac=vectors.tree(gradient),

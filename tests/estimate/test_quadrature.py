@@ -191,6 +191,12 @@ def test_a_whole_space_is_exact_and_one_step_says_nothing():
     assert abs(found.value - (V.T @ b) ** 2 @ np.exp(w)) < 1e-11
     assert found.standard_error < 1e-10
     assert np.isinf(estimate.quadratic_form(jnp.exp, A, b, num_matvecs=1).standard_error)
+    # Vectors of close eigenvalues turn into each other, across a jump with what is one and what is zero of f.
+    for gap in 1e-12, 1e-9:
+        values = np.r_[-gap, gap, np.linspace(-1, 1, 40)]
+        step = estimate.quadratic_form(lambda t: jnp.where(t > 0, 1.0, 0.0), linops.Diagonal(values), np.arange(42.0))
+        true = np.sum(np.arange(42.0)[values > 0] ** 2)
+        assert abs(step.value - true) <= step.standard_error
 
 
 @pytest.mark.usefixtures("x64")
@@ -289,6 +295,11 @@ def test_what_is_refused():
             lambda: estimate.quadratic_form(jax.scipy.linalg.expm, A, b),
             TypeError,
             "which raises ValueError: .*" + elementwise,
+        ),
+        (
+            lambda: estimate.quadratic_form(lambda t: jnp.arange(3.0) * t, A, b),
+            TypeError,
+            r"makes .*\[3\]'\] of float32\[1\].*" + elementwise,
         ),
         (lambda: estimate.quadratic_form(jnp.sum, A, b), TypeError, r"makes .*'float32\[\]'.* of fl.*" + elementwise),
         (lambda: estimate.quadratic_form(np.exp, A, b), TypeError, "raises TracerArrayConversion.*" + elementwise),

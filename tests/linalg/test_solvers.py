@@ -261,6 +261,8 @@ def failing():
             yield "rounding", solver, A, in_range, {"tol": 1e-12, **most}, info, "as rounding lets"
     yield "curvature", cg, -definite, b, {}, -1, "the matrix is not positive definite"
     yield "indefinite", cg, MATRICES[minres](np.float32), b, {}, -1, "the matrix is not positive definite"
+    singular = np.diag(np.arange(N, dtype=np.float32))  # where it has next to no curvature steps do not end
+    yield "singular", cg, singular, b, {}, -1, "the matrix is not positive definite"
     for solver in (cg, minres):
         yield "preconditioner", solver, definite, b, {"M": indefinite}, -2, "the preconditioner is not"
     yield "boundary", cg, definite, b, {"radius": 0.1}, -4, "the boundary of the trust region"

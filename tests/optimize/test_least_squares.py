@@ -182,6 +182,10 @@ def test_success_is_what_the_linear_model_says(x64):
             )  # fmt: skip
             assert not units.success
             assert units.cost > 0.4
+    # SciPy starts within bounds, by little, and its steps from there are short.
+    for start in 0.0, 1e-9:
+        near = least_squares(lambda x: x - 5, np.array([start]), bounds=(0, 10))
+        assert near.success == (abs(near.x[0] - 5) < 1e-3)
 
 
 def test_no_errors_where_there_are_none(x64):
