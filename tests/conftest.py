@@ -51,12 +51,12 @@ def pytest_collection_modifyitems(config, items):
 def pytest_collection_finish():
     """What is there now stays, and what programs are made of is much and soon gone: the collector has few turns."""
     collect()
-    gc.set_threshold(50_000, 20, 50)
+    gc.set_threshold(200_000, 10, 50)
 
 
 def pytest_runtest_teardown(item):
     """Linux gives a process 65,530 pieces of memory, a program is up to hundreds of them, and LLVM aborts beyond."""
-    if next(_ran) % 20 == 0 and _pieces_of_memory() > 25_000:
+    if next(_ran) % 20 == 0 and _pieces_of_memory() > 35_000:
         forget()
 
 

@@ -31,11 +31,9 @@ def test_of_a_minimizer():
 def test_of_a_root_with_other_arguments():
     S = linops.Sensitivity(lambda x, p, c: x**2 - c * p, jnp.array([2.0, 3.0]), jnp.array([2.0, 4.5]), args=(2.0,))
     np.testing.assert_allclose(S.toarray(), np.diag([0.5, 1 / 3]), atol=1e-12)
-    # Of x a tree, values that are none, or another one.
-    for shaped in (lambda e: e), (lambda e: (e,)):
-        tree = linops.Sensitivity(lambda x, p, of=shaped: of(x["u"] ** 2 - p), {"u": np.ones(2)}, np.ones(2))
-        np.testing.assert_allclose(tree.mv(jnp.array([2.0, 4.0]))["u"], [1, 2], atol=1e-12)
-        np.testing.assert_allclose(tree.T @ np.ones(2), [0.5, 0.5], atol=1e-12)
+    # Of x a tree, and values that are none.
+    tree = linops.Sensitivity(lambda x, p: x["u"] ** 2 - p, {"u": np.ones(2)}, np.ones(2))
+    np.testing.assert_allclose(tree.mv(jnp.array([2.0, 4.0]))["u"], [1, 2], atol=1e-12)
 
 
 def test_under_grad():

@@ -195,6 +195,5 @@ def test_exponentials_of_any_norm_are_as_right_as_they_say(x64):
             y, record = expm_multiply(turned, np.array([1, 0], dtype), full_output=True)
             error = np.linalg.norm(np.asarray(y) - [np.cos(norm), -np.sin(norm)])
             assert error <= record.residual_norms < 100 * np.finfo(dtype).eps
-    for large in turned, linops.Diagonal(np.array([1e30, -1e30], np.float32)):
-        with pytest.raises(RuntimeError, match="a product was NaN or infinite"):
-            expm_multiply(large, np.ones(2, large.dtype), start=0, stop=1e38, num=2)
+    with pytest.raises(RuntimeError, match="a product was NaN or infinite"):
+        expm_multiply(turned, np.ones(2, dtype), start=0, stop=1e38, num=2)
