@@ -50,7 +50,7 @@ def compute(function, A, *operands, donated=0):
 def differentiated(function, algorithm, A, *operands):
     """`function(algorithm, A, *operands)`; what is traced by one jit for each structure, with derivatives.
 
-    An algorithm is code of linops: a function of the user's in it would be held, and seen as it was.
+    An algorithm is code of linops; a user's function is a part of A, as a `Function`.
     """
     if not is_traced((A, operands)):
         return function(algorithm, A, *operands)

@@ -22,7 +22,7 @@ from linops.estimate.quadrature import (
 )
 from linops.estimate.result import Estimate
 from linops.estimate.runs import DEFAULT_MATVECS, operand, require_hermitian, require_whole
-from linops.iterate import compute
+from linops.iterate import compute, differentiated
 from linops.linalg.operands import require_matrix
 from linops.precision import real_dtype
 from linops.products import is_traced
@@ -79,7 +79,7 @@ def quadratic_form(f, A, b, *, bounds=(None, None), rtol=None, num_matvecs=None)
     if not is_traced(rtol) and not rtol > 0:
         raise ValueError(f"quadratic_form got rtol={rtol!r}, expected the share of the value that its bracket may be")
     most = require_whole("quadratic_form", allowed(A._listeners(), min(most, A.shape[1])))
-    found = compute(_Form(most, width), (A, f), b, require_bounds(bounds), rtol)
+    found = differentiated(compute, _Form(most, width), (A, f), b, require_bounds(bounds), rtol)
     told(A._listeners(), found.matvecs)
     return found
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from linops.iterate import scope_of
+from linops.iterate import differentiated, scope_of
 from linops.krylov import rows_of
 from linops.linalg.growth import Growth, Problem, Products, differentiable, together
 from linops.linalg.operands import as_columns, as_given, as_square, block_of, fitting, require_matrix
@@ -238,7 +238,7 @@ def _applied(plan, problem, block, numbers, name):
     traced = is_traced((problem, block, numbers))
     product = Products(plan, traced, at_once=fitting([A.domain] * (plan.capacity + 1), rows_of(block), 1))
     if traced:
-        return differentiable(product, problem, block, numbers)
+        return differentiated(differentiable, product, problem, block, numbers)
     y, record = product(problem, block, numbers)
     if not np.all(record.converged):
         raise NoConvergence(

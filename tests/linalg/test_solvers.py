@@ -11,7 +11,7 @@ import scipy.linalg
 from counting import compilations
 
 import linops
-from linops.linalg import cg, eigsh, gmres, lsmr, minres
+from linops.linalg import cg, eigsh, expm_multiply, gmres, lsmr, minres
 
 N = 30
 DTYPES = {  # by what is taken, and by precision
@@ -457,14 +457,18 @@ def test_gradients_outside_of_jit_compile_once(x64):
     def total(c):
         H = linops.Hessian(lambda x, A: 0.5 * x @ A @ x, b, args=(c * A,))
         trace = linops.estimate.trace(H, jax.random.key(0)).value
-        return jnp.sum(cg(H, b, rtol=1e-12)[0]) + eigsh(H, k=1, return_eigenvectors=False)[0] + trace
+        form = linops.estimate.quadratic_form(lambda t: t**2 / c, H, b).value
+        of_operator = jnp.sum(expm_multiply(-linops.Matrix(A), c * b))
+        solved = jnp.sum(cg(H, b, rtol=1e-12)[0])
+        return solved + eigsh(H, k=1, return_eigenvectors=False)[0] + trace + form + of_operator
 
     gradient = jax.grad(total)
     gradient(2.0)
     with compilations() as count:
         found = gradient(3.0)
     assert count() == 0
-    expected = (-jnp.sum(jnp.linalg.solve(A, b)) / 9 + jnp.linalg.eigvalsh(A)[-1] + jnp.trace(A)).item()
+    expected = -jnp.sum(jnp.linalg.solve(A, b)) / 9 + jnp.linalg.eigvalsh(A)[-1] + jnp.trace(A)
+    expected += jnp.sum((A @ b) ** 2) + np.sum(scipy.linalg.expm(-np.asarray(A)) @ b)
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
