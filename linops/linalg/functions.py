@@ -197,7 +197,7 @@ def expm_multiply(A, B, start=None, stop=None, num=None, endpoint=None, traceA=N
 def _expm(X):
     """By squares of JAX's, which is right up to a norm of 3.9: beyond, JAX 0.10 to 0.12 halve once too few."""
     halvings = jnp.clip(jnp.ceil(jnp.log2(jnp.linalg.norm(X, 1) / 3.9)), 0, jnp.finfo(X.dtype).maxexp)
-    small, halvings = jax.scipy.linalg.expm(X / 2.0**halvings), halvings.astype(jnp.int32)
+    small, halvings = jax.scipy.linalg.expm(X / 2.0**halvings, max_squarings=0), halvings.astype(jnp.int32)
     return jax.lax.fori_loop(0, halvings, lambda _, E: jnp.matmul(E, E, precision="highest"), small)
 
 
