@@ -14,7 +14,7 @@ from linops.derivatives.jacobian import Jacobian
 from linops.derivatives.mixed import MixedDerivative
 from linops.iterate import differentiated
 from linops.linalg.inverses import inverse
-from linops.linalg.operands import with_nan
+from linops.linalg.operands import once, with_nan
 from linops.products import is_traced
 from linops.space import Space
 
@@ -139,9 +139,9 @@ def _solution(S, p):
 @_solution.defjvp
 def _(primals, tangents):
     (S, p), (_, v) = primals, tangents
-    once = 1 + sum(_once(leaf) for leaf in jax.tree.leaves(p))
     change = differentiated(_change, None, S, v)
-    return S.x, jax.tree.map(lambda leaf: once.astype(leaf.dtype) * leaf, change)
+    mark = once(_ONCE, p)
+    return S.x, jax.tree.map(lambda leaf: jnp.asarray(mark, leaf.dtype) * leaf, change)
 
 
 def _change(_, S, v):
@@ -149,15 +149,7 @@ def _change(_, S, v):
     return jax.jvp(S._mv, (jax.tree.map(jnp.zeros_like, v),), (v,))[1]
 
 
-@jax.custom_jvp
-def _once(p):
-    """0, where nothing is differentiated any more."""
-    return jnp.zeros((), p.dtype)
-
-
-@_once.defjvp
-def _(primals, tangents):
-    raise TypeError(
-        "Sensitivity.solution was differentiated twice, where S would be held fixed; expected one derivative: "
-        "differentiate the solver for a second one"
-    )
+_ONCE = (
+    "Sensitivity.solution was differentiated twice, where S would be held fixed; expected one derivative: "
+    "differentiate the solver for a second one"
+)

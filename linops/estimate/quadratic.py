@@ -59,9 +59,9 @@ def quadratic_form(f, A, b, *, bounds=(None, None), rtol=None, num_matvecs=None)
     are false, and the bracket is NaN.
 
     It can be a part of a jitted function, and of one that is differentiated, by A, b and what f closes over: with the
-    Krylov space held fixed, which takes once more as many products. A that does not claim to be Hermitian, or a b that
-    does not fit, is a `ValueError`. An f that has no finite value within the spectrum, as log of an A that is not
-    positive definite, gives NaN.
+    Krylov space held fixed, which takes once more as many products. A second derivative is by what f closes over alone.
+    A that does not claim to be Hermitian, or a b that does not fit, is a `ValueError`. An f that has no finite value
+    within the spectrum, as log of an A that is not positive definite, gives NaN.
 
     >>> A = linops.Diagonal(jnp.linspace(1.0, 2.0, 300))
     >>> found = linops.estimate.quadratic_form(jnp.log, A, jnp.ones(300), bounds=(1.0, 2.0))

@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from linops.estimate.probes import gram, in_blocks
 from linops.krylov import Krylov, begin, expand, is_hermitian, projected
+from linops.linalg.operands import instantiated, once
 from linops.program.settings import full_precision
 
 ROUNDINGS = 10  # eps of an integral of absolute values, below which a change is none
@@ -164,10 +166,34 @@ def differentiable(f, A, b, basis, rule, width):
     """
     V = jax.lax.stop_gradient(jax.tree.map(lambda leaf: leaf[:-1], basis))
     nodes, Y = jax.lax.stop_gradient((rule.nodes, rule.vectors))
-    values = f(nodes)
     c = Y.T @ gram(A.domain, V, b)
-    tilt = _tilt(width, A, *jax.lax.stop_gradient((f, V, Y, nodes, c)))
-    return jnp.sum(jnp.abs(c) ** 2 * values) + tilt
+    return _weighted(A, c, f(nodes)) + _tilt(width, A, f, V, Y, nodes, c)
+
+
+_ONCE = (
+    "a quadratic form of a function of an operator was differentiated twice, where its Krylov space would be held "
+    "fixed; expected one derivative by the operator and the vector, and more by what the function closes over"
+)
+
+
+@jax.custom_jvp
+def _weighted(A, c, values):
+    """The sum of |c|² times values, which are of the Krylov space of one A and b."""
+    return jnp.sum(jnp.abs(c) ** 2 * values)
+
+
+def _weighted_jvp(primals, tangents):
+    (A, c, values), (_, dc, dvalues) = primals, tangents
+    change = jnp.zeros((), values.dtype)
+    if not isinstance(dvalues, SymbolicZero):
+        change = change + jnp.sum(jnp.abs(c) ** 2 * dvalues)
+    if not isinstance(dc, SymbolicZero):
+        mark = jnp.asarray(once(_ONCE, c), values.dtype)
+        change = change + mark * jnp.sum(2 * jnp.real(c.conj() * dc) * values)
+    return _weighted(A, c, values), jnp.asarray(once(_ONCE, A), values.dtype) * change
+
+
+_weighted.defjvp(_weighted_jvp, symbolic_zeros=True)
 
 
 def divided_differences(f, nodes):
@@ -188,13 +214,19 @@ def _tilt(width, A, f, V, Y, nodes, c):
     return jnp.zeros((), nodes.dtype)
 
 
-@_tilt.defjvp
 @full_precision()
-def _(width, primals, tangents):
+def _tilt_jvp(width, primals, tangents):
     A, f, V, Y, nodes, c = primals
+    zero = _tilt(width, *primals)
+    if all(isinstance(tangent, SymbolicZero) for tangent in jax.tree.leaves(tangents[0])):
+        return zero, zero
     D = c.conj()[:, None] * c * divided_differences(f, nodes)
 
     def tilt(A):
         return jnp.real(jnp.sum(D * (Y.T @ gram(A.domain, V, in_blocks(A._mv, V, width)) @ Y)))
 
-    return _tilt(width, *primals), jax.jvp(tilt, (A,), (tangents[0],))[1].astype(nodes.dtype)
+    change = jax.jvp(tilt, (A,), (jax.tree.map(instantiated, tangents[0]),))[1]
+    return zero, jnp.asarray(once(_ONCE, A, f, c), nodes.dtype) * change.astype(nodes.dtype)
+
+
+_tilt.defjvp(_tilt_jvp, symbolic_zeros=True)

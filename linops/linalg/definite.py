@@ -221,8 +221,9 @@ class ConjugateGradients(Solver):
         r = either(s.checks, anew, combined(space, -length, product, s.r))
         z = preconditioned(M, r)
         rho, norm = space.inner(r, z).real, space.norm(r)
-        # In exact arithmetic it grows by less than the root of the condition number.
-        is_singular = ~s.checks & (fault == NONE) & (eps * norm > jnp.where(jnp.isfinite(s.checked), s.checked, 1))
+        # In exact arithmetic it grows by less than the root of the condition number of A, be M what it may.
+        grows = eps**2 * norm > jnp.where(jnp.isfinite(s.checked), s.checked, 1)
+        is_singular = ~s.checks & (fault == NONE) & (grows | jnp.isinf(length))
         x, fault = either(is_singular, s.x, x), jnp.where(is_singular, NOT_DEFINITE, fault)
         # The direction keeps what it knows when the residual is replaced.
         beta = jnp.where(s.checks, 1, rho / jnp.where(s.rho > 0, s.rho, 1))

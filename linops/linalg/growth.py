@@ -13,7 +13,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from linops import krylov
 from linops.iterate import compute, maybe, scope_of
-from linops.linalg.operands import rounding, with_nan
+from linops.linalg.operands import instantiated, rounding, with_nan
 from linops.linalg.records import (
     CONVERGED,
     LIMIT,
@@ -198,7 +198,7 @@ class Growth:
         filled = jnp.diag(jnp.where(used, 0, state.small[0, 0]))
         X = jnp.where(used[:, None] & used, state.small, filled)
         # Column after column, for of branches of f, as in expm, vmap takes all.
-        return used, X, sequential_vmap(lambda t, X: f(t * X))(state.numbers[0], X)
+        return used, X, sequential_vmap(lambda f, t, X: f(t * X))(f, state.numbers[0], X)
 
     def _coefficients(self, A, state, used, F):
         """Of the result in the bases: F times e1 and the norm of b."""
@@ -316,16 +316,12 @@ def _derivative(product, primals, tangents):
         )
     change = jax.lax.custom_linear_solve(  # whose solution has a transpose: the only part of it that is asked for
         lambda rows: rows,
-        jax.tree.map(_instantiated, tangents[1]),
+        jax.tree.map(instantiated, tangents[1]),
         solve=lambda _, rows: product(problem, rows, numbers)[0],
         transpose_solve=lambda _, rows: product(problem._replace(A=problem.A.T), rows, numbers)[0],
     )
     y, record = product(problem, rows, numbers)
     return (y, record), (change, jax.tree.map(no_tangent, record))
-
-
-def _instantiated(tangent):
-    return jnp.zeros(tangent.shape, tangent.dtype) if isinstance(tangent, SymbolicZero) else tangent
 
 
 differentiable.defjvp(_derivative, symbolic_zeros=True)

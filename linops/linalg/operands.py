@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse.linalg
+from jax.custom_derivatives import SymbolicZero
 
 from linops.algebra.operator import Operator
 from linops.arrays import as_host, as_leaf, brief
@@ -51,6 +52,27 @@ def as_operator(A, space, what):
         f"{what} got {type(A).__name__}, expected an operator of linops, an array of shape (m, n), or "
         + (f"{of_function}scipy.sparse.linalg.{what} takes those of SciPy" if is_of_scipy else "a linops.Jacobian")
     )
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _never(words, leaf):
+    """0, where nothing is differentiated any more."""
+    return jnp.zeros((), jnp.float32)
+
+
+@_never.defjvp
+def _(words, primals, tangents):
+    raise TypeError(words)
+
+
+def instantiated(tangent):
+    """A tangent as an array, where JAX may say that it is zero."""
+    return jnp.zeros(tangent.shape, tangent.dtype) if isinstance(tangent, SymbolicZero) else tangent
+
+
+def once(words, *trees):
+    """1, for a derivative that holds trees fixed: another one by these raises a TypeError of these words."""
+    return 1 + sum(_never(words, leaf) for leaf in jax.tree.leaves(trees) if jnp.issubdtype(leaf.dtype, jnp.inexact))
 
 
 def as_square(A, space, what):

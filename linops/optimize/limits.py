@@ -37,14 +37,15 @@ def is_rounding(values, product, x, unit):
     return bool(np.isfinite(size) and size <= ROUNDINGS * unit * norms(product(signs * abs(x))))
 
 
-def is_at_rest(gradient, product, x, unit, limit, scale=1.0):
+def is_at_rest(gradient, product, x, unit, limit, scale=None):
     """Whether a quadratic model, of a gradient and of products with a matrix, promises no more than `limit`.
 
-    It does not either where the gradient is what rounding in x makes of one. A `scale` makes the entries of x alike:
-    what is left of a gradient in the largest of them hides what is promised along the others.
+    It does not either where the gradient is what rounding in x makes of one. A `scale` makes the entries of x alike.
+    Without it all of the gradient is followed, to rounding: what is stiff in it hides what the rest promises.
     """
     if is_rounding(gradient, product, x, unit):
         return True
+    rest, scale = (unit**2, 1.0) if scale is None else (1e-2, scale)
     gradient = scale * gradient
     promised, residual = 0.0, -gradient
     direction, square = residual, residual @ residual
@@ -59,7 +60,7 @@ def is_at_rest(gradient, product, x, unit, limit, scale=1.0):
             return False
         residual = residual - step * image
         before, square = square, residual @ residual
-        if square <= 1e-2 * (gradient @ gradient):
+        if square <= rest * (gradient @ gradient):
             break
         direction = residual + square / before * direction
     return True

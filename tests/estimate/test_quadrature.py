@@ -83,6 +83,10 @@ def test_derivatives_of_quadratic_forms_and_determinants():
     h = 1e-5
     by_t, by_s = ((dense(*at) - dense(*to)) / (2 * h) for at, to in (((h, 1), (-h, 1)), ((0, 1 + h), (0, 1 - h))))
     np.testing.assert_allclose(jax.jit(jax.grad(form, (0, 1)))(0.0, 1.0), [by_t, by_s], rtol=1e-5)
+    for twice in jax.grad(jax.grad(form)), jax.grad(jax.grad(form, 1)), jax.grad(jax.grad(form), 1):
+        with pytest.raises(TypeError, match="was differentiated twice, where its Krylov space"):
+            jax.eval_shape(twice, 0.0, 1.0)
+    jax.eval_shape(jax.grad(jax.grad(form, 1), 1), 0.0, 1.0)  # by what f closes over
 
     def determinant(t, key):
         return estimate.logdet(operator(MATRIX + t * DIRECTION), key, steps=16, num_matvecs=16 * 4).value

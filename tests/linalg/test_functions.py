@@ -141,6 +141,8 @@ def test_it_is_linear_in_b_and_refused_in_the_operator():
     gradient, change = jax.jit(derivatives)(M, b)
     np.testing.assert_allclose(gradient, expected, atol=1e-5)
     np.testing.assert_allclose(change, scipy.linalg.expm(M) @ b, rtol=1e-4, atol=1e-5)
+    many = jax.vmap(lambda s: funm_multiply_krylov(lambda X: s * X, A, b))(jnp.array([1.0, 2.0]))
+    np.testing.assert_allclose(many, np.outer([1, 2], M @ b), rtol=1e-4, atol=1e-5)
     with pytest.raises(TypeError, match="in the operator, in t or in what the function closes over"):
         jax.grad(total)(M, b)
 

@@ -219,6 +219,16 @@ def test_a_matrix_of_any_scale():
             np.testing.assert_allclose(scale * np.float64(x), expected, atol=1e-3 * np.abs(expected).max())
 
 
+def test_cg_of_a_graded_matrix_whose_preconditioner_knows_it():
+    """Its residuals grow by the root of the condition number of the matrix, 1e9, which is beyond 1 / eps."""
+    d = np.array([1, 1, 1, 1e9, 1e9, 1e9])
+    B = np.eye(6) + 0.03 * np.ones((6, 6))
+    A, b = (d[:, None] * B * d).astype(np.float32), np.array([1, 2, 3, 0, 0, 0], np.float32)
+    x, info = cg(A, b, M=linops.Diagonal((1 / d**2).astype(np.float32)))
+    assert info != -1
+    np.testing.assert_allclose(d * x, np.linalg.solve(B, b / d), rtol=1e-4)
+
+
 # Singular systems.
 
 
