@@ -42,7 +42,7 @@ class Data:
         if not all(map(_is_pair, self.batches)):
             raise TypeError(
                 f"{operator} got data whose batches are {brief(jax.tree.structure(self.batches[0]))}, "
-                f"expected pairs, (inputs, targets): f(x, inputs) and loss(outputs, targets)"
+                "expected pairs, (inputs, targets): f(x, inputs) and loss(outputs, targets)"
                 f"{'; ' * bool(self._hint)}{self._hint}"
             )
         arrays = self.arrays or (None, None)

@@ -8,11 +8,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 
 from linops.estimate.probes import gram, in_blocks
 from linops.krylov import Krylov, begin, expand, is_hermitian, projected
-from linops.linalg.operands import instantiated, once
+from linops.linalg.operands import are_zero, instantiated, once
 from linops.program.settings import full_precision
 
 ROUNDINGS = 10  # eps of an integral of absolute values, below which a change is none
@@ -185,9 +184,9 @@ def _weighted(A, c, values):
 def _weighted_jvp(primals, tangents):
     (A, c, values), (_, dc, dvalues) = primals, tangents
     change = jnp.zeros((), values.dtype)
-    if not isinstance(dvalues, SymbolicZero):
+    if not are_zero(dvalues):
         change = change + jnp.sum(jnp.abs(c) ** 2 * dvalues)
-    if not isinstance(dc, SymbolicZero):
+    if not are_zero(dc):
         mark = jnp.asarray(once(_ONCE, c), values.dtype)
         change = change + mark * jnp.sum(2 * jnp.real(c.conj() * dc) * values)
     return _weighted(A, c, values), jnp.asarray(once(_ONCE, A), values.dtype) * change
@@ -218,7 +217,7 @@ def _tilt(width, A, f, V, Y, nodes, c):
 def _tilt_jvp(width, primals, tangents):
     A, f, V, Y, nodes, c = primals
     zero = _tilt(width, *primals)
-    if all(isinstance(tangent, SymbolicZero) for tangent in jax.tree.leaves(tangents[0])):
+    if are_zero(tangents[0]):
         return zero, zero
     D = c.conj()[:, None] * c * divided_differences(f, nodes)
 

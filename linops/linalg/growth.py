@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import sequential_vmap
-from jax.custom_derivatives import SymbolicZero
 
 from linops import krylov
 from linops.iterate import compute, maybe, scope_of
-from linops.linalg.operands import instantiated, rounding, with_nan
+from linops.linalg.operands import are_zero, instantiated, rounding, with_nan
 from linops.linalg.records import (
     CONVERGED,
     LIMIT,
@@ -308,7 +307,7 @@ def differentiable(product, problem, rows, numbers):
 @full_precision()
 def _derivative(product, primals, tangents):
     problem, rows, numbers = primals
-    if not all(isinstance(tangent, SymbolicZero) for tangent in jax.tree.leaves((tangents[0], tangents[2]))):
+    if not are_zero((tangents[0], tangents[2])):
         raise TypeError(
             "a function of an operator times a vector was differentiated in the operator, in t or in what the function "
             "closes over, where it has no derivative here; expected the vector alone to depend on what is "

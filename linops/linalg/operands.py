@@ -65,9 +65,14 @@ def _(words, primals, tangents):
     raise TypeError(words)
 
 
+def are_zero(tangents):
+    """Whether JAX says of all tangents in a tree that they are zero."""
+    return all(isinstance(tangent, SymbolicZero) for tangent in jax.tree.leaves(tangents))
+
+
 def instantiated(tangent):
     """A tangent as an array, where JAX may say that it is zero."""
-    return jnp.zeros(tangent.shape, tangent.dtype) if isinstance(tangent, SymbolicZero) else tangent
+    return jnp.zeros(tangent.shape, tangent.dtype) if are_zero(tangent) else tangent
 
 
 def once(words, *trees):

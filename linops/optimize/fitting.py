@@ -176,8 +176,7 @@ def _scale(scale, residuals, is_dense, start):
     if scale is None or (isinstance(scale, str) and (scale != "jac" or is_dense)):
         return scale
     if isinstance(scale, str):
-        norms = _column_norms(residuals.jac(start))
-        return 1 / np.where(norms > 0, norms, 1)
+        return _inverse_of(_column_norms(residuals.jac(start)))
     return scale if isinstance(scale, numbers.Real) else residuals.vectors.bound(scale, "x_scale", None)
 
 
@@ -198,11 +197,14 @@ def _column_norms(J):
 def _about_the_scale(jacobian):
     """The inverse of the norms of the columns, of a Jacobian that is not formed as a few random vectors see them."""
     if isinstance(jacobian, np.ndarray):
-        found = norms(jacobian)
-    else:
-        signs = np.random.default_rng(0).choice([-1.0, 1.0], (jacobian.shape[0], PROBES)).astype(jacobian.dtype)
-        found = norms(jacobian.rmatmat(signs).T.astype(float))
-    return 1 / np.where(found > 0, found, 1)
+        return _inverse_of(norms(jacobian))
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (jacobian.shape[0], PROBES)).astype(jacobian.dtype)
+    return _inverse_of(norms(jacobian.rmatmat(signs).T.astype(float)))
+
+
+def _inverse_of(lengths):
+    """The inverse of the norms of columns, of which some may be zero."""
+    return 1 / np.where(lengths > 0, lengths, 1)
 
 
 def _judged(found, residuals, bounds, enough, limit, unit, robust, absolute_sigma):
@@ -213,14 +215,9 @@ def _judged(found, residuals, bounds, enough, limit, unit, robust, absolute_sigm
     optimality = float(np.abs(step).max(initial=0))
     if found.success and optimality > enough:
         blocked = held & (step != gradient)  # and not only close to a bound
-        free = ~blocked
-
-        def product(v):
-            return jacobian.T @ (jacobian @ (v * free)) * free
-
         scale = _about_the_scale(jacobian)
-        found.success = bool(gradient[blocked] @ step[blocked] <= limit) and is_at_rest(
-            gradient * free, product, x * free, unit, limit, scale
+        found.success = is_at_rest(
+            gradient, lambda v: jacobian.T @ (jacobian @ v), x, unit, limit, step, blocked, scale
         )
         if not found.success:
             found.message += (

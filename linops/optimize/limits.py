@@ -37,20 +37,25 @@ def is_rounding(values, product, x, unit):
     return bool(np.isfinite(size) and size <= ROUNDINGS * unit * norms(product(signs * abs(x))))
 
 
-def is_at_rest(gradient, product, x, unit, limit, scale=None):
+def is_at_rest(gradient, product, x, unit, limit, step, blocked, scale=None):
     """Whether a quadratic model, of a gradient and of products with a matrix, promises no more than `limit`.
 
-    It does not either where the gradient is what rounding in x makes of one. A `scale` makes the entries of x alike.
-    Without it all of the gradient is followed, to rounding: what is stiff in it hides what the rest promises.
+    It does not either where the gradient is what rounding in x makes of one. The `blocked` entries move to bounds
+    alone, by the `step` that these leave of the gradient. A `scale` makes the entries of x alike. Without it all of the
+    gradient is followed, to rounding: what is stiff in it hides what the rest promises.
     """
-    if is_rounding(gradient, product, x, unit):
+    if not gradient[blocked] @ step[blocked] <= limit:
+        return False
+    free = ~blocked
+    gradient = gradient * free
+    if is_rounding(gradient, lambda v: product(v * free) * free, x * free, unit):
         return True
     rest, scale = (unit**2, 1.0) if scale is None else (1e-2, scale)
     gradient = scale * gradient
     promised, residual = 0.0, -gradient
     direction, square = residual, residual @ residual
     for _ in range(min(MOST_PRODUCTS, 10 * x.size)):
-        image = scale * product(scale * direction)
+        image = scale * free * product(scale * free * direction)
         curvature = direction @ image
         if curvature <= 0:
             return False

@@ -237,12 +237,10 @@ def _held(x, gradient, bounds):
 
 def _is_rounding(objective, x, gradient, unit):
     """Whether no step within bounds makes fun smaller by more than its rounding."""
-    held = _held(x, gradient, objective.bounds)
-    free, limit = ~held, ROUNDINGS * unit * abs(objective.fun(x))
-    if held.any() and gradient[held] @ projected(gradient, x, objective.bounds)[held] > limit:
-        return False  # what steps to the bounds promise
+    step, limit = projected(gradient, x, objective.bounds), ROUNDINGS * unit * abs(objective.fun(x))
+    blocked = _held(x, gradient, objective.bounds)
     try:
-        return is_at_rest(gradient * free, lambda v: objective.hessp(x, v * free) * free, x * free, unit, limit)
+        return is_at_rest(gradient, lambda v: objective.hessp(x, v), x, unit, limit, step, blocked)
     except (MissingRule, FloatingPointError):
         return False
 

@@ -61,8 +61,9 @@ def test_success_is_what_the_gradient_says():
     assert not asked.success
     # The stiff part of the gradient promises nothing, and the other one, a tenth of it, all of the value.
     stiff = jnp.array([1.0, 1e6])
-    square = lambda x: jnp.sum((stiff * x - jnp.array([1.0, 1e-5])) ** 2) / 2  # noqa: E731
-    stuck = minimize(square, np.zeros(2, np.float32), method="BFGS")
+    stuck = minimize(
+        lambda x: jnp.sum((stiff * x - jnp.array([1.0, 1e-5])) ** 2) / 2, np.zeros(2, np.float32), method="BFGS"
+    )
     assert stuck.success == (stuck.fun < 1e-3)
     at_saddle = minimize(saddle, np.array([0.0, 1e-3], np.float32), method="trust-krylov")
     assert at_saddle.success
